@@ -20,7 +20,7 @@ add_custom_target(moe_build_info
     "-DOUTPUT=${MOE_GENERATED_DIR}/moe_build_info.h"
     -P "${PROJECT_SOURCE_DIR}/src/cmake/write_build_info.cmake"
   BYPRODUCTS "${MOE_GENERATED_DIR}/moe_build_info.h"
-  COMMENT "" VERBATIM)
+  COMMENT "Checking version, commit and kernel-set id" VERBATIM)
 
 file(GLOB moe_profile_files CONFIGURE_DEPENDS plugin/profiles/*.yaml)
 list(SORT moe_profile_files)

@@ -12,8 +12,7 @@ foreach(profile_file IN LISTS profile_files)
   file(READ "${profile_file}" hex HEX)
   file(SIZE "${profile_file}" num_bytes)
   string(REGEX REPLACE "(..)" "0x\\1," bytes "${hex}")
-  string(REGEX REPLACE "((0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,)(0x..,))"
-    "\\1\n    " bytes "${bytes}")
+  string(REPLACE "0x0a," "0x0a,\n    " bytes "${bytes}") # a line of the profile is a line here
   string(APPEND texts "static const unsigned char text_${num_profiles}[] = {\n    ${bytes}0x00};\n\n")
   string(APPEND rows "    {\"${name}\", (const char *)text_${num_profiles}, ${num_bytes}u},\n")
   math(EXPR num_profiles "${num_profiles} + 1")
