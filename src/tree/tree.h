@@ -47,8 +47,8 @@ enum { MOE_TREE_YAML = 1, MOE_TREE_JSON = 2 };
     X(JSON_COMMENT, 17, "json-comment")          /* JSON: a comment */                             \
     X(JSON_BAD_LITERAL, 18, "json-bad-literal")  /* JSON: no string, number, true, false, null */  \
     X(JSON_BAD_ESCAPE, 19, "json-bad-escape")    /* JSON: an escape that JSON does not have */     \
-    X(JSON_BAD_SURROGATE, 20, "json-bad-surrogate") /* JSON: half of a surrogate pair */           \
-    X(JSON_SINGLE_QUOTE, 21, "json-single-quote")   /* JSON: a string in single quotes */          \
+    X(JSON_BAD_SURROGATE, 20, "json-bad-surrogate")   /* JSON: half of a surrogate pair */         \
+    X(JSON_SINGLE_QUOTE, 21, "json-single-quote")     /* JSON: a string in single quotes */        \
     X(JSON_TRAILING_COMMA, 22, "json-trailing-comma") /* JSON: a comma before `]` or `}` */
 
 enum {
@@ -62,14 +62,14 @@ enum {
  * a column is a number of Unicode characters, a byte order mark not counted.
  */
 struct moe_tree_node {
-    int32_t kind;         /* MOE_NODE_* */
-    int32_t quoted;       /* scalar: 1 if it was written in quotes (JSON: a string) or, in YAML, as a
+    int32_t kind;   /* MOE_NODE_* */
+    int32_t quoted; /* scalar: 1 if it was written in quotes (JSON: a string) or, in YAML, as a
                              block (`|`, `>`); such a scalar is never a number, a boolean or null */
-    uint32_t line;        /* where the node starts */
+    uint32_t line;  /* where the node starts */
     uint32_t column;
-    const char *text;     /* scalar: UTF-8, ends with a NUL, has none inside; else NULL */
-    size_t text_bytes;    /* scalar: without the final NUL */
-    size_t num_children;  /* sequence: items; mapping: pairs */
+    const char *text;    /* scalar: UTF-8, ends with a NUL, has none inside; else NULL */
+    size_t text_bytes;   /* scalar: without the final NUL */
+    size_t num_children; /* sequence: items; mapping: pairs */
     const struct moe_tree_node *children; /* sequence: items; mapping: values, in file order */
     const struct moe_tree_node *keys;     /* mapping: keys[i] belongs to children[i]; all scalars */
     const uint32_t *key_order;            /* mapping: positions in `keys`, sorted by text (for
@@ -90,14 +90,14 @@ struct moe_tree_memory {
 /* What a text may take. A text beyond a limit is an error, found before the memory is spent. */
 struct moe_tree_limits {
     size_t max_bytes;   /* of text; above 2 GiB - 1 counts as that */
-    uint32_t max_depth; /* open collections, the root included */
+    uint32_t max_depth; /* open collections, the root included; above 512 counts as that */
     size_t max_nodes;   /* scalars, keys, sequences and mappings together */
 };
 
 /* Limits for a configuration file, a safetensors header, and a safetensors index. */
-#define MOE_TREE_LIMITS_CONFIG ((struct moe_tree_limits){(size_t)1 << 20, 64, (size_t)1 << 18})
+#define MOE_TREE_LIMITS_CONFIG      ((struct moe_tree_limits){(size_t)1 << 20, 64, (size_t)1 << 18})
 #define MOE_TREE_LIMITS_JSON_HEADER ((struct moe_tree_limits){100000000, 64, (size_t)1 << 23})
-#define MOE_TREE_LIMITS_JSON_INDEX ((struct moe_tree_limits){(size_t)64 << 20, 64, (size_t)1 << 22})
+#define MOE_TREE_LIMITS_JSON_INDEX  ((struct moe_tree_limits){(size_t)64 << 20, 64, (size_t)1 << 22})
 
 /* One problem. `message` is one sentence without a final stop, valid during the callback only. */
 struct moe_tree_diagnostic {
@@ -106,9 +106,6 @@ struct moe_tree_diagnostic {
     uint32_t column;
     const char *message;
 };
-
-/* Gets each problem, in the order of the text, during `moe_tree_parse` on the calling thread. */
-typedef void moe_tree_report_fn(void *self, const struct moe_tree_diagnostic *diagnostic);
 
 struct moe_tree;
 
@@ -122,16 +119,17 @@ struct moe_tree;
  * `\u0000` is refused (a text is also a C string).
  *
  * `limits` NULL means MOE_TREE_LIMITS_CONFIG; `memory` NULL means malloc and free, else it is
- * copied and must stay usable until the tree is destroyed; `report` may be NULL.
+ * copied and must stay usable until the tree is destroyed. `report`, if not NULL, gets each problem
+ * in the order of the text, on the calling thread, before this function returns.
  *
  * Returns the tree, which the caller destroys, or NULL if any problem was reported. All problems
  * are reported (up to 1000), except that nothing after a break of the grammar is read.
  * Calls on different threads are independent.
  */
-struct moe_tree *moe_tree_parse(const char *text, size_t text_bytes, int syntax,
-                                const struct moe_tree_limits *limits,
-                                const struct moe_tree_memory *memory, moe_tree_report_fn *report,
-                                void *report_self);
+struct moe_tree *moe_tree_parse(
+    const char *text, size_t text_bytes, int syntax, const struct moe_tree_limits *limits,
+    const struct moe_tree_memory *memory,
+    void (*report)(void *self, const struct moe_tree_diagnostic *diagnostic), void *report_self);
 
 /* Frees a tree and all its nodes. NULL is allowed. */
 void moe_tree_destroy(struct moe_tree *tree);
