@@ -7,7 +7,7 @@
 #include <stddef.h>
 
 #include "cli_error.h"
-#include "tree/tree.h"
+#include "tree.h"
 
 struct moe_cli_file {
     const unsigned char *bytes; /* read-only pages of the file; NULL when the file is empty */

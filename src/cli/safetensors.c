@@ -8,7 +8,7 @@
 
 #include "cli_file.h"
 #include "moe_plugin.h"
-#include "tree/tree.h"
+#include "tree.h"
 
 /* The file begins with the header's length. */
 enum { length_bytes = 8 };

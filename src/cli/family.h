@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Model families: how a Hugging Face config.json and its tensors describe a Mixture-of-Experts
+ * layer. A family is one row of families.def. No code asks for a model type: all differences are
+ * data here.
+ */
+#ifndef MOE_FAMILY_H
+#define MOE_FAMILY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cli_error.h"
+#include "moe_plugin.h"
+
+/* A number or boolean of config.json. `keys` lists names as "a|b": the first that is there and not
+ * null is read. Without one `value` stands, unless the number is mandatory. keys NULL: `value`
+ * always. */
+struct moe_family_value {
+    const char *keys;
+    double value;
+    int is_mandatory;
+};
+
+/* A matrix and its bias, as names below the layer's prefix, NULL where the family has none.
+ * "{expert}" in a name means a tensor per expert; without it, experts are stacked along a first
+ * dimension. */
+struct moe_family_linear {
+    const char *weight;
+    const char *bias;
+};
+
+/* A text of config.json that must have this value where it is present: a variant that the row does
+ * not describe is refused rather than computed wrongly. */
+struct moe_family_expectation {
+    const char *key;
+    const char *value;
+};
+
+enum { MOE_FAMILY_MAX_EXPECTATIONS = 4 };
+
+/* One row. Members left out of a row are zero, which is the usual case of each. */
+struct moe_family {
+    const char *model_type; /* "model_type" of config.json */
+    const char
+        *wrapper; /* model_type of a multimodal config.json whose "text_config" this is; or NULL */
+    const char *layer; /* prefixes of a layer's tensors, "a|b" with {layer}; NULL: the usual ones */
+    struct moe_family_expectation expect[MOE_FAMILY_MAX_EXPECTATIONS];
+
+    /* Sizes. */
+    struct moe_family_value num_layers;
+    struct moe_family_value num_experts;
+    struct moe_family_value top_k;
+    struct moe_family_value hidden;
+    struct moe_family_value inter; /* of one expert, one half of gate + up */
+
+    /* Which layers are MoE: those of the list `moe_layers` if config.json has it; else layer l when
+     * l >= first_moe_layer, (l - moe_phase) % moe_every == 0, and l is not in the list
+     * `dense_layers`. */
+    struct moe_family_value first_moe_layer;
+    struct moe_family_value moe_every; /* 0: 1 */
+    struct moe_family_value moe_phase;
+    const char *moe_layers;   /* key of a list of layer numbers, or NULL */
+    const char *dense_layers; /* key of a list of layer numbers, or NULL */
+
+    /* Gating. */
+    int32_t gating;                      /* MOE_GATING_* */
+    struct moe_family_value renormalize; /* boolean */
+    struct moe_family_value scaling;     /* on the routing weights; 0: 1 */
+    struct moe_family_value num_groups;  /* 0 or 1: not grouped */
+    struct moe_family_value topk_groups;
+    int32_t group_score; /* MOE_GROUP_SCORE_* */
+    int router_is_fp32;  /* logits are kept in fp32; 0: rounded to the type of the tokens */
+    int router_weight_is_on_input;
+    struct moe_family_linear router; /* [E, H], [E] */
+    const char *correction_bias;     /* [E], added for the choice only */
+
+    /* Activation: named by the config's `activation_key`, or `activation` where that is NULL. */
+    const char *activation_key;
+    int32_t activation; /* MOE_ACTIVATION_* */
+    struct moe_family_value act_alpha;
+    struct moe_family_value act_limit;
+
+    /* Experts: gate and up, or gate_up fused along the output channels; and down. */
+    struct moe_family_linear gate;    /* [I, H] per expert */
+    struct moe_family_linear up;      /* [I, H] */
+    struct moe_family_linear gate_up; /* [2I, H]: gate rows then up rows */
+    struct moe_family_linear down;    /* [H, I] */
+    int is_interleaved;               /* gate_up: gate and up rows alternate, gate first */
+    int is_transposed;                /* experts' matrices are stored as [in, out] */
+
+    /* Shared experts, as one of the sum of their widths. */
+    struct moe_family_value shared_inter; /* width of all; where it is 0: num_shared * inter */
+    struct moe_family_value num_shared;
+    struct moe_family_linear shared_gate; /* [shared I, H] */
+    struct moe_family_linear shared_up;   /* [shared I, H] */
+    struct moe_family_linear shared_down; /* [H, shared I] */
+    const char *shared_sigmoid;           /* [1, H]: its output is multiplied by sigma(x . w) */
+};
+
+/* The prefixes of a layer's tensors for rows that name none. */
+extern const char moe_family_usual_layers[];
+
+/* Rows of the table, in alphabetical order of their model types; NULL past the end. */
+const struct moe_family *moe_family_row(size_t row_idx);
+
+/* The row for a model_type, or for one whose wrapper has this model_type (then *is_wrapped is 1).
+ * NULL when there is none, with a sentence that lists the model types of the table. */
+const struct moe_family *moe_family_find(const char *model_type, int *is_wrapped,
+                                         struct moe_cli_error *error);
+
+/* Copies alternative `idx` of a list "a|b|c" into `text`. Returns 1, or 0 past the end or when it
+ * does not fit. */
+int moe_family_pick(const char *list, size_t idx, char *text, size_t text_bytes);
+
+#endif
