@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Elements in memory (fp32, fp16, bf16) to and from fp32 lanes. Loads are exact. Stores round to nearest even, overflow to
+ * infinity, keep subnormals, and write every NaN as the positive quiet NaN (0x7fc00000, 0x7e00, 0x7fc0). The
+ * portable and the AVX2 body give the same bits.
+ */
+#ifndef MOE_CONVERT_H
+#define MOE_CONVERT_H
+
+#include "moe_plugin.h"
+#include "vec8.h"
+
+#include <stdint.h>
+#include <string.h>
+
+/* Bytes of one element of fp32, fp16 or bf16. */
+static inline int64_t moe_convert_element_bytes(int32_t dtype)
+{
+    return dtype == MOE_DTYPE_FP32 ? 4 : 2;
+}
+
+/* Address of element idx. */
+static inline const void *moe_convert_at(const void *base, int32_t dtype, int64_t idx)
+{
+    return (const unsigned char *)base + idx * moe_convert_element_bytes(dtype);
+}
+
+static inline void *moe_convert_at_mutable(void *base, int32_t dtype, int64_t idx)
+{
+    return (unsigned char *)base + idx * moe_convert_element_bytes(dtype);
+}
+
+/* ---- one element ---- */
+
+static inline float moe_convert_from_bf16(uint16_t bits)
+{
+    return moe_float_from_bits((uint32_t)bits << 16);
+}
+
+static inline float moe_convert_from_fp16(uint16_t bits)
+{
+    const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16;
+    const uint32_t exponent = (bits >> 10) & 31u;
+    const uint32_t mantissa = bits & 0x3ffu;
+    if (exponent == 31) {
+        const uint32_t quiet = mantissa != 0 ? 0x400000u : 0u;
+        return moe_float_from_bits(sign | 0x7f800000u | quiet | (mantissa << 13));
+    }
+    if (exponent == 0) {
+        return moe_float_from_bits(sign | moe_float_bits((float)mantissa * 0x1p-24f));
+    }
+    return moe_float_from_bits(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+}
+
+static inline uint16_t moe_convert_to_bf16(float value)
+{
+    const uint32_t bits = moe_float_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+        return 0x7fc0u;
+    }
+    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+static inline uint16_t moe_convert_to_fp16(float value)
+{
+    const uint32_t bits = moe_float_bits(value);
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+        return 0x7e00u;
+    }
+    if (magnitude >= 0x47800000u) { /* 2^16 and above */
+        return (uint16_t)(sign | 0x7c00u);
+    }
+    if (magnitude >=
+        0x38800000u) { /* 2^-14, the smallest normal; rounding may carry up to infinity */
+        const uint32_t rebiased = magnitude - 0x38000000u;
+        return (uint16_t)(sign | ((rebiased + 0xfffu + ((rebiased >> 13) & 1u)) >> 13));
+    }
+    if (magnitude <= 0x33000000u) { /* 2^-25 is a tie with zero, which is even */
+        return (uint16_t)sign;
+    }
+    const uint32_t shift = 126u - (magnitude >> 23); /* 14 .. 24: units of 2^-24 */
+    const uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
+    const uint32_t quotient = mantissa >> shift;
+    const uint32_t rest = mantissa & ((1u << shift) - 1u);
+    const uint32_t half = 1u << (shift - 1u);
+    const uint32_t up = (rest > half || (rest == half && (quotient & 1u) != 0)) ? 1u : 0u;
+    return (uint16_t)(sign | (quotient + up));
+}
+
+/* The element at `from`, exactly. */
+static inline float moe_convert_load_scalar(const void *from, int32_t dtype)
+{
+    if (dtype == MOE_DTYPE_FP32) {
+        float value;
+        memcpy(&value, from, sizeof(value));
+        return value;
+    }
+    uint16_t bits;
+    memcpy(&bits, from, sizeof(bits));
+    return dtype == MOE_DTYPE_BF16 ? moe_convert_from_bf16(bits) : moe_convert_from_fp16(bits);
+}
+
+/* Rounds to dtype and stores. */
+static inline void moe_convert_store_scalar(void *to, int32_t dtype, float value)
+{
+    if (dtype == MOE_DTYPE_FP32) {
+        const uint32_t bits = value != value ? 0x7fc00000u : moe_float_bits(value);
+        memcpy(to, &bits, sizeof(bits));
+        return;
+    }
+    const uint16_t bits =
+        dtype == MOE_DTYPE_BF16 ? moe_convert_to_bf16(value) : moe_convert_to_fp16(value);
+    memcpy(to, &bits, sizeof(bits));
+}
+
+/* ---- eight elements ---- */
+
+#if MOE_VEC8_AVX2
+
+static inline struct moe_vec8 moe_convert_load_bf16(const void *from)
+{
+    const __m128i packed = _mm_loadu_si128((const __m128i *)from);
+    const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(packed), 16);
+    return (struct moe_vec8){_mm256_castsi256_ps(wide)};
+}
+
+static inline struct moe_vec8 moe_convert_load_fp16(const void *from)
+{
+    return (struct moe_vec8){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from))};
+}
+
+static inline void moe_convert_store_bf16(void *to, struct moe_vec8 a)
+{
+    /* The canonical NaN goes through the rounding below unharmed. */
+    const __m256i bits = _mm256_castps_si256(moe_vec8_canonical(a).v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bump = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i high = _mm256_srli_epi32(_mm256_add_epi32(bits, bump), 16);
+    const __m128i packed =
+        _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    _mm_storeu_si128((__m128i *)to, packed);
+}
+
+static inline void moe_convert_store_fp16(void *to, struct moe_vec8 a)
+{
+    const __m128i packed = _mm256_cvtps_ph(moe_vec8_canonical(a).v, _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128((__m128i *)to, packed);
+}
+
+#else
+
+static inline struct moe_vec8 moe_convert_load_bf16(const void *from)
+{
+    uint16_t bits[MOE_VEC8_LANES];
+    memcpy(bits, from, sizeof(bits));
+    MOE_VEC8_EACH_(moe_vec8, r, moe_convert_from_bf16(bits[l]))
+    return r;
+}
+
+static inline struct moe_vec8 moe_convert_load_fp16(const void *from)
+{
+    uint16_t bits[MOE_VEC8_LANES];
+    memcpy(bits, from, sizeof(bits));
+    MOE_VEC8_EACH_(moe_vec8, r, moe_convert_from_fp16(bits[l]))
+    return r;
+}
+
+static inline void moe_convert_store_bf16(void *to, struct moe_vec8 a)
+{
+    uint16_t bits[MOE_VEC8_LANES];
+    for (int l = 0; l < MOE_VEC8_LANES; l++) {
+        bits[l] = moe_convert_to_bf16(a.lane[l]);
+    }
+    memcpy(to, bits, sizeof(bits));
+}
+
+static inline void moe_convert_store_fp16(void *to, struct moe_vec8 a)
+{
+    uint16_t bits[MOE_VEC8_LANES];
+    for (int l = 0; l < MOE_VEC8_LANES; l++) {
+        bits[l] = moe_convert_to_fp16(a.lane[l]);
+    }
+    memcpy(to, bits, sizeof(bits));
+}
+
+#endif
+
+static inline struct moe_vec8 moe_convert_load_fp32(const void *from)
+{
+    return moe_vec8_load((const float *)from);
+}
+
+static inline void moe_convert_store_fp32(void *to, struct moe_vec8 a)
+{
+    moe_vec8_store((float *)to, moe_vec8_canonical(a));
+}
+
+/* Eight consecutive elements at `from`. The dtype is loop-invariant: let the compiler see it as a constant in hot loops. */
+static inline struct moe_vec8 moe_convert_load(const void *from, int32_t dtype)
+{
+    if (dtype == MOE_DTYPE_BF16) {
+        return moe_convert_load_bf16(from);
+    }
+    return dtype == MOE_DTYPE_FP16 ? moe_convert_load_fp16(from) : moe_convert_load_fp32(from);
+}
+
+/* Rounds eight lanes to dtype and stores them at `to`. */
+static inline void moe_convert_store(void *to, int32_t dtype, struct moe_vec8 a)
+{
+    if (dtype == MOE_DTYPE_BF16) {
+        moe_convert_store_bf16(to, a);
+    } else if (dtype == MOE_DTYPE_FP16) {
+        moe_convert_store_fp16(to, a);
+    } else {
+        moe_convert_store_fp32(to, a);
+    }
+}
+
+/* The first `count` (0..8) of eight elements, the other lanes 0; reads nothing beyond them. */
+static inline struct moe_vec8 moe_convert_load_partial(const void *from, int32_t dtype,
+                                                       int64_t count)
+{
+    float elements[MOE_VEC8_LANES] = {0}; /* all-zero bytes are zeros of every dtype */
+    memcpy(elements, from, (size_t)(count * moe_convert_element_bytes(dtype)));
+    return moe_convert_load(elements, dtype);
+}
+
+/* Rounds and stores the first `count` (0..8) lanes; writes nothing beyond them. */
+static inline void moe_convert_store_partial(void *to, int32_t dtype, struct moe_vec8 a,
+                                             int64_t count)
+{
+    float elements[MOE_VEC8_LANES];
+    moe_convert_store(elements, dtype, a);
+    memcpy(to, elements, (size_t)(count * moe_convert_element_bytes(dtype)));
+}
+
+/* The first `count` (0..8) elements at distance `stride`, the other lanes 0. */
+static inline struct moe_vec8 moe_convert_load_strided(const void *from, int32_t dtype,
+                                                       int64_t stride, int64_t count)
+{
+    float elements[MOE_VEC8_LANES] = {0};
+    for (int64_t l = 0; l < count; l++) {
+        elements[l] = moe_convert_load_scalar(moe_convert_at(from, dtype, l * stride), dtype);
+    }
+    return moe_vec8_load(elements);
+}
+
+#endif
