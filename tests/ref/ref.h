@@ -153,6 +153,12 @@ struct ref_gate_result {
 void ref_gate(const struct ref_gate_rule *rule, const double *logits, int64_t num_tokens,
               int64_t num_valid_tokens, const struct ref_gate_result *result);
 
+/* Replaces ids by replicas: for ids[t][j] = e in [0, num_experts), j < num_slots, the result is
+ * physical_ids[e][t % num_replicas[e]] of [num_experts][max_replicas]. Other ids stay. */
+void ref_map_replicas(int32_t *ids, int64_t num_tokens, int64_t num_slots, int64_t num_experts,
+                      const int32_t *physical_ids, int64_t max_replicas,
+                      const int32_t *num_replicas);
+
 /* ---- Which routes are local ---- */
 
 /* Filters apply in this order: an id outside [0, num_experts) is dropped; an id outside [begin,
@@ -204,12 +210,13 @@ struct ref_ep_layout {
     int64_t *seg_indptr;
     int64_t *counts;  /* [num_local]: rows in use; they come first in the segment */
     int32_t *src2dst; /* [num_routes]: row of each route, -1 if dropped */
-    /* [rows_capacity]: route of each row (reorder ids), -1 in padding and after the last segment.
-     */
+    /* [rows_capacity]: route of each row, -1 in padding and after the last segment. */
     int32_t *dst2src;
     /* [rows_capacity]: local expert of each row (m_indices), -1 where dst2src is -1. */
     int32_t *row_experts;
     int64_t rows_capacity;
+    /* [num_routes]: local experts in row order without padding, -1 after the last. */
+    int32_t *reorder_ids;
 };
 
 /* Stable grouping of routes by local expert; each segment's length is rounded up to a multiple of
@@ -305,18 +312,26 @@ struct ref_weight {
 /* Dense [experts][n][k]. */
 struct ref_weight ref_weight_dense(const double *base, int64_t n, int64_t k);
 
+/* out[r][n] = row_weights[r] * sum_k a[r / rows_per_input][k] w[e][n][k] + bias[e][n], e being the
+ * expert of row r. */
 struct ref_grouped_gemm {
-    const double *a;           /* [rows][k] */
-    struct ref_weight w;       /* [num_local][n][k] */
-    const double *bias;        /* [num_local][n] or NULL */
-    const int64_t *seg_indptr; /* [num_local + 1] */
-    const int64_t *counts;     /* [num_local] rows in use per segment, or NULL: all */
-    int64_t num_local;
+    const double *a;        /* [ceil(num_rows / rows_per_input)][k] */
+    int64_t rows_per_input; /* top_k when a holds tokens and rows are routes; 0: 1 */
+    struct ref_weight w;    /* [experts][n][k] */
+    const double *bias;     /* [experts][n] or NULL */
+    const int32_t *experts; /* [num_rows]: expert of each row, -1 for none; see ref_row_experts */
+    const double *row_weights; /* [num_rows] or NULL: all 1 */
+    int64_t num_rows;
     int64_t n;
     int64_t k;
-    double *out;     /* [rows][n], not rounded; rows of no expert are left alone */
-    double *sum_abs; /* [rows][n] or NULL: sum |a w| + |bias| */
+    double *out;     /* [num_rows][n], not rounded; rows of no expert are left alone */
+    double *sum_abs; /* [num_rows][n] or NULL: |row weight| sum |a w| + |bias| */
 };
+
+/* Expert of each of num_rows rows from segments: rows seg_indptr[e] .. of expert e, of which the
+ * first counts[e] are in use (counts NULL: all); -1 for the others. */
+void ref_row_experts(const int64_t *seg_indptr, const int64_t *counts, int64_t num_local,
+                     int64_t num_rows, int32_t *experts);
 
 void ref_grouped_gemm(const struct ref_grouped_gemm *args);
 
@@ -329,14 +344,17 @@ struct ref_post_reorder {
     int64_t num_tokens;
     int64_t top_k;
     int64_t hidden;
-    double scaling_factor;    /* 1.0 for none */
-    const double *addend;     /* [num_tokens][hidden], added after scaling, or NULL */
-    enum ref_dtype out_dtype; /* rounded once, at the end */
-    double *out;              /* [num_tokens][hidden] */
-    double *sum_abs;          /* [num_tokens][hidden] or NULL: the same sum over magnitudes */
+    double scaling_factor;       /* 1.0 for none */
+    const double *shared;        /* [num_tokens][hidden], added after scaling, or NULL */
+    const double *shared_factor; /* [num_tokens] factors of shared, or NULL: all 1 */
+    const double *residual;      /* [num_tokens][hidden], added at the end, or NULL */
+    enum ref_dtype out_dtype;    /* rounded once, at the end */
+    double *out;                 /* [num_tokens][hidden] */
+    double *sum_abs;             /* [num_tokens][hidden] or NULL: the same sum over magnitudes */
 };
 
-/* out[t] = scaling * sum_j weight[t][j] * rows[src2dst[t][j]] + addend[t]. */
+/* out[t] = scaling * sum_j weight[t][j] * rows[src2dst[t][j]] + shared_factor[t] * shared[t] +
+ * residual[t]. */
 void ref_post_reorder(const struct ref_post_reorder *args);
 
 /* out[t] = scaling * sum_j in[t][j] for in [num_tokens][top_k][hidden], rounded to out_dtype.
@@ -373,11 +391,11 @@ void ref_expert_row(const struct ref_experts *experts, int64_t expert, const dou
                     double input_weight, const struct ref_rounding *rounding, double *out,
                     double *sum_abs);
 
-/* Rows already dispatched: x [rows][hidden] in segments -> out [rows][hidden]; rows of no expert
- * are left alone. counts may be NULL (all rows of a segment are in use); row_weights [rows] or NULL
+/* Rows already dispatched: x [num_rows][hidden] -> out [num_rows][hidden]. row_experts [num_rows] is
+ * what ref_row_experts gives; rows of expert -1 are left alone. row_weights [num_rows] or NULL
  * multiply the first GEMM's accumulator. */
-void ref_experts_rows(const struct ref_experts *experts, const double *x, const int64_t *seg_indptr,
-                      const int64_t *counts, int64_t num_local, const double *row_weights,
+void ref_experts_rows(const struct ref_experts *experts, const double *x,
+                      const int32_t *row_experts, int64_t num_rows, const double *row_weights,
                       const struct ref_rounding *rounding, double *out);
 
 /* out[t] = scaling * sum_j weight[t][j] * expert(ids[t][j])(x[t]) + sum over shared experts +

@@ -114,25 +114,20 @@ static double dot(const double *a, const struct ref_weight *w, int64_t expert, i
     return sum;
 }
 
-/* Rows of expert e that are in use. */
-static int64_t segment_end(const int64_t *seg_indptr, const int64_t *counts, int64_t e)
-{
-    return counts != NULL ? seg_indptr[e] + counts[e] : seg_indptr[e + 1];
-}
-
 void ref_grouped_gemm(const struct ref_grouped_gemm *args)
 {
-    for (int64_t e = 0; e < args->num_local; e++) {
-        int64_t end = segment_end(args->seg_indptr, args->counts, e);
-        for (int64_t r = args->seg_indptr[e]; r < end; r++) {
-            for (int64_t n = 0; n < args->n; n++) {
-                double bias = args->bias != NULL ? args->bias[e * args->n + n] : 0.0;
-                double magnitude;
-                double sum = dot(args->a + r * args->k, &args->w, e, n, args->k, &magnitude);
-                args->out[r * args->n + n] = sum + bias;
-                if (args->sum_abs != NULL) {
-                    args->sum_abs[r * args->n + n] = magnitude + fabs(bias);
-                }
+    int64_t rows_per_input = args->rows_per_input > 0 ? args->rows_per_input : 1;
+    for (int64_t r = 0; r < args->num_rows; r++) {
+        const double *a = args->a + r / rows_per_input * args->k;
+        int64_t expert = args->experts[r];
+        double weight = args->row_weights != NULL ? args->row_weights[r] : 1.0;
+        for (int64_t n = 0; expert >= 0 && n < args->n; n++) {
+            double bias = args->bias != NULL ? args->bias[expert * args->n + n] : 0.0;
+            double magnitude;
+            double sum = dot(a, &args->w, expert, n, args->k, &magnitude);
+            args->out[r * args->n + n] = weight * sum + bias;
+            if (args->sum_abs != NULL) {
+                args->sum_abs[r * args->n + n] = fabs(weight) * magnitude + fabs(bias);
             }
         }
     }
@@ -165,14 +160,13 @@ void ref_expert_row(const struct ref_experts *experts, int64_t expert, const dou
     free(first);
 }
 
-void ref_experts_rows(const struct ref_experts *experts, const double *x, const int64_t *seg_indptr,
-                      const int64_t *counts, int64_t num_local, const double *row_weights,
+void ref_experts_rows(const struct ref_experts *experts, const double *x,
+                      const int32_t *row_experts, int64_t num_rows, const double *row_weights,
                       const struct ref_rounding *rounding, double *out)
 {
-    for (int64_t e = 0; e < num_local; e++) {
-        int64_t end = segment_end(seg_indptr, counts, e);
-        for (int64_t r = seg_indptr[e]; r < end; r++) {
-            ref_expert_row(experts, e, x + r * experts->hidden,
+    for (int64_t r = 0; r < num_rows; r++) {
+        if (row_experts[r] >= 0) {
+            ref_expert_row(experts, row_experts[r], x + r * experts->hidden,
                            row_weights != NULL ? row_weights[r] : 1.0, rounding,
                            out + r * experts->hidden, NULL);
         }

@@ -247,6 +247,20 @@ static void finish_weights(const struct ref_gate_rule *rule, double *weights)
     }
 }
 
+void ref_map_replicas(int32_t *ids, int64_t num_tokens, int64_t num_slots, int64_t num_experts,
+                      const int32_t *physical_ids, int64_t max_replicas,
+                      const int32_t *num_replicas)
+{
+    for (int64_t t = 0; t < num_tokens; t++) {
+        for (int64_t j = 0; j < num_slots; j++) {
+            int32_t *id = &ids[t * num_slots + j];
+            if (*id >= 0 && *id < num_experts) {
+                *id = physical_ids[*id * max_replicas + t % num_replicas[*id]];
+            }
+        }
+    }
+}
+
 static void check_rule(const struct ref_gate_rule *rule)
 {
     bool grouped = rule->num_groups > 1;

@@ -88,6 +88,20 @@ int64_t ref_align_block_size(const struct ref_filter *filter, const int64_t *ids
     return end;
 }
 
+void ref_row_experts(const int64_t *seg_indptr, const int64_t *counts, int64_t num_local,
+                     int64_t num_rows, int32_t *experts)
+{
+    for (int64_t r = 0; r < num_rows; r++) {
+        experts[r] = -1;
+        for (int64_t e = 0; e < num_local; e++) {
+            int64_t end = counts != NULL ? seg_indptr[e] + counts[e] : seg_indptr[e + 1];
+            if (r >= seg_indptr[e] && r < end) {
+                experts[r] = (int32_t)e;
+            }
+        }
+    }
+}
+
 static void fill_minus_one(int32_t *array, int64_t count)
 {
     for (int64_t i = 0; array != NULL && i < count; i++) {
@@ -101,7 +115,9 @@ int64_t ref_ep_preprocess(const struct ref_filter *filter, const int64_t *ids, i
     int64_t *locals = localize(filter, ids, num_routes);
     bool lists_rows = layout->dst2src != NULL || layout->row_experts != NULL;
     int64_t begin = 0;
+    int64_t num_kept = 0;
     fill_minus_one(layout->src2dst, num_routes);
+    fill_minus_one(layout->reorder_ids, num_routes);
     fill_minus_one(layout->dst2src, layout->rows_capacity);
     fill_minus_one(layout->row_experts, layout->rows_capacity);
     for (int64_t e = 0; e < filter->num_local; e++) {
@@ -122,6 +138,10 @@ int64_t ref_ep_preprocess(const struct ref_filter *filter, const int64_t *ids, i
             if (layout->row_experts != NULL) {
                 layout->row_experts[row] = (int32_t)e;
             }
+            if (layout->reorder_ids != NULL) {
+                layout->reorder_ids[num_kept] = (int32_t)e;
+            }
+            num_kept++;
         }
         if (layout->counts != NULL) {
             layout->counts[e] = count;

@@ -13,20 +13,19 @@ struct support_allocator {
     atomic_llong num_calls;     /* allocations asked for */
     atomic_llong num_live;      /* blocks not yet freed */
     atomic_llong live_bytes;    /* their bytes */
-    atomic_llong num_bad_frees; /* frees of something that is not a live block of an allocator of
-                                   this kind */
+    atomic_llong num_bad_frees; /* frees of no live block, or with other sizes */
 };
 
 /* Zeroes the counters. */
 void support_allocator_init(struct support_allocator *allocator, int64_t fail_at);
 
-/* bytes of memory filled with 0xCB, at an address that is a multiple of alignment (a power of two;
- * 0: 16), or NULL. Zero bytes give a unique pointer. user is a struct support_allocator. Thread
- * safe. */
-void *support_allocate(void *user, size_t bytes, size_t alignment);
+/* memory_alloc and memory_free of a host whose self is a struct support_allocator. Memory is filled
+ * with 0xCB, at a multiple of alignment (a power of two); zero bytes give a unique pointer. NULL at
+ * call fail_at. Thread safe. */
+void *support_allocate(void *self, uint64_t bytes, uint64_t alignment);
 
-/* Frees; NULL is ignored. A damaged or foreign block counts in num_bad_frees and is not freed.
- * Thread safe. */
-void support_free(void *user, void *block);
+/* NULL is ignored. A block that is not live, or whose bytes or alignment differ from those it was
+ * allocated with, counts in num_bad_frees and is not freed. Thread safe. */
+void support_free(void *self, void *memory, uint64_t bytes, uint64_t alignment);
 
 #endif
