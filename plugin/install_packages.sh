@@ -96,40 +96,37 @@ moe_apt_install() {
     $moe_prefix apt-get update && $moe_prefix env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
 }
 
-# moe_names_to_unpack APT_ARGUMENT... : of what that apt-get command would install, the packages and those of their dependencies that are not installed.
-# libc itself stays the system's: programs that run here use its loader.
+# moe_names_to_unpack PACKAGE... : the packages, and those of their dependencies that are not installed. libc itself stays the
+# system's: programs that run here use its loader.
 moe_names_to_unpack() {
-    apt-get -s -o Debug::NoLocking=1 "$@" | sed -n 's/^Inst \([^ :]*\).*/\1/p' | grep -Evx 'libc6|libc-bin'
+    apt-get -s -o Debug::NoLocking=1 install --no-install-recommends "$@" | sed -n 's/^Inst \([^ :]*\).*/\1/p' |
+        grep -Evx 'libc6|libc-bin'
 }
 
-# moe_apt_unpack DEPS_DIR PACKAGE... : no rights needed; apt's lists go to DEPS_DIR too if the system's do not do.
-moe_apt_unpack() {
-    moe_deps=$1
+# moe_apt_unpack DEPS_DIR PACKAGE... : needs no rights. Where the system's package lists do not do, apt gets lists of its own.
+moe_apt_unpack() (
+    deps=$1
     shift
-    mkdir -p "$moe_deps/apt/lists/partial" "$moe_deps/apt/cache/archives/partial" "$moe_deps/apt/debs" || return 1
-    moe_apt_options=
-    moe_names=$(moe_names_to_unpack install --no-install-recommends "$@" 2>/dev/null)
-    if [ -z "$moe_names" ]; then
-        moe_apt_options="-o Dir::State::Lists=$moe_deps/apt/lists -o Dir::Cache=$moe_deps/apt/cache"
-        # shellcheck disable=SC2086
-        apt-get $moe_apt_options update || return 1
-        # shellcheck disable=SC2086
-        moe_names=$(moe_names_to_unpack $moe_apt_options install --no-install-recommends "$@")
-        [ -n "$moe_names" ] || return 1
+    mkdir -p "$deps/apt/lists/partial" "$deps/apt/cache/archives/partial" "$deps/apt/debs" && cd "$deps/apt/debs" || return 1
+    if ! names=$(moe_names_to_unpack "$@" 2>/dev/null); then
+        printf 'Dir::State::Lists "%s";\nDir::Cache "%s";\n' "$deps/apt/lists" "$deps/apt/cache" >"$deps/apt/apt.conf" || return 1
+        APT_CONFIG=$deps/apt/apt.conf
+        export APT_CONFIG
+        apt-get update && names=$(moe_names_to_unpack "$@") || return 1
     fi
     # shellcheck disable=SC2086
-    (cd "$moe_deps/apt/debs" && apt-get $moe_apt_options download $moe_names) || return 1
-    for moe_deb in "$moe_deps"/apt/debs/*.deb; do
-        dpkg -x "$moe_deb" "$moe_deps" || return 1
+    apt-get download $names || return 1
+    for deb in *.deb; do
+        dpkg -x "$deb" "$deps" || return 1
     done
     # Linker scripts name files by absolute path; by name alone they are found along the search path.
-    for moe_script in "$moe_deps"/usr/lib/*/libc.so "$moe_deps"/usr/lib/*/libm.so; do
-        if [ -f "$moe_script" ]; then
-            sed 's|/[^ ]*/\([^/ ]*\)|\1|g' "$moe_script" >"$moe_script.new" && mv "$moe_script.new" "$moe_script" || return 1
+    for script in "$deps"/usr/lib/*/libc.so "$deps"/usr/lib/*/libm.so; do
+        if [ -f "$script" ]; then
+            sed 's|/[^ ]*/\([^/ ]*\)|\1|g' "$script" >"$script.new" && mv "$script.new" "$script" || return 1
         fi
     done
-    touch "$moe_deps/complete"
-}
+    touch "$deps/complete"
+)
 
 # moe_use_unpacked DEPS_DIR: lets shell, compiler, linker and CMake find what moe_apt_unpack left there.
 moe_use_unpacked() {
