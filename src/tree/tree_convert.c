@@ -165,10 +165,13 @@ static uint64_t round_to_integer(const struct decimal *number)
     uint64_t integer = 0;
     int64_t at = 0;
 
+    if (number->point < 0) {
+        return 0; /* below 0.1 */
+    }
     for (; at < number->point; at++) {
         integer = integer * 10 + (at < (int64_t)number->num_digits ? number->digits[at] : 0);
     }
-    if (at < 0 || at >= (int64_t)number->num_digits) {
+    if (at >= (int64_t)number->num_digits) {
         return integer;
     }
     if (number->digits[at] == 5 && at + 1 == (int64_t)number->num_digits && !number->is_truncated) {

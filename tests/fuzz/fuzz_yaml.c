@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* libFuzzer target of the YAML reader; what must hold is in fuzz_tree.h. */
+#include "fuzz_tree.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes)
+{
+    fuzz_check_input(data, data_bytes, MOE_TREE_YAML);
+    return 0;
+}
