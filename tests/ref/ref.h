@@ -391,8 +391,8 @@ void ref_expert_row(const struct ref_experts *experts, int64_t expert, const dou
                     double input_weight, const struct ref_rounding *rounding, double *out,
                     double *sum_abs);
 
-/* Rows already dispatched: x [num_rows][hidden] -> out [num_rows][hidden]. row_experts [num_rows] is
- * what ref_row_experts gives; rows of expert -1 are left alone. row_weights [num_rows] or NULL
+/* Rows already dispatched: x [num_rows][hidden] -> out [num_rows][hidden]. row_experts [num_rows]
+ * is what ref_row_experts gives; rows of expert -1 are left alone. row_weights [num_rows] or NULL
  * multiply the first GEMM's accumulator. */
 void ref_experts_rows(const struct ref_experts *experts, const double *x,
                       const int32_t *row_experts, int64_t num_rows, const double *row_weights,

@@ -4,20 +4,28 @@
 #ifndef MOE_TESTS_SUPPORT_ALLOC_H
 #define MOE_TESTS_SUPPORT_ALLOC_H
 
-#include <stdatomic.h>
-#include <stddef.h>
+#include <pthread.h>
 #include <stdint.h>
 
+struct support_block;
+
+/* Read the counters while no other thread allocates. */
 struct support_allocator {
-    int64_t fail_at; /* the call (from 1) that returns NULL; 0: none. Later calls succeed again */
-    atomic_llong num_calls;     /* allocations asked for */
-    atomic_llong num_live;      /* blocks not yet freed */
-    atomic_llong live_bytes;    /* their bytes */
-    atomic_llong num_bad_frees; /* frees of no live block, or with other sizes */
+    int64_t fail_at;       /* the call (from 1) that returns NULL; 0: none. Later calls succeed */
+    int64_t num_calls;     /* allocations asked for */
+    int64_t num_live;      /* blocks not yet freed */
+    int64_t live_bytes;    /* their bytes */
+    int64_t peak_bytes;    /* the largest live_bytes so far */
+    int64_t num_bad_frees; /* frees of no live block, or with other sizes */
+    struct support_block *blocks; /* private: the live ones */
+    pthread_mutex_t lock;         /* private */
 };
 
 /* Zeroes the counters. */
 void support_allocator_init(struct support_allocator *allocator, int64_t fail_at);
+
+/* Frees what is still alive. */
+void support_allocator_finish(struct support_allocator *allocator);
 
 /* memory_alloc and memory_free of a host whose self is a struct support_allocator. Memory is filled
  * with 0xCB, at a multiple of alignment (a power of two); zero bytes give a unique pointer. NULL at
