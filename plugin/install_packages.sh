@@ -138,11 +138,15 @@ moe_use_unpacked() {
     PATH=$moe_usr/bin:$PATH
     C_INCLUDE_PATH=$moe_usr/include:$moe_usr/include/$moe_multiarch${C_INCLUDE_PATH:+:$C_INCLUDE_PATH}
     CPLUS_INCLUDE_PATH=$moe_usr/include:$moe_usr/include/$moe_multiarch${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}
+    for moe_cxx_dir in "$moe_usr"/include/c++/* "$moe_usr/include/$moe_multiarch"/c++/*; do # they #include_next those of C
+        [ ! -d "$moe_cxx_dir" ] || CPLUS_INCLUDE_PATH=$moe_cxx_dir:$CPLUS_INCLUDE_PATH
+    done
+    COMPILER_PATH=$moe_usr/lib/$moe_multiarch${COMPILER_PATH:+:$COMPILER_PATH} # where clang looks for crt1.o
     LIBRARY_PATH=$moe_usr/lib/$moe_multiarch:$1/lib/$moe_multiarch${LIBRARY_PATH:+:$LIBRARY_PATH}
     LD_LIBRARY_PATH=$moe_usr/lib/$moe_multiarch:$1/lib/$moe_multiarch${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     CMAKE_PREFIX_PATH=$moe_usr${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
     PKG_CONFIG_PATH=$moe_usr/lib/$moe_multiarch/pkgconfig${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}
-    export PATH C_INCLUDE_PATH CPLUS_INCLUDE_PATH LIBRARY_PATH LD_LIBRARY_PATH CMAKE_PREFIX_PATH PKG_CONFIG_PATH
+    export PATH C_INCLUDE_PATH CPLUS_INCLUDE_PATH COMPILER_PATH LIBRARY_PATH LD_LIBRARY_PATH CMAKE_PREFIX_PATH PKG_CONFIG_PATH
     if ! command -v cc >/dev/null 2>&1; then
         CC=${CC:-gcc}
         export CC
