@@ -37,17 +37,21 @@ find_program() (
     return 1
 )
 
-# machine: a PATH with ordinary tools and neither cmake nor anything of apt.
+# machine: a PATH with ordinary tools, a compiler that knows no libyaml, and neither cmake nor anything of apt.
 machine() {
     rm -rf "$scratch/bin" "$scratch/deps" "$scratch/installed"
     bin=$scratch/bin
     mkdir "$bin"
     : >"$calls"
-    for tool in sh cat cc gcc ld as sed tr head grep mktemp rm mkdir mv touch basename dirname find env ar dpkg dpkg-deb tar xz ls true; do
+    for tool in sh cat sed tr head grep mktemp rm mkdir mv touch basename dirname env dpkg dpkg-deb tar xz ls true; do
         path=$(find_program $tool) || continue
         ln -s "$path" "$bin/$tool"
     done
     echo 'echo 1000' | program id
+    program cc <<'TEXT'
+case " $* " in *" -l:libyaml.a "*) exit 1 ;; esac
+exit 0
+TEXT
 }
 
 # working_cmake FILE: what a package brings.
@@ -190,11 +194,11 @@ says "apt-get update && apt-get install -y --no-install-recommends cmake"
 # No apt at all.
 machine
 run 2 compiler cmake libyaml
-says "Run this as root"
+says "install -y --no-install-recommends cmake libyaml-dev"
 
 # What is printed names each missing package once.
 machine
-rm "$bin/cc" "$bin/gcc"
+rm "$bin/cc"
 run 2 compiler cmake generator
 says "install -y --no-install-recommends gcc libc6-dev cmake ninja-build"
 
