@@ -117,8 +117,8 @@ void support_assert_bits(const void *expected, const void *actual, int64_t count
         num_different +=
             memcmp((const char *)expected + at, (const char *)actual + at, element_bytes) != 0;
     }
-    print_error("%s[%" PRId64 "]: bits differ (as do %" PRId64 " of %" PRId64 " elements)\n", name,
-                first, num_different, count);
+    print_error("%s[%" PRId64 "]: bits differ (%" PRId64 " of %" PRId64 " elements)\n", name, first,
+                num_different, count);
     print_element("expected", expected, first, element_bytes);
     print_element("actual  ", actual, first, element_bytes);
     _fail(file, line);

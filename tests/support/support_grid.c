@@ -64,7 +64,7 @@ static void append_row(struct support_grid *grid, const int *row)
     grid->num_rows++;
 }
 
-/* Counts row up within levels, skipping factors that are fixed (may be NULL); false after the last. */
+/* Counts row up within levels, skipping fixed factors (NULL: none); false after the last. */
 static bool advance(const struct support_grid *grid, const bool *fixed, int *row)
 {
     for (int f = grid->num_factors - 1; f >= 0; f--) {
