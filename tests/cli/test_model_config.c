@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The table of families: what config.json says about a layer, and sentences when it does not say it. */
+#define _GNU_SOURCE
+#include "cli_fixture.h"
+
+#include "cli_file.h"
+#include "model_config.h"
+
+/* Reads a config given as text. The tree is destroyed by the caller. */
+static struct moe_tree *read_config(const char *text, struct moe_model_config *config,
+                                    int expected_status, struct moe_cli_error *error)
+{
+    const struct moe_tree_limits limits = MOE_TREE_LIMITS_JSON_INDEX;
+    error->message[0] = '\0';
+    struct moe_tree *tree =
+        moe_cli_file_parse_object("config.json", text, strlen(text), &limits, error);
+    if (tree == NULL) {
+        fail_msg("%s", error->message);
+    }
+    const int status = moe_model_config_read(moe_tree_root(tree), "config.json", config, error);
+    if (status != expected_status) {
+        fail_msg("%s: %s", text, error->message);
+    }
+    return tree;
+}
+
+static void assert_refused(const char *text, const char *part)
+{
+    struct moe_model_config config;
+    struct moe_cli_error error;
+    moe_tree_destroy(read_config(text, &config, -1, &error));
+    fixture_assert_contains(error.message, "config.json");
+    fixture_assert_contains(error.message, part);
+}
+
+#define MIXTRAL                                                                     \
+    "\"model_type\":\"mixtral\",\"num_hidden_layers\":4,\"num_experts_per_tok\":2," \
+    "\"hidden_size\":64,\"intermediate_size\":96,\"hidden_act\":\"silu\""
+
+#define QWEN3                                                                         \
+    "\"model_type\":\"qwen3_moe\",\"num_hidden_layers\":6,\"num_experts_per_tok\":2," \
+    "\"num_experts\":8,\"hidden_size\":64,\"moe_intermediate_size\":96,\"hidden_act\":\"silu\""
+
+#define DEEPSEEK                                                                         \
+    "\"model_type\":\"deepseek_v3\",\"num_hidden_layers\":61,\"num_experts_per_tok\":8," \
+    "\"n_routed_experts\":256,\"hidden_size\":7168,\"moe_intermediate_size\":2048,"      \
+    "\"hidden_act\":\"silu\""
+
+#define LLAMA4                                                                          \
+    "\"model_type\":\"llama4_text\",\"num_hidden_layers\":8,\"num_experts_per_tok\":1," \
+    "\"num_local_experts\":16,\"hidden_size\":64,\"intermediate_size\":96,\"hidden_act\":\"silu\""
+
+static void keys_have_aliases_and_defaults(void **state)
+{
+    (void)state;
+    struct moe_model_config config;
+    struct moe_cli_error error;
+    static const char *const texts[] = {
+        "{" MIXTRAL ",\"num_local_experts\":8}", "{" MIXTRAL ",\"num_experts\":8}",
+        "{" MIXTRAL ",\"num_local_experts\":null,\"num_experts\":8}",
+        "{" MIXTRAL ",\"num_local_experts\":8,\"num_experts\":9}"};
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; ++i) {
+        struct moe_tree *tree = read_config(texts[i], &config, 0, &error);
+        assert_int_equal(config.problem.num_experts, 8);
+        assert_int_equal(config.problem.tokens.dtype, MOE_DTYPE_BF16);
+        moe_tree_destroy(tree);
+    }
+    struct moe_tree *tree = read_config("{" DEEPSEEK "}", &config, 0, &error);
+    assert_int_equal(config.problem.num_groups, 8);
+    assert_int_equal(config.problem.topk_groups, 4);
+    assert_int_equal(config.problem.shared_inter, 2048);
+    assert_true(config.problem.routed_scaling == 2.5f);
+    assert_true((config.problem.flags & MOE_PROBLEM_RENORMALIZE) != 0);
+    moe_tree_destroy(tree);
+
+    tree = read_config("{" DEEPSEEK ",\"n_group\":1,\"topk_group\":1,\"n_shared_experts\":2,"
+                       "\"routed_scaling_factor\":1.0,\"norm_topk_prob\":false,"
+                       "\"torch_dtype\":\"float16\"}",
+                       &config, 0, &error);
+    assert_int_equal(config.problem.num_groups, 0);
+    assert_int_equal(config.problem.topk_groups, 0);
+    assert_int_equal(config.problem.shared_inter, 4096);
+    assert_int_equal(config.problem.scaling_on, MOE_SCALING_NONE);
+    assert_true(config.problem.routed_scaling == 0.0f);
+    assert_true((config.problem.flags & MOE_PROBLEM_RENORMALIZE) == 0);
+    assert_int_equal(config.problem.gate_up.dtype, MOE_DTYPE_FP16);
+    assert_int_equal(config.problem.logits_dtype, MOE_DTYPE_FP32);
+    moe_tree_destroy(tree);
+}
+
+/* Layers as a text: 'x' MoE, '.' dense. */
+static void assert_layers(const char *text, const char *layers)
+{
+    struct moe_model_config config;
+    struct moe_cli_error error;
+    struct moe_tree *tree = read_config(text, &config, 0, &error);
+    assert_true(config.num_layers >= (int64_t)strlen(layers));
+    for (size_t i = 0; i < strlen(layers); ++i) {
+        assert_int_equal(moe_model_config_is_moe_layer(&config, (int64_t)i), layers[i] == 'x');
+    }
+    const char *first = strchr(layers, 'x');
+    assert_int_equal(moe_model_config_first_moe_layer(&config),
+                     first != NULL ? first - layers : -1);
+    moe_tree_destroy(tree);
+}
+
+static void moe_layers_follow_the_config(void **state)
+{
+    (void)state;
+    assert_layers("{" MIXTRAL ",\"num_experts\":8}", "xxxx");
+    assert_layers("{" QWEN3 "}", "xxxxxx");
+    assert_layers("{" QWEN3 ",\"decoder_sparse_step\":2}", ".x.x.x");
+    assert_layers("{" QWEN3 ",\"decoder_sparse_step\":3,\"mlp_only_layers\":[2]}", ".....x");
+    assert_layers("{" QWEN3 ",\"mlp_only_layers\":[0,1,4]}", "..xx.x");
+    assert_layers("{" QWEN3 ",\"mlp_only_layers\":[0,1,2,3,4,5]}", "......");
+    assert_layers("{" DEEPSEEK "}", "...xxx");
+    assert_layers("{" DEEPSEEK ",\"first_k_dense_replace\":1}", ".xxx");
+    assert_layers("{" DEEPSEEK ",\"first_k_dense_replace\":1,\"moe_layer_freq\":2}", "..x.x.x");
+    assert_layers("{" LLAMA4 "}", "xxxxxxxx");
+    assert_layers("{" LLAMA4 ",\"interleave_moe_layer_step\":2}", ".x.x.x.x");
+    assert_layers("{" LLAMA4 ",\"interleave_moe_layer_step\":2,\"moe_layers\":[0,5]}", "x....x..");
+    assert_layers("{" LLAMA4 ",\"interleave_moe_layer_step\":4,\"moe_layers\":null}", "...x...x");
+}
+
+static void a_wrapped_text_model_is_read(void **state)
+{
+    (void)state;
+    struct moe_model_config config;
+    struct moe_cli_error error;
+    struct moe_tree *tree = read_config("{\"model_type\":\"llama4\",\"hidden_size\":1,\"torch_"
+                                        "dtype\":\"float32\",\"text_config\":{" LLAMA4 "}}",
+                                        &config, 0, &error);
+    assert_int_equal(config.problem.hidden, 64);
+    assert_int_equal(config.problem.tokens.dtype, MOE_DTYPE_FP32);
+    assert_string_equal(config.family->model_type, "llama4_text");
+    moe_tree_destroy(tree);
+    assert_refused("{\"model_type\":\"llama4\"}", "'text_config' is missing");
+    assert_refused("{\"model_type\":\"llama4\",\"text_config\":3}", "'text_config' is missing");
+}
+
+static void an_unknown_type_names_the_known_ones(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"model_type\":\"qwen3_mo\"}";
+    assert_refused(text, "model type 'qwen3_mo' is not known (did you mean 'qwen3_moe'?)");
+    size_t num_rows = 0;
+    for (; moe_family_row(num_rows) != NULL; ++num_rows) {
+        assert_refused(text, moe_family_row(num_rows)->model_type);
+    }
+    assert_true(num_rows >= 7);
+    assert_refused("{\"model_type\":\"bert\"}", "'bert' is not known; known are deepseek_v3, ");
+    assert_refused("{}", "'model_type' is missing");
+    assert_refused("{\"model_type\":3}", "'model_type' is missing or no string");
+    assert_refused("{\"model_type\":[\"mixtral\"]}", "'model_type' is missing or no string");
+}
+
+static void wrong_keys_are_named(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        const char *part;
+    } wrong[] = {
+        {"{" MIXTRAL "}",
+         "'num_local_experts' or 'num_experts' is missing; a model of type 'mixtral'"},
+        {"{" MIXTRAL ",\"num_experts\":\"8\"}", "1:145: 'num_experts' is not a number"},
+        {"{" MIXTRAL ",\"num_experts\":8.5}", "'num_experts' is 8.5, not a whole number from 1"},
+        {"{" MIXTRAL ",\"num_experts\":0}", "'num_experts' is 0, not a whole number from 1"},
+        {"{" MIXTRAL ",\"num_experts\":1e300}", "'num_experts' is 1e+300, not a whole number"},
+        {"{" MIXTRAL ",\"num_experts\":[8]}", "'num_experts' is not a number"},
+        {"{" MIXTRAL ",\"num_experts\":1}",
+         "'num_experts_per_tok' is 2, not a whole number from 1 to 1"},
+        {"{" MIXTRAL ",\"num_experts\":8,\"dtype\":\"float8\"}",
+         "dtype 'float8' is not one of bfloat16, float16, float32"},
+        {"{" QWEN3 ",\"norm_topk_prob\":1}", "'norm_topk_prob' is not true or false"},
+        {"{" QWEN3 ",\"mlp_only_layers\":3}", "'mlp_only_layers' is not a list of layer numbers"},
+        {"{" QWEN3 ",\"mlp_only_layers\":[-3]}",
+         "'mlp_only_layers' is not a list of layer numbers"},
+        {"{" DEEPSEEK ",\"scoring_func\":\"softmax\"}",
+         "'scoring_func' is 'softmax'; of type 'deepseek_v3' only 'sigmoid' is known"},
+        {"{" DEEPSEEK ",\"n_group\":-1}", "'n_group' is -1, not a whole number from 0 to 256"},
+        {"{" DEEPSEEK ",\"n_shared_experts\":1048576}", "shared experts of width 2048 are wider"},
+        {"{\"model_type\":\"mixtral\",\"num_hidden_layers\":4,\"num_experts_per_tok\":2,"
+         "\"num_experts\":8,\"hidden_size\":64,\"intermediate_size\":96}",
+         "'hidden_act' is missing"},
+        {"{\"model_type\":\"mixtral\",\"num_hidden_layers\":4,\"num_experts_per_tok\":2,"
+         "\"num_experts\":8,\"hidden_size\":64,\"intermediate_size\":96,\"hidden_act\":\"mish\"}",
+         "hidden_act 'mish' is not one of silu, "},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; ++i) {
+        assert_refused(wrong[i].text, wrong[i].part);
+    }
+}
+
+/* What the code takes for granted about rows. */
+static void rows_are_complete(void **state)
+{
+    (void)state;
+    const struct moe_family *before = NULL;
+    for (size_t i = 0; moe_family_row(i) != NULL; ++i) {
+        const struct moe_family *row = moe_family_row(i);
+        assert_true(before == NULL || strcmp(before->model_type, row->model_type) < 0);
+        before = row;
+        const struct moe_family_value *const sizes[] = {&row->num_layers, &row->num_experts,
+                                                        &row->top_k, &row->hidden, &row->inter};
+        for (size_t j = 0; j < sizeof sizes / sizeof sizes[0]; ++j) {
+            assert_true(sizes[j]->is_mandatory && sizes[j]->keys != NULL);
+        }
+        assert_int_not_equal(row->gating, MOE_GATING_NONE);
+        assert_true(row->activation_key != NULL || row->activation != 0);
+        assert_non_null(row->router.weight);
+        assert_non_null(row->down.weight);
+        assert_true((row->gate_up.weight != NULL) != (row->up.weight != NULL));
+        assert_true(!row->is_interleaved || row->gate_up.weight != NULL);
+        const int may_be_shared = row->shared_inter.keys != NULL || row->shared_inter.value > 0 ||
+                                  row->num_shared.keys != NULL || row->num_shared.value > 0;
+        assert_int_equal(may_be_shared, row->shared_down.weight != NULL);
+        assert_true(!may_be_shared || row->shared_up.weight != NULL);
+    }
+}
+
+static void alternatives_are_picked(void **state)
+{
+    (void)state;
+    char text[8];
+    assert_int_equal(moe_family_pick("ab|c", 0, text, sizeof text), 1);
+    assert_string_equal(text, "ab");
+    assert_int_equal(moe_family_pick("ab|c", 1, text, sizeof text), 1);
+    assert_string_equal(text, "c");
+    assert_int_equal(moe_family_pick("ab|c", 2, text, sizeof text), 0);
+    assert_int_equal(moe_family_pick("12345678", 0, text, sizeof text), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(keys_have_aliases_and_defaults),
+        cmocka_unit_test(moe_layers_follow_the_config),
+        cmocka_unit_test(a_wrapped_text_model_is_read),
+        cmocka_unit_test(an_unknown_type_names_the_known_ones),
+        cmocka_unit_test(wrong_keys_are_named),
+        cmocka_unit_test(rows_are_complete),
+        cmocka_unit_test(alternatives_are_picked),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
