@@ -11,7 +11,7 @@ static void write_at(struct moe_cli_error *error, size_t at, const char *format,
     const int length = vsnprintf(error->message + at, room, format, args);
     if (length < 0) {
         error->message[at] = '\0';
-    } else if ((size_t)length >= room && room > sizeof "...") {
+    } else if ((size_t)length >= room) {
         memcpy(error->message + sizeof error->message - sizeof "...", "...", sizeof "...");
     }
 }
