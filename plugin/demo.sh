@@ -9,12 +9,17 @@ cd "$(dirname "$0")/.."
 . plugin/install_packages.sh
 install_packages build/deps compiler cmake generator libyaml
 
-if [ ! -f build/CMakeCache.txt ] && command -v ninja >/dev/null 2>&1; then
-    CMAKE_GENERATOR=${CMAKE_GENERATOR:-Ninja}
-    export CMAKE_GENERATOR
+# A build folder that is there already keeps its settings, those of tests/run.sh for example.
+preset=default
+if [ ! -f build/CMakeCache.txt ]; then
+    preset=demo
+    if command -v ninja >/dev/null 2>&1; then
+        CMAKE_GENERATOR=${CMAKE_GENERATOR:-Ninja}
+        export CMAKE_GENERATOR
+    fi
 fi
-cmake --preset demo
-cmake --build build --parallel "$(getconf _NPROCESSORS_ONLN)"
+cmake --preset "$preset"
+cmake --build build --parallel "$(getconf _NPROCESSORS_ONLN)" --target moe_plugin moectl
 
 model=tests/data/golden/qwen3_moe
 set -- build/bin/moectl run --model "$model" --check "$model/golden.safetensors" "$@"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Builds everything with warnings as errors and runs all tests: the optimized build (gcc), then AddressSanitizer, UBSan and
-# libFuzzer (clang), then ThreadSanitizer (gcc), the sanitizers over a fixed subset. The last line sums all three.
+# libFuzzer (clang), then ThreadSanitizer (gcc), the sanitizers over a fixed subset; also plugin/demo.sh. The last line sums all.
 #   --full   the full grids instead of the pairwise ones
 # Exit 0: all passed; 1: a build or a test failed; 2: something is missing that could not be installed.
 set -eu
@@ -66,6 +66,13 @@ run_preset() {
 }
 
 run_preset werror build
+echo
+echo "== plugin/demo.sh"
+if sh plugin/demo.sh; then
+    num_passed=$((num_passed + 1))
+else
+    num_failed=$((num_failed + 1))
+fi
 run_preset asan build/asan
 # ThreadSanitizer's shadow needs the addresses of a process where older kernels put them.
 if setarch "$(uname -m)" -R true 2>/dev/null; then
