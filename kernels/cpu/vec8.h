@@ -155,6 +155,17 @@ static inline struct moe_vec8 moe_vec8_scale2(struct moe_vec8 a, struct moe_vec8
     return (struct moe_vec8){_mm256_mul_ps(a.v, _mm256_castsi256_ps(power))};
 }
 
+/* Lanes 0, 2, .. 14 and 1, 3, .. 15 of the sixteen in low and high. */
+static inline void moe_vec8_deinterleave(struct moe_vec8 low, struct moe_vec8 high,
+                                         struct moe_vec8 *even, struct moe_vec8 *odd)
+{
+    /* The shuffles work in halves of four lanes: the quarters come out as 0 2 1 3. */
+    const __m256 evens = _mm256_shuffle_ps(low.v, high.v, 0x88);
+    const __m256 odds = _mm256_shuffle_ps(low.v, high.v, 0xdd);
+    even->v = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(evens), 0xd8));
+    odd->v = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odds), 0xd8));
+}
+
 /* The sum in canonical order: ((s0+s4)+(s2+s6))+((s1+s5)+(s3+s7)). */
 static inline float moe_vec8_sum(struct moe_vec8 a)
 {
@@ -295,6 +306,17 @@ static inline struct moe_vec8 moe_vec8_scale2(struct moe_vec8 a, struct moe_vec8
         r.lane[l] = a.lane[l] * moe_float_from_bits((raised << 23) + 0x3f800000u);
     }
     return r;
+}
+
+static inline void moe_vec8_deinterleave(struct moe_vec8 low, struct moe_vec8 high,
+                                         struct moe_vec8 *even, struct moe_vec8 *odd)
+{
+    for (int l = 0; l < MOE_VEC8_LANES / 2; l++) {
+        even->lane[l] = low.lane[2 * l];
+        odd->lane[l] = low.lane[2 * l + 1];
+        even->lane[l + MOE_VEC8_LANES / 2] = high.lane[2 * l];
+        odd->lane[l + MOE_VEC8_LANES / 2] = high.lane[2 * l + 1];
+    }
 }
 
 static inline float moe_vec8_sum(struct moe_vec8 a)

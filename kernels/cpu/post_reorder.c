@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * post_reorder: output[t] = scaling * sum over slots j of weight[t, j] * rows[src2dst[t, j]], + factor[t] * shared[t],
+ * + residual[t]; sum_reduce is its case row = route, without weights.
+ * Moves: T (k + 1) H elements (+ T H each for shared and residual), 2 T k H FLOPs; bound by memory bandwidth.
+ * Pipeline: token by token. 1 list the rows that exist, with weights. 2 for 32 columns at a time one chain of fused
+ *   multiply-adds over the list, in slot order, in registers. 3 scaling. 4 shared, residual. 5 one rounding.
+ * Limits: none on k; rows outside [0, num_rows) count as missing. Output may be residual or shared: a group of columns is
+ *   read before it is written.
+ */
+#include "convert.h"
+#include "cpu_ops.h"
+
+#include <stddef.h>
+
+enum { WIDE_COLUMNS = 4 * MOE_VEC8_LANES };
+
+struct term {
+    const void *row;
+    float weight;
+};
+
+struct token {
+    const struct term *terms;
+    int64_t num_terms;
+    const void *shared;   /* or NULL */
+    const void *residual; /* or NULL */
+    void *output;
+    float shared_factor;
+};
+
+static int64_t list_terms(const struct moe_op_post_reorder *op, int64_t token, struct term *terms)
+{
+    int64_t num_terms = 0;
+    for (int64_t slot = 0; slot < op->top_k; slot++) {
+        const int64_t route = token * op->top_k + slot;
+        const int64_t row = op->src2dst != NULL ? op->src2dst[route] : route;
+        if (row >= 0 && row < op->num_rows) {
+            terms[num_terms].row = moe_convert_at(op->rows, op->dtype, row * op->row_stride);
+            terms[num_terms].weight = op->topk_weights != NULL ? op->topk_weights[route] : 1.0f;
+            num_terms++;
+        }
+    }
+    return num_terms;
+}
+
+static struct token find_token(const struct moe_op_post_reorder *op, int64_t idx,
+                               struct term *terms)
+{
+    struct token token;
+    token.terms = terms;
+    token.num_terms = list_terms(op, idx, terms);
+    token.shared =
+        op->shared != NULL ? moe_convert_at(op->shared, op->dtype, idx * op->shared_stride) : NULL;
+    token.residual = op->residual != NULL
+                         ? moe_convert_at(op->residual, op->dtype, idx * op->residual_stride)
+                         : NULL;
+    token.output = moe_convert_at_mutable(op->output, op->dtype, idx * op->output_stride);
+    token.shared_factor = op->shared_factor != NULL ? op->shared_factor[idx] : 1.0f;
+    return token;
+}
+
+/* Eight columns of a row, or the first `count`. */
+static inline struct moe_vec8 load_columns(const void *row, int32_t dtype, int64_t col,
+                                           int64_t count)
+{
+    const void *from = moe_convert_at(row, dtype, col);
+    return count == MOE_VEC8_LANES ? moe_convert_load(from, dtype)
+                                   : moe_convert_load_partial(from, dtype, count);
+}
+
+/* Everything after the chain over slots, for `count` columns. */
+static inline void finish_columns(const struct token *token, int32_t dtype, float scaling,
+                                  int64_t col, int64_t count, struct moe_vec8 sum)
+{
+    sum = moe_vec8_mul(sum, moe_vec8_set1(scaling));
+    if (token->shared != NULL) {
+        sum = moe_vec8_fma(moe_vec8_set1(token->shared_factor),
+                           load_columns(token->shared, dtype, col, count), sum);
+    }
+    if (token->residual != NULL) {
+        sum = moe_vec8_add(sum, load_columns(token->residual, dtype, col, count));
+    }
+    void *to = moe_convert_at_mutable(token->output, dtype, col);
+    if (count == MOE_VEC8_LANES) {
+        moe_convert_store(to, dtype, sum);
+    } else {
+        moe_convert_store_partial(to, dtype, sum, count);
+    }
+}
+
+/* Four groups by name: compilers keep an array of sums in memory unless they unroll the loops over it. */
+static inline void combine_wide(const struct token *token, int32_t dtype, float scaling,
+                                int64_t col)
+{
+    struct moe_vec8 sum0 = moe_vec8_zero();
+    struct moe_vec8 sum1 = sum0;
+    struct moe_vec8 sum2 = sum0;
+    struct moe_vec8 sum3 = sum0;
+    for (int64_t j = 0; j < token->num_terms; j++) {
+        const struct moe_vec8 weight = moe_vec8_set1(token->terms[j].weight);
+        const void *row = token->terms[j].row;
+        sum0 = moe_vec8_fma(weight, load_columns(row, dtype, col, 8), sum0);
+        sum1 = moe_vec8_fma(weight, load_columns(row, dtype, col + 8, 8), sum1);
+        sum2 = moe_vec8_fma(weight, load_columns(row, dtype, col + 16, 8), sum2);
+        sum3 = moe_vec8_fma(weight, load_columns(row, dtype, col + 24, 8), sum3);
+    }
+    finish_columns(token, dtype, scaling, col, 8, sum0);
+    finish_columns(token, dtype, scaling, col + 8, 8, sum1);
+    finish_columns(token, dtype, scaling, col + 16, 8, sum2);
+    finish_columns(token, dtype, scaling, col + 24, 8, sum3);
+}
+
+static inline void combine_narrow(const struct token *token, int32_t dtype, float scaling,
+                                  int64_t col, int64_t count)
+{
+    struct moe_vec8 sum = moe_vec8_zero();
+    for (int64_t j = 0; j < token->num_terms; j++) {
+        sum = moe_vec8_fma(moe_vec8_set1(token->terms[j].weight),
+                           load_columns(token->terms[j].row, dtype, col, count), sum);
+    }
+    finish_columns(token, dtype, scaling, col, count, sum);
+}
+
+/* `dtype` is a constant at each call. */
+static inline void combine_token(const struct token *token, int32_t dtype, float scaling,
+                                 int64_t hidden)
+{
+    int64_t col = 0;
+    for (; col + WIDE_COLUMNS <= hidden; col += WIDE_COLUMNS) {
+        combine_wide(token, dtype, scaling, col);
+    }
+    for (; col < hidden; col += MOE_VEC8_LANES) {
+        const int64_t left = hidden - col;
+        combine_narrow(token, dtype, scaling, col, left < MOE_VEC8_LANES ? left : MOE_VEC8_LANES);
+    }
+}
+
+int64_t MOE_CPU_NAME(moe_cpu_post_reorder_num_tasks)(const void *op, const struct moe_tile *tile)
+{
+    const struct moe_op_post_reorder *reorder = op;
+    return moe_cpu_num_blocks(reorder->num_tokens, tile->block_size);
+}
+
+uint64_t MOE_CPU_NAME(moe_cpu_post_reorder_scratch_bytes)(const void *op,
+                                                          const struct moe_tile *tile)
+{
+    (void)tile;
+    const struct moe_op_post_reorder *reorder = op;
+    return (uint64_t)reorder->top_k * sizeof(struct term);
+}
+
+void MOE_CPU_NAME(moe_cpu_post_reorder_run)(const void *op, const struct moe_tile *tile,
+                                            int64_t task, void *scratch)
+{
+    const struct moe_op_post_reorder *reorder = op;
+    const int64_t end = moe_cpu_block_end(reorder->num_tokens, tile->block_size, task);
+    for (int64_t idx = task * tile->block_size; idx < end; idx++) {
+        const struct token token = find_token(reorder, idx, scratch);
+        if (reorder->dtype == MOE_DTYPE_BF16) {
+            combine_token(&token, MOE_DTYPE_BF16, reorder->scaling, reorder->hidden);
+        } else if (reorder->dtype == MOE_DTYPE_FP16) {
+            combine_token(&token, MOE_DTYPE_FP16, reorder->scaling, reorder->hidden);
+        } else {
+            combine_token(&token, MOE_DTYPE_FP32, reorder->scaling, reorder->hidden);
+        }
+    }
+}

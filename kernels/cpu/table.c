@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The table of this instruction set's kernels. */
+#include "cpu_ops.h"
+#include "gemm.h"
+
+#define MOE_CPU_TEXT_(isa) #isa
+#define MOE_CPU_TEXT(isa)  MOE_CPU_TEXT_(isa)
+#define MOE_CPU_KERNEL(op)                                                                  \
+    {                                                                                       \
+        MOE_CPU_NAME(moe_cpu_##op##_num_tasks), MOE_CPU_NAME(moe_cpu_##op##_scratch_bytes), \
+            MOE_CPU_NAME(moe_cpu_##op##_run)                                                \
+    }
+
+const struct moe_cpu_kernels MOE_CPU_NAME(moe_cpu_kernels) = {
+    .isa = MOE_CPU_TEXT(MOE_CPU_ISA),
+    .router = MOE_CPU_KERNEL(router),
+    .gating = MOE_CPU_KERNEL(gating),
+    .align = MOE_CPU_KERNEL(align),
+    .ep_preprocess = MOE_CPU_KERNEL(ep_preprocess),
+    .pre_reorder = MOE_CPU_KERNEL(pre_reorder),
+    .activation = MOE_CPU_KERNEL(activation),
+    .gemm = MOE_CPU_KERNEL(gemm),
+    .post_reorder = MOE_CPU_KERNEL(post_reorder),
+};
