@@ -103,8 +103,8 @@ static int store_value(const struct moe_args_option *option, const char *value,
     }
     if (option->text != NULL) {
         if (option->choices != NULL && !is_choice(option->choices, value)) {
-            return moe_cli_error_set(error, "--%s: '%s' is not one of %s", option->name, value,
-                                     option->choices);
+            return MOE_CLI_FAIL(error, "--%s: '%s' is not one of %s", option->name, value,
+                                option->choices);
         }
         *option->text = value;
         return 0;
@@ -114,13 +114,13 @@ static int store_value(const struct moe_args_option *option, const char *value,
     if (option->number != NULL) {
         if (moe_args_parse_int64(value, option->min_value, option->max_value, option->number) !=
             0) {
-            return moe_cli_error_set(error, "--%s: '%s' is not a whole number %s", option->name,
-                                     value, range);
+            return MOE_CLI_FAIL(error, "--%s: '%s' is not a whole number %s", option->name, value,
+                                range);
         }
         return 0;
     }
     if (moe_args_parse_list(value, option->min_value, option->max_value, option->list) != 0) {
-        return moe_cli_error_set(
+        return MOE_CLI_FAIL(
             error, "--%s: '%s' is not a list of at most %d whole numbers %s, separated by commas",
             option->name, value, MOE_ARGS_MAX_LIST, range);
     }
@@ -155,10 +155,10 @@ static int refuse_unknown_option(const struct option *long_options, int letter, 
                                  struct moe_cli_error *error)
 {
     if (letter > 0 && letter < code_help) {
-        return moe_cli_error_set(error, "unknown option -%c", letter);
+        return MOE_CLI_FAIL(error, "unknown option -%c", letter);
     }
     if (letter >= code_help) {
-        return moe_cli_error_set(error, "option '%s' takes no value", word);
+        return MOE_CLI_FAIL(error, "option '%s' takes no value", word);
     }
     char name[64];
     const char *start = word + strspn(word, "-");
@@ -172,11 +172,14 @@ static int refuse_unknown_option(const struct option *long_options, int letter, 
         num_names += 1;
     }
     if (num_beginnings > 1) {
-        return moe_cli_error_set(error, "option '--%s' is the beginning of several options", name);
+        return MOE_CLI_FAIL(error, "option '--%s' is the beginning of several options", name);
     }
     const char *nearest = moe_cli_suggest(name, names, num_names);
     moe_cli_error_set(error, "unknown option '--%s'", name);
-    return nearest != NULL ? moe_cli_error_append(error, " (did you mean --%s?)", nearest) : -1;
+    if (nearest != NULL) {
+        moe_cli_error_append(error, " (did you mean --%s?)", nearest);
+    }
+    return -1;
 }
 
 static const struct moe_args_option *find_option(const struct moe_args_command *command, int code,

@@ -32,12 +32,12 @@ static int add_file(struct moe_checkpoint *checkpoint, const char *name,
     struct moe_safetensors **files =
         realloc(checkpoint->files, (checkpoint->num_files + 1) * sizeof *files);
     if (files == NULL) {
-        return moe_cli_error_set_memory(error, "opening a checkpoint");
+        return moe_cli_fail_memory(error, "opening a checkpoint");
     }
     checkpoint->files = files;
     char *path = moe_cli_file_join(checkpoint->folder, name);
     if (path == NULL) {
-        return moe_cli_error_set_memory(error, "opening a checkpoint");
+        return moe_cli_fail_memory(error, "opening a checkpoint");
     }
     const int status = moe_safetensors_open(path, out, error);
     free(path);
@@ -59,7 +59,7 @@ static int open_only_file(struct moe_checkpoint *checkpoint, struct moe_cli_erro
 {
     DIR *folder = opendir(checkpoint->folder);
     if (folder == NULL) {
-        return moe_cli_error_set(error, "%s: cannot list: %s", checkpoint->folder, strerror(errno));
+        return MOE_CLI_FAIL(error, "%s: cannot list: %s", checkpoint->folder, strerror(errno));
     }
     size_t num_found = 0;
     char *name = NULL;
@@ -76,12 +76,12 @@ static int open_only_file(struct moe_checkpoint *checkpoint, struct moe_cli_erro
     struct moe_safetensors *file;
     int status;
     if (num_found != 1) {
-        status = moe_cli_error_set(
+        status = MOE_CLI_FAIL(
             error,
             "%s: has %zu *%s files and neither %s nor %s, so where the weights are is not known",
             checkpoint->folder, num_found, weights_suffix, weights_name, index_name);
     } else if (name == NULL) {
-        status = moe_cli_error_set_memory(error, "opening a checkpoint");
+        status = moe_cli_fail_memory(error, "opening a checkpoint");
     } else {
         status = add_file(checkpoint, name, &file, error);
     }
@@ -100,8 +100,8 @@ static int open_index(struct moe_checkpoint *checkpoint, struct moe_cli_error *e
     if (map == NULL || map->kind != MOE_NODE_MAPPING) {
         moe_tree_destroy(checkpoint->index);
         checkpoint->index = NULL;
-        return moe_cli_error_set(error, "%s: 'weight_map' is missing or no object",
-                                 checkpoint->index_path);
+        return MOE_CLI_FAIL(error, "%s: 'weight_map' is missing or no object",
+                            checkpoint->index_path);
     }
     checkpoint->weight_map = map;
     return 0;
@@ -114,7 +114,7 @@ static int locate_weights(struct moe_checkpoint *checkpoint, struct moe_cli_erro
     }
     char *single_path = moe_cli_file_join(checkpoint->folder, weights_name);
     if (single_path == NULL) {
-        return moe_cli_error_set_memory(error, "opening a checkpoint");
+        return moe_cli_fail_memory(error, "opening a checkpoint");
     }
     const int has_single = moe_cli_file_exists(single_path);
     free(single_path);
@@ -138,10 +138,10 @@ static int find_shard(struct moe_checkpoint *checkpoint, const struct moe_tree_n
 {
     if (shard->kind != MOE_NODE_SCALAR || !shard->quoted || strchr(shard->text, '/') != NULL ||
         !has_suffix(shard->text, weights_suffix)) {
-        return moe_cli_error_set(error,
-                                 "%s: the file of tensor '%s' is not the name of a *%s file in "
-                                 "the same folder",
-                                 checkpoint->index_path, tensor_name, weights_suffix);
+        return MOE_CLI_FAIL(error,
+                            "%s: the file of tensor '%s' is not the name of a *%s file in "
+                            "the same folder",
+                            checkpoint->index_path, tensor_name, weights_suffix);
     }
     const size_t folder_bytes = strlen(checkpoint->folder) + strlen("/");
     for (size_t i = 0; i < checkpoint->num_files; ++i) {
@@ -175,8 +175,8 @@ int moe_checkpoint_find(struct moe_checkpoint *checkpoint, const char *name,
     *tensor = moe_safetensors_find(file, name);
     *path = moe_safetensors_path(file);
     if (*tensor == NULL && checkpoint->weight_map != NULL) {
-        return moe_cli_error_set(error, "%s: tensor '%s' is not in %s, where the index has it",
-                                 checkpoint->index_path, name, *path);
+        return MOE_CLI_FAIL(error, "%s: tensor '%s' is not in %s, where the index has it",
+                            checkpoint->index_path, name, *path);
     }
     return *tensor != NULL;
 }
@@ -188,7 +188,7 @@ int moe_checkpoint_open(const char *folder, struct moe_checkpoint **out,
     if (checkpoint == NULL || (checkpoint->folder = strdup(folder)) == NULL ||
         (checkpoint->config_path = moe_cli_file_join(folder, config_name)) == NULL ||
         (checkpoint->index_path = moe_cli_file_join(folder, index_name)) == NULL) {
-        moe_cli_error_set_memory(error, "opening a checkpoint");
+        moe_cli_fail_memory(error, "opening a checkpoint");
         goto fail;
     }
     const struct moe_tree_limits limits = MOE_TREE_LIMITS_JSON_INDEX;

@@ -65,7 +65,7 @@ static int name_tensor(const struct binding *binding, const char *name, int64_t 
         length = snprintf(text, max_name_bytes, "%s%s", binding->prefix, tail);
     }
     if (length < 0 || length >= max_name_bytes) {
-        return moe_cli_error_set(binding->error, "the name of tensor '%s' is too long", name);
+        return MOE_CLI_FAIL(binding->error, "the name of tensor '%s' is too long", name);
     }
     return 0;
 }
@@ -125,7 +125,7 @@ static int check_tensor(const struct binding *binding, const struct moe_safetens
     if (tensor->rank != rank || memcmp(tensor->shape, shape, (size_t)rank * sizeof *shape) != 0) {
         char has[MOE_SAFETENSORS_SHAPE_BYTES];
         char needs[MOE_SAFETENSORS_SHAPE_BYTES];
-        return moe_cli_error_set(
+        return MOE_CLI_FAIL(
             binding->error, "%s: tensor '%s' has shape %s; by %s it has to be %s", path,
             tensor->name,
             moe_safetensors_format_shape(tensor->shape, tensor->rank, has, sizeof has),
@@ -133,15 +133,15 @@ static int check_tensor(const struct binding *binding, const struct moe_safetens
     }
     const size_t element_bytes = measure_element(tensor->moe_dtype);
     if (element_bytes == 0) {
-        return moe_cli_error_set(binding->error,
-                                 "%s: tensor '%s' is of type %s; read are F32, F16 and BF16", path,
-                                 tensor->name, tensor->dtype_name);
+        return MOE_CLI_FAIL(binding->error,
+                            "%s: tensor '%s' is of type %s; read are F32, F16 and BF16", path,
+                            tensor->name, tensor->dtype_name);
     }
     if ((uintptr_t)tensor->data % element_bytes != 0) {
-        return moe_cli_error_set(binding->error,
-                                 "%s: the data of tensor '%s' is not aligned to its elements of "
-                                 "%zu bytes; write the file again with an aligned header",
-                                 path, tensor->name, element_bytes);
+        return MOE_CLI_FAIL(binding->error,
+                            "%s: the data of tensor '%s' is not aligned to its elements of "
+                            "%zu bytes; write the file again with an aligned header",
+                            path, tensor->name, element_bytes);
     }
     return 0;
 }
@@ -198,7 +198,7 @@ static int bind_table(const struct binding *binding, const struct wanted *want,
     struct moe_checkpoint_layer_memory *memory = binding->layer->memory;
     const void **table = calloc((size_t)want->num_experts, sizeof *table);
     if (table == NULL) {
-        return moe_cli_error_set_memory(binding->error, "listing the experts of a layer");
+        return moe_cli_fail_memory(binding->error, "listing the experts of a layer");
     }
     memory->tables[memory->num_tables++] = table;
     const int64_t first = set_strides(want, operand);
@@ -211,10 +211,10 @@ static int bind_table(const struct binding *binding, const struct wanted *want,
         if (expert == 0) {
             tensor_0 = tensor;
         } else if (tensor->dtype != tensor_0->dtype) {
-            return moe_cli_error_set(binding->error,
-                                     "%s: tensor '%s' is of type %s, but '%s' is of type %s",
-                                     moe_checkpoint_folder(binding->checkpoint), tensor->name,
-                                     tensor->dtype_name, tensor_0->name, tensor_0->dtype_name);
+            return MOE_CLI_FAIL(binding->error,
+                                "%s: tensor '%s' is of type %s, but '%s' is of type %s",
+                                moe_checkpoint_folder(binding->checkpoint), tensor->name,
+                                tensor->dtype_name, tensor_0->name, tensor_0->dtype_name);
         }
         table[expert] = advance(tensor, first);
         count_bytes(binding, want, tensor);
@@ -316,21 +316,27 @@ static int bind_shared(const struct binding *binding)
     if (problem->shared_inter == 0) {
         return 0;
     }
-    const struct wanted in = {
-        .num_rows = problem->shared_inter, .num_cols = problem->hidden, .num_parts = 1};
-    const struct wanted out = {
-        .num_rows = problem->hidden, .num_cols = problem->shared_inter, .num_parts = 1};
-    if (bind_linear(binding, &family->shared_gate, in, &weights->shared_gate, NULL) != 0 ||
-        bind_linear(binding, &family->shared_up, in, &weights->shared_up, NULL) != 0 ||
-        bind_linear(binding, &family->shared_down, out, &weights->shared_down, NULL) != 0) {
-        return -1;
+    const struct {
+        const char *name;
+        int64_t num_rows;
+        int64_t num_cols;
+        struct moe_operand *operand;
+    } parts[] = {
+        {family->shared_gate, problem->shared_inter, problem->hidden, &weights->shared_gate},
+        {family->shared_up, problem->shared_inter, problem->hidden, &weights->shared_up},
+        {family->shared_down, problem->hidden, problem->shared_inter, &weights->shared_down},
+        {family->shared_sigmoid, 1, problem->hidden, &weights->shared_sigmoid},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; ++i) {
+        const struct wanted want = {.name = parts[i].name,
+                                    .num_rows = parts[i].num_rows,
+                                    .num_cols = parts[i].num_cols,
+                                    .num_parts = 1};
+        if (want.name != NULL && bind_operand(binding, &want, parts[i].operand) != 0) {
+            return -1;
+        }
     }
-    if (family->shared_sigmoid == NULL) {
-        return 0;
-    }
-    const struct wanted sigmoid = {
-        .name = family->shared_sigmoid, .num_rows = 1, .num_cols = problem->hidden, .num_parts = 1};
-    return bind_operand(binding, &sigmoid, &weights->shared_sigmoid);
+    return 0;
 }
 
 /* Takes the first of the family's prefixes under which the layer has a router. */
@@ -346,7 +352,7 @@ static int find_prefix(struct binding *binding)
         if (fill_in(pattern, "{layer}", binding->layer->layer_idx, binding->prefix,
                     sizeof binding->prefix) != 0 ||
             name_tensor(binding, family->router.weight, 0, name) != 0) {
-            return moe_cli_error_set(binding->error, "the prefix '%s' is too long", pattern);
+            return MOE_CLI_FAIL(binding->error, "the prefix '%s' is too long", pattern);
         }
         const int found =
             moe_checkpoint_find(binding->checkpoint, name, &tensor, &path, binding->error);
@@ -359,7 +365,8 @@ static int find_prefix(struct binding *binding)
     fill_in(pattern, "{layer}", binding->layer->layer_idx, binding->prefix, sizeof binding->prefix);
     name_tensor(binding, family->router.weight, 0, name);
     refuse_missing(binding, name);
-    return moe_cli_error_append(binding->error, "; prefixes tried: %s", prefixes);
+    moe_cli_error_append(binding->error, "; prefixes tried: %s", prefixes);
+    return -1;
 }
 
 /* The numbers of the layer from config.json. */
@@ -373,16 +380,15 @@ static int describe(struct moe_checkpoint *checkpoint, int64_t layer_idx,
     }
     const int64_t first = moe_model_config_first_moe_layer(config);
     if (first < 0) {
-        return moe_cli_error_set(error, "%s: none of its %" PRId64 " layers is a MoE layer", path,
-                                 config->num_layers);
+        return MOE_CLI_FAIL(error, "%s: none of its %" PRId64 " layers is a MoE layer", path,
+                            config->num_layers);
     }
     if (layer_idx < -1 || layer_idx >= config->num_layers) {
-        return moe_cli_error_set(error,
-                                 "%s: there is no layer %" PRId64 "; the model has 0 to %" PRId64,
-                                 path, layer_idx, config->num_layers - 1);
+        return MOE_CLI_FAIL(error, "%s: there is no layer %" PRId64 "; the model has 0 to %" PRId64,
+                            path, layer_idx, config->num_layers - 1);
     }
     if (layer_idx >= 0 && !moe_model_config_is_moe_layer(config, layer_idx)) {
-        return moe_cli_error_set(
+        return MOE_CLI_FAIL(
             error, "%s: layer %" PRId64 " is dense; the first MoE layer of this model is %" PRId64,
             path, layer_idx, first);
     }
@@ -400,9 +406,9 @@ static int settle_dtypes(const struct binding *binding)
     const struct moe_weights_desc *weights = &layer->weights;
     const int has_gate = weights->gate.base != NULL || weights->gate.table != NULL;
     if (has_gate && weights->gate.dtype != weights->up.dtype) {
-        return moe_cli_error_set(binding->error,
-                                 "%s: gate and up of layer %" PRId64 " are of different types",
-                                 moe_checkpoint_folder(binding->checkpoint), layer->layer_idx);
+        return MOE_CLI_FAIL(binding->error,
+                            "%s: gate and up of layer %" PRId64 " are of different types",
+                            moe_checkpoint_folder(binding->checkpoint), layer->layer_idx);
     }
     moe_model_config_set_dtypes(binding->config, weights->up.dtype, weights->down.dtype,
                                 &layer->problem);
@@ -415,7 +421,7 @@ int moe_checkpoint_layer_open(const char *folder, int64_t layer_idx,
     memset(layer, 0, sizeof *layer);
     layer->memory = calloc(1, sizeof *layer->memory);
     if (layer->memory == NULL) {
-        return moe_cli_error_set_memory(error, "opening a checkpoint");
+        return moe_cli_fail_memory(error, "opening a checkpoint");
     }
     struct moe_model_config config;
     struct binding binding = {.layer = layer, .config = &config, .error = error};

@@ -16,27 +16,20 @@ static void write_at(struct moe_cli_error *error, size_t at, const char *format,
     }
 }
 
-int moe_cli_error_set(struct moe_cli_error *error, const char *format, ...)
+void moe_cli_error_set(struct moe_cli_error *error, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
     write_at(error, 0, format, args);
     va_end(args);
-    return -1;
 }
 
-int moe_cli_error_append(struct moe_cli_error *error, const char *format, ...)
+void moe_cli_error_append(struct moe_cli_error *error, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
     write_at(error, strlen(error->message), format, args);
     va_end(args);
-    return -1;
-}
-
-int moe_cli_error_set_memory(struct moe_cli_error *error, const char *doing)
-{
-    return moe_cli_error_set(error, "out of memory while %s", doing);
 }
 
 enum { SUGGEST_MAX_LETTERS = 63, SUGGEST_MAX_EDITS = 2 };

@@ -13,17 +13,27 @@ struct moe_cli_error {
     char message[MOE_CLI_ERROR_BYTES];
 };
 
-/* Replaces the sentence. Always returns -1, so that a function can end in `return
- * moe_cli_error_set(...)`. */
-__attribute__((format(printf, 2, 3))) int moe_cli_error_set(struct moe_cli_error *error,
-                                                            const char *format, ...);
+/* Replaces the sentence. */
+__attribute__((format(printf, 2, 3))) void moe_cli_error_set(struct moe_cli_error *error,
+                                                             const char *format, ...);
 
-/* Appends to the sentence. Always returns -1. */
-__attribute__((format(printf, 2, 3))) int moe_cli_error_append(struct moe_cli_error *error,
-                                                               const char *format, ...);
+/* Adds to the sentence. */
+__attribute__((format(printf, 2, 3))) void moe_cli_error_append(struct moe_cli_error *error,
+                                                                const char *format, ...);
 
-/* "out of memory while ...". Always returns -1. */
-int moe_cli_error_set_memory(struct moe_cli_error *error, const char *doing);
+/* `return MOE_CLI_FAIL(error, "...")` sets the sentence and is -1. A macro, so that compilers and
+ * checkers see the value. */
+#define MOE_CLI_FAIL(error, ...) (moe_cli_error_set((error), __VA_ARGS__), moe_cli_failed())
+static inline int moe_cli_failed(void)
+{
+    return -1;
+}
+
+/* The same for "out of memory while <doing>". */
+static inline int moe_cli_fail_memory(struct moe_cli_error *error, const char *doing)
+{
+    return MOE_CLI_FAIL(error, "out of memory while %s", doing);
+}
 
 /* The choice nearest to `word` when a typing slip can explain the difference (at most two edits,
  * and fewer than half of the letters), else NULL. `choices` has num_choices entries. */

@@ -17,7 +17,7 @@ int moe_cli_file_map(const char *path, struct moe_cli_file *file, struct moe_cli
     /* O_NONBLOCK: opening a FIFO must not wait for a writer; a regular file does not mind. */
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
-        return moe_cli_error_set(error, "%s: cannot open: %s", path, strerror(errno));
+        return MOE_CLI_FAIL(error, "%s: cannot open: %s", path, strerror(errno));
     }
     struct stat status;
     if (fstat(fd, &status) != 0) {

@@ -167,8 +167,7 @@ void moe_cli_json_put_number(struct moe_cli_json *json, const char *key, double 
     char digits[40] = "0";
     for (int precision = 1; precision <= 17; ++precision) {
         snprintf(digits, sizeof digits, "%.*g", precision, value);
-        const double again = strtod(digits, NULL);
-        if (memcmp(&again, &value, sizeof value) == 0) {
+        if (strtod(digits, NULL) == value) {
             break;
         }
     }

@@ -92,10 +92,10 @@ struct moe_family {
     /* Shared experts, as one of the sum of their widths. */
     struct moe_family_value shared_inter; /* width of all; where it is 0: num_shared * inter */
     struct moe_family_value num_shared;
-    struct moe_family_linear shared_gate; /* [shared I, H] */
-    struct moe_family_linear shared_up;   /* [shared I, H] */
-    struct moe_family_linear shared_down; /* [H, shared I] */
-    const char *shared_sigmoid;           /* [1, H]: its output is multiplied by sigma(x . w) */
+    const char *shared_gate;    /* [shared I, H] */
+    const char *shared_up;      /* [shared I, H] */
+    const char *shared_down;    /* [H, shared I] */
+    const char *shared_sigmoid; /* [1, H]: its output is multiplied by sigma(x . w) */
 };
 
 /* The prefixes of a layer's tensors for rows that name none. */

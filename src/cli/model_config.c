@@ -25,16 +25,16 @@ static const struct moe_tree_node *find_key(const struct moe_tree_node *text, co
     return NULL;
 }
 
-static int refuse_missing(const struct moe_model_config *config, const char *keys,
-                          struct moe_cli_error *error)
+static void explain_missing(const struct moe_model_config *config, const char *keys,
+                            struct moe_cli_error *error)
 {
     moe_cli_error_set(error, "%s: ", config->path);
     char name[max_key_bytes];
     for (size_t i = 0; moe_family_pick(keys, i, name, sizeof name); ++i) {
         moe_cli_error_append(error, "%s'%s'", i == 0 ? "" : " or ", name);
     }
-    return moe_cli_error_append(error, " is missing; a model of type '%s' needs it",
-                                config->family->model_type);
+    moe_cli_error_append(error, " is missing; a model of type '%s' needs it",
+                         config->family->model_type);
 }
 
 static int read_number(const struct moe_model_config *config, const struct moe_family_value *value,
@@ -45,14 +45,15 @@ static int read_number(const struct moe_model_config *config, const struct moe_f
         value->keys != NULL ? find_key(config->text, value->keys, name) : NULL;
     if (node == NULL) {
         if (value->is_mandatory) {
-            return refuse_missing(config, value->keys, error);
+            explain_missing(config, value->keys, error);
+            return -1;
         }
         *out = value->value;
         return 0;
     }
     if (moe_tree_to_double(node, out) != 0) {
-        return moe_cli_error_set(error, "%s:%" PRIu32 ":%" PRIu32 ": '%s' is not a number",
-                                 config->path, node->line, node->column, name);
+        return MOE_CLI_FAIL(error, "%s:%" PRIu32 ":%" PRIu32 ": '%s' is not a number", config->path,
+                            node->line, node->column, name);
     }
     return 0;
 }
@@ -68,8 +69,8 @@ static int read_flag(const struct moe_model_config *config, const struct moe_fam
         return 0;
     }
     if (moe_tree_to_bool(node, out) != 0) {
-        return moe_cli_error_set(error, "%s:%" PRIu32 ":%" PRIu32 ": '%s' is not true or false",
-                                 config->path, node->line, node->column, name);
+        return MOE_CLI_FAIL(error, "%s:%" PRIu32 ":%" PRIu32 ": '%s' is not true or false",
+                            config->path, node->line, node->column, name);
     }
     return 0;
 }
@@ -86,9 +87,9 @@ static int read_size(const struct moe_model_config *config, const struct moe_fam
         if (value->keys != NULL) {
             find_key(config->text, value->keys, name);
         }
-        return moe_cli_error_set(
-            error, "%s: '%s' is %.15g, not a whole number from %" PRId64 " to %" PRId64,
-            config->path, name, number, min, max);
+        return MOE_CLI_FAIL(error,
+                            "%s: '%s' is %.15g, not a whole number from %" PRId64 " to %" PRId64,
+                            config->path, name, number, min, max);
     }
     *out = (int64_t)number;
     return 0;
@@ -163,7 +164,8 @@ static int read_activation(struct moe_model_config *config, struct moe_cli_error
         char name[max_key_bytes];
         const struct moe_tree_node *node = find_key(config->text, family->activation_key, name);
         if (node == NULL) {
-            return refuse_missing(config, family->activation_key, error);
+            explain_missing(config, family->activation_key, error);
+            return -1;
         }
         problem->activation = read_named(config, node, name, activations,
                                          sizeof activations / sizeof activations[0], error);
@@ -243,7 +245,7 @@ static int read_shared(struct moe_model_config *config, struct moe_cli_error *er
         shared_inter = num_shared * problem->inter;
     }
     if (shared_inter > max_size) {
-        return moe_cli_error_set(
+        return MOE_CLI_FAIL(
             error, "%s: %" PRId64 " shared experts of width %" PRId32 " are wider than %" PRId64,
             config->path, num_shared, problem->inter, max_size);
     }
@@ -269,9 +271,9 @@ static int read_layer_list(const struct moe_model_config *config, const char *ke
         is_list = moe_tree_to_int64(&(*out)->children[i], 0, max_layers, &layer_idx) == 0;
     }
     if (!is_list) {
-        return moe_cli_error_set(error,
-                                 "%s:%" PRIu32 ":%" PRIu32 ": '%s' is not a list of layer numbers",
-                                 config->path, (*out)->line, (*out)->column, name);
+        return MOE_CLI_FAIL(error,
+                            "%s:%" PRIu32 ":%" PRIu32 ": '%s' is not a list of layer numbers",
+                            config->path, (*out)->line, (*out)->column, name);
     }
     return 0;
 }
@@ -305,7 +307,7 @@ static int check_expectations(const struct moe_model_config *config, struct moe_
         if (node == NULL || moe_tree_is_null(node) || moe_tree_is_text(node, expect->value)) {
             continue;
         }
-        return moe_cli_error_set(
+        return MOE_CLI_FAIL(
             error, "%s:%" PRIu32 ":%" PRIu32 ": '%s' is '%s'; of type '%s' only '%s' is known",
             config->path, node->line, node->column, expect->key,
             node->text != NULL ? node->text : "(a list or object)", config->family->model_type,
@@ -320,19 +322,18 @@ static int read_family(const struct moe_tree_node *root, struct moe_model_config
 {
     const struct moe_tree_node *type = moe_tree_find(root, "model_type");
     if (type == NULL || type->text == NULL || !type->quoted) {
-        return moe_cli_error_set(error, "%s: 'model_type' is missing or no string", config->path);
+        return MOE_CLI_FAIL(error, "%s: 'model_type' is missing or no string", config->path);
     }
     int is_wrapped = 0;
     struct moe_cli_error why;
     config->family = moe_family_find(type->text, &is_wrapped, &why);
     if (config->family == NULL) {
-        return moe_cli_error_set(error, "%s: %s", config->path, why.message);
+        return MOE_CLI_FAIL(error, "%s: %s", config->path, why.message);
     }
     config->text = is_wrapped ? moe_tree_find(root, "text_config") : root;
     if (config->text == NULL || config->text->kind != MOE_NODE_MAPPING) {
-        return moe_cli_error_set(error,
-                                 "%s: 'text_config' is missing; a model of type '%s' needs it",
-                                 config->path, type->text);
+        return MOE_CLI_FAIL(error, "%s: 'text_config' is missing; a model of type '%s' needs it",
+                            config->path, type->text);
     }
     return 0;
 }

@@ -66,7 +66,7 @@ static int find_dtype(const char *name)
 static int refuse_entry(const struct moe_safetensors *file, const char *tensor_name,
                         struct moe_cli_error *error, const char *what)
 {
-    return moe_cli_error_set(error, "%s: tensor '%s': %s", file->path, tensor_name, what);
+    return MOE_CLI_FAIL(error, "%s: tensor '%s': %s", file->path, tensor_name, what);
 }
 
 static int read_dtype(const struct moe_safetensors *file, const struct moe_tree_node *node,
@@ -88,9 +88,9 @@ static int read_shape(const struct moe_safetensors *file, const struct moe_tree_
         return refuse_entry(file, tensor->name, error, "shape is not a list");
     }
     if (node->num_children > MOE_SAFETENSORS_MAX_RANK) {
-        return moe_cli_error_set(error, "%s: tensor '%s' has %zu dimensions; at most %d are read",
-                                 file->path, tensor->name, node->num_children,
-                                 (int)MOE_SAFETENSORS_MAX_RANK);
+        return MOE_CLI_FAIL(error, "%s: tensor '%s' has %zu dimensions; at most %d are read",
+                            file->path, tensor->name, node->num_children,
+                            (int)MOE_SAFETENSORS_MAX_RANK);
     }
     tensor->rank = (int)node->num_children;
     tensor->num_elements = 1;
@@ -121,10 +121,10 @@ static int read_offsets(const struct moe_safetensors *file, const struct moe_tre
                             "data_offsets is not a pair of whole numbers of at least 0");
     }
     if (begin > end || (uint64_t)end > file->data_bytes) {
-        return moe_cli_error_set(error,
-                                 "%s: tensor '%s': data_offsets [%" PRId64 ", %" PRId64
-                                 "] do not lie within the file's %" PRIu64 " bytes of data",
-                                 file->path, tensor->name, begin, end, file->data_bytes);
+        return MOE_CLI_FAIL(error,
+                            "%s: tensor '%s': data_offsets [%" PRId64 ", %" PRId64
+                            "] do not lie within the file's %" PRIu64 " bytes of data",
+                            file->path, tensor->name, begin, end, file->data_bytes);
     }
     tensor->data = file->data + begin;
     tensor->data_bytes = (uint64_t)(end - begin);
@@ -148,7 +148,7 @@ static int check_bytes(const struct moe_safetensors *file,
     }
     char shape[MOE_SAFETENSORS_SHAPE_BYTES];
     moe_safetensors_format_shape(tensor->shape, tensor->rank, shape, sizeof shape);
-    return moe_cli_error_set(
+    return MOE_CLI_FAIL(
         error, "%s: tensor '%s' of shape %s and type %s does not fit its %" PRIu64 " bytes of data",
         file->path, tensor->name, shape, tensor->dtype_name, tensor->data_bytes);
 }
@@ -170,7 +170,7 @@ static int read_tensor(const struct moe_safetensors *file, const struct moe_tree
         } else if (moe_tree_is_text(key, "data_offsets")) {
             status = read_offsets(file, value, tensor, error);
         } else {
-            status = moe_cli_error_set(
+            status = MOE_CLI_FAIL(
                 error,
                 "%s: tensor '%s': unknown member '%s'; the format has dtype, shape, data_offsets",
                 file->path, tensor->name, key->text);
@@ -191,12 +191,12 @@ static int read_metadata(struct moe_safetensors *file, const struct moe_tree_nod
                          struct moe_cli_error *error)
 {
     if (node->kind != MOE_NODE_MAPPING) {
-        return moe_cli_error_set(error, "%s: __metadata__ is not a JSON object", file->path);
+        return MOE_CLI_FAIL(error, "%s: __metadata__ is not a JSON object", file->path);
     }
     for (size_t i = 0; i < node->num_children; ++i) {
         if (node->children[i].kind != MOE_NODE_SCALAR || !node->children[i].quoted) {
-            return moe_cli_error_set(error, "%s: __metadata__ '%s' is not a string", file->path,
-                                     node->keys[i].text);
+            return MOE_CLI_FAIL(error, "%s: __metadata__ '%s' is not a string", file->path,
+                                node->keys[i].text);
         }
     }
     file->metadata = node;
@@ -231,8 +231,8 @@ static int check_overlaps(struct moe_safetensors *file, struct moe_cli_error *er
         }
         if (before != NULL &&
             (uintptr_t)tensor->data - (uintptr_t)before->data < before->data_bytes) {
-            return moe_cli_error_set(error, "%s: tensors '%s' and '%s' overlap", file->path,
-                                     before->name, tensor->name);
+            return MOE_CLI_FAIL(error, "%s: tensors '%s' and '%s' overlap", file->path,
+                                before->name, tensor->name);
         }
         before = tensor;
     }
@@ -244,7 +244,7 @@ static int read_header(struct moe_safetensors *file, struct moe_cli_error *error
     const struct moe_tree_node *root = moe_tree_root(file->header);
     file->tensors = calloc(root->num_children > 0 ? root->num_children : 1, sizeof *file->tensors);
     if (file->tensors == NULL) {
-        return moe_cli_error_set_memory(error, "reading a safetensors header");
+        return moe_cli_fail_memory(error, "reading a safetensors header");
     }
     for (size_t i = 0; i < root->num_children; ++i) {
         if (moe_tree_is_text(&root->keys[i], "__metadata__")) {
@@ -273,27 +273,27 @@ static int parse_file(struct moe_safetensors *file, struct moe_cli_error *error)
     const struct moe_tree_limits limits = MOE_TREE_LIMITS_JSON_HEADER;
     const size_t file_bytes = file->file.num_bytes;
     if (file_bytes < length_bytes) {
-        return moe_cli_error_set(error, "%s: %zu bytes are too few for a safetensors file",
-                                 file->path, file_bytes);
+        return MOE_CLI_FAIL(error, "%s: %zu bytes are too few for a safetensors file", file->path,
+                            file_bytes);
     }
     uint64_t header_bytes = 0;
     for (int i = length_bytes - 1; i >= 0; --i) {
         header_bytes = header_bytes << 8 | file->file.bytes[i];
     }
     if (header_bytes > limits.max_bytes) {
-        return moe_cli_error_set(
+        return MOE_CLI_FAIL(
             error, "%s: the header's length, %" PRIu64 " bytes, is above the format's limit of %zu",
             file->path, header_bytes, limits.max_bytes);
     }
     if (header_bytes > file_bytes - length_bytes) {
-        return moe_cli_error_set(error,
-                                 "%s: the header's length, %" PRIu64
-                                 " bytes, reaches past the end of the file (%zu bytes)",
-                                 file->path, header_bytes, file_bytes);
+        return MOE_CLI_FAIL(error,
+                            "%s: the header's length, %" PRIu64
+                            " bytes, reaches past the end of the file (%zu bytes)",
+                            file->path, header_bytes, file_bytes);
     }
     const char *header = (const char *)file->file.bytes + length_bytes;
     if (header_bytes == 0 || header[0] != '{') {
-        return moe_cli_error_set(error, "%s: the header does not begin with '{'", file->path);
+        return MOE_CLI_FAIL(error, "%s: the header does not begin with '{'", file->path);
     }
     file->data = file->file.bytes + length_bytes + header_bytes;
     file->data_bytes = file_bytes - length_bytes - header_bytes;
@@ -308,7 +308,7 @@ int moe_safetensors_open(const char *path, struct moe_safetensors **out,
     const size_t path_bytes = strlen(path) + 1;
     struct moe_safetensors *file = calloc(1, sizeof *file);
     if (file == NULL || (file->path = malloc(path_bytes)) == NULL) {
-        moe_cli_error_set_memory(error, "opening a safetensors file");
+        moe_cli_fail_memory(error, "opening a safetensors file");
         goto fail;
     }
     memcpy(file->path, path, path_bytes);

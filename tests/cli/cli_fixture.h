@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Files that the tests of moectl write: a fresh folder each, safetensors files from a list of tensors, texts. */
+/* Files that the tests of moectl write: a fresh folder each, safetensors files from a list of
+ * tensors, texts. */
 #ifndef MOE_TESTS_CLI_FIXTURE_H
 #define MOE_TESTS_CLI_FIXTURE_H
 
@@ -109,8 +110,9 @@ static inline void fixture_write_raw(const char *path, const char *header, size_
     free(bytes);
 }
 
-/* Writes tensors of another file to a new one, under names that begin with `prefix` in place of `old_prefix`.
- * `keep(self, name)` says which; NULL keeps all. `shift` bytes before the data make it start at any alignment. */
+/* Writes tensors of another file to a new one, under names that begin with `prefix` in place of
+ * `old_prefix`. `keep(self, name)` says which; NULL keeps all. `shift` bytes before the data make
+ * it start at any alignment. */
 static inline void fixture_copy_tensors(const char *path, const struct moe_safetensors *source,
                                         int (*keep)(void *self, const char *name), void *self,
                                         const char *old_prefix, const char *prefix, size_t shift)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The golden layers as this suite knows them: their numbers, and where each element lies in the published
- * tensors; written down here and not taken from the table of families. */
+/* The golden layers as this suite knows them: their numbers, and where each element lies in the
+ * published tensors; written down here and not taken from the table of families. */
 #ifndef MOE_TESTS_CLI_GOLDEN_H
 #define MOE_TESTS_CLI_GOLDEN_H
 
@@ -136,7 +136,8 @@ static inline void copy_config(const struct fixture_folder *folder, const char *
     free(text);
 }
 
-/* ---- where elements lie: the operand's place against one computed from the tensor's published layout ---- */
+/* ---- where elements lie: the operand's place against one computed from the tensor's published
+ * layout ---- */
 
 /* Index of element (row, col) of an expert inside of its tensor, as the family publishes it. */
 typedef int64_t place_fn(const struct golden *golden, int64_t expert, int64_t row, int64_t col);
@@ -364,12 +365,15 @@ static inline void check_layout(const struct golden *golden, const struct layout
         const struct moe_safetensors_tensor *tensor = find_golden_tensor(file, layout, expert);
         assert_int_equal(operand->dtype, tensor->moe_dtype);
         const int64_t element_bytes = (int64_t)tensor->data_bytes / tensor->num_elements;
+        const unsigned char *base = operand->table != NULL ? operand->table[expert] : operand->base;
+        if (base == NULL) {
+            fail_msg("%s: no %s", golden->family, tensor->name);
+            return;
+        }
         for (int64_t row = 0; row < num_rows; ++row) {
             for (int64_t col = 0; col < num_cols; ++col) {
                 const int64_t there = layout->place(golden, expert, row, col);
                 assert_in_range(there, 0, tensor->num_elements - 1);
-                const unsigned char *base =
-                    operand->table != NULL ? operand->table[expert] : operand->base;
                 const int64_t here =
                     (operand->table != NULL ? 0 : expert * operand->expert_stride) +
                     row * operand->row_stride + col * operand->col_stride;

@@ -21,9 +21,9 @@ struct outcome {
     char err[4096];
 };
 
-enum { max_words = 16 };
+enum { max_words = 16, words_bytes = 256 };
 
-/* Parses `line`, words separated by blanks, as `moectl try <line>`. `words` holds them afterwards. */
+/* Parses `line`, words separated by blanks, as `moectl try <line>`. `words` holds them. */
 static void parse(const char *line, int max_operands, char *words, struct outcome *outcome)
 {
     memset(outcome, 0, sizeof *outcome);
@@ -66,7 +66,7 @@ static void parse(const char *line, int max_operands, char *words, struct outcom
     char name[] = "try";
     char *argv[max_words + 1] = {name};
     int argc = 1;
-    strcpy(words, line);
+    snprintf(words, words_bytes, "%s", line);
     for (char *word = strtok(words, " "); word != NULL; word = strtok(NULL, " ")) {
         assert_in_range(argc, 0, max_words - 1);
         argv[argc++] = word;
@@ -83,7 +83,7 @@ static void parse(const char *line, int max_operands, char *words, struct outcom
 static void values_and_defaults_are_stored(void **state)
 {
     (void)state;
-    char words[256];
+    char words[words_bytes];
     struct outcome o;
     parse("--model a/b", 0, words, &o);
     assert_int_equal(o.outcome, MOE_ARGS_RUN);
@@ -147,7 +147,7 @@ static void mistakes_are_named(void **state)
         {"--model m stray", "unexpected argument 'stray'"},
     };
     for (size_t i = 0; i < sizeof mistakes / sizeof mistakes[0]; ++i) {
-        char words[256];
+        char words[words_bytes];
         struct outcome o;
         parse(mistakes[i].line, 0, words, &o);
         assert_int_equal(o.outcome, MOE_ARGS_WRONG);
@@ -156,7 +156,7 @@ static void mistakes_are_named(void **state)
         fixture_assert_contains(o.err, "moectl try --help");
         assert_string_equal(o.out, "");
     }
-    char words[256];
+    char words[words_bytes];
     struct outcome o;
     parse("--model m", 2, words, &o);
     assert_int_equal(o.outcome, MOE_ARGS_WRONG);
@@ -168,14 +168,17 @@ static void mistakes_are_named(void **state)
 static void a_list_has_a_limit(void **state)
 {
     (void)state;
-    char text[2 * (MOE_ARGS_MAX_LIST + 1) + 1] = "";
-    for (int i = 0; i < MOE_ARGS_MAX_LIST; ++i) {
-        strcat(text, i == 0 ? "1" : ",1");
+    char text[2 * (MOE_ARGS_MAX_LIST + 1)];
+    for (size_t i = 0; i <= MOE_ARGS_MAX_LIST; ++i) {
+        text[2 * i] = '1';
+        text[2 * i + 1] = ',';
     }
+    text[2 * MOE_ARGS_MAX_LIST - 1] = '\0';
     struct moe_args_list list = {.num_values = 0};
     assert_int_equal(moe_args_parse_list(text, 1, 1, &list), 0);
     assert_int_equal(list.num_values, MOE_ARGS_MAX_LIST);
-    strcat(text, ",1");
+    text[2 * MOE_ARGS_MAX_LIST - 1] = ',';
+    text[2 * MOE_ARGS_MAX_LIST + 1] = '\0';
     list.num_values = 7;
     assert_int_equal(moe_args_parse_list(text, 1, 1, &list), -1);
     assert_int_equal(list.num_values, 7);
@@ -203,7 +206,7 @@ static void help_lists_every_option(void **state)
                                         "-h, --help",
                                         "More about it."};
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; ++i) {
-        char words[256];
+        char words[words_bytes];
         struct outcome o;
         parse(lines[i], 1, words, &o);
         assert_int_equal(o.outcome, MOE_ARGS_HELP);
@@ -246,7 +249,7 @@ static void a_long_sentence_is_cut(void **state)
 {
     (void)state;
     struct moe_cli_error error;
-    assert_int_equal(moe_cli_error_set(&error, "%s", "start"), -1);
+    moe_cli_error_set(&error, "%s", "start");
     for (int i = 0; i < 1000; ++i) {
         moe_cli_error_append(&error, ", item %d", i);
     }

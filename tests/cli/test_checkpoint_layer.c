@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The golden layers of all families: their numbers, and that each operand points to its elements. */
+/* Checkpoint layers: numbers of all golden families, and operands that point to their elements. */
 #define _GNU_SOURCE
 #include "cli_golden.h"
 
@@ -43,7 +43,8 @@ static void numbers_of_golden_layers(void **state)
     }
 }
 
-/* The layer's files hold its tensors and nothing else, so each byte has to be described exactly once. */
+/* The layer's files hold its tensors and nothing else, so each byte has to be described exactly
+ * once. */
 static void every_tensor_is_used(void **state)
 {
     (void)state;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The table of families: what config.json says about a layer, and sentences when it does not say it. */
+/* The table of families: what config.json says about a layer, and sentences when it does not say
+ * it. */
 #define _GNU_SOURCE
 #include "cli_fixture.h"
 
@@ -214,8 +215,8 @@ static void rows_are_complete(void **state)
         assert_true(!row->is_interleaved || row->gate_up.weight != NULL);
         const int may_be_shared = row->shared_inter.keys != NULL || row->shared_inter.value > 0 ||
                                   row->num_shared.keys != NULL || row->num_shared.value > 0;
-        assert_int_equal(may_be_shared, row->shared_down.weight != NULL);
-        assert_true(!may_be_shared || row->shared_up.weight != NULL);
+        assert_int_equal(may_be_shared, row->shared_down != NULL);
+        assert_true(!may_be_shared || row->shared_up != NULL);
     }
 }
 
