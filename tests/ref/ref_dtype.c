@@ -81,10 +81,16 @@ double ref_round(enum ref_dtype dtype, double value)
     return copysign(rounded, value);
 }
 
+/* The sign follows the exponent's bits, which hold 0 .. 2 bias + 1. */
+static uint64_t sign_bit_of(const struct format *format)
+{
+    return (UINT64_C(2) * (uint64_t)format->bias + 2) << format->mantissa_bits;
+}
+
 /* Bits of a value that the format represents. */
 static uint64_t encode(const struct format *format, double value)
 {
-    uint64_t sign = signbit(value) ? UINT64_C(1) << (8 * format->bytes - 1) : 0;
+    uint64_t sign = signbit(value) ? sign_bit_of(format) : 0;
     uint64_t infinity = (UINT64_C(2) * (uint64_t)format->bias + 1) << format->mantissa_bits;
     uint64_t fraction_end = UINT64_C(1) << format->mantissa_bits;
     if (isnan(value)) {
@@ -98,13 +104,13 @@ static uint64_t encode(const struct format *format, double value)
     if (steps < fraction_end) {
         return sign | steps;
     }
-    uint64_t exponent_field = (uint64_t)(quantum + format->mantissa_bits + format->bias);
-    return sign | (exponent_field << format->mantissa_bits) | (steps - fraction_end);
+    int exponent_field = quantum + format->mantissa_bits + format->bias;
+    return sign | ((uint64_t)exponent_field << format->mantissa_bits) | (steps - fraction_end);
 }
 
 static double decode(const struct format *format, uint64_t bits)
 {
-    uint64_t sign_bit = UINT64_C(1) << (8 * format->bytes - 1);
+    uint64_t sign_bit = sign_bit_of(format);
     uint64_t fraction_end = UINT64_C(1) << format->mantissa_bits;
     uint64_t magnitude = bits & (sign_bit - 1);
     uint64_t fraction = magnitude % fraction_end;

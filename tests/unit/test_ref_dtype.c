@@ -144,7 +144,7 @@ static void test_e4m3_all_patterns(void **state)
             assert_true(isnan(value));
             continue;
         }
-        double expected = bits < 8 ? bits * 0x1p-9 : (8 + bits % 8) * pow(2.0, bits / 8 - 10);
+        double expected = bits < 8 ? bits * 0x1p-9 : ldexp(8 + bits % 8, bits / 8 - 10);
         assert_true(value == expected);
         assert_true(value > previous);
         if (bits > 0) {

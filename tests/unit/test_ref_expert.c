@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Activation, GEMM, combine and layer references: published function values, small cases written out,
- * and the layer against its own operations one after another. */
+/* Activation, GEMM, combine and layer references: published function values, small cases written
+ * out, and the layer against its own operations one after another. */
 #include "ref.h"
 #include "support.h"
 
@@ -237,7 +237,7 @@ static void test_rounding_stages(void **state)
     layer.rounding.intermediate = REF_BF16; /* 66049: steps of 512 from 65536 */
     ref_layer(&layer);
     assert_true(out[0] == 66048.0 * 257 * 1.00390625);
-    layer.rounding.row = REF_BF16; /* 66048 * 257 = 2^24 * 1.0117...: to 1 + 1/64 or 1 + 1/128 */
+    layer.rounding.row = REF_BF16; /* 66048 * 257 = 2^24 + 1.504 * 2^17 */
     ref_layer(&layer);
     assert_true(out[0] == 17039360.0 * 1.00390625);
     layer.rounding.out = REF_BF16;
@@ -245,15 +245,29 @@ static void test_rounding_stages(void **state)
     assert_true(out[0] == 17170432.0); /* 2^24 + 2.508 * 2^17 */
 }
 
-enum { T = 23, H = 13, I = 9, E = 6, LOCAL = 4, K = 3, ROUTES = T * K, ALIGN = 4, ROWS = 96 };
+enum {
+    T = 23,
+    H = 13,
+    I = 9,
+    E = 6,
+    LOCAL = 4,
+    K = 3,
+    ALIGN = 4,
+    ROWS = 96,
+    ROUTES = T * K,
+    X_COUNT = T * H,
+    W1_COUNT = LOCAL * 2 * I * H,
+    W2_COUNT = LOCAL * H * I,
+    FIRST_COUNT = ROWS * 2 * I,
+};
 
 struct problem {
-    double x[T * H];
-    double w1[LOCAL * 2 * I * H];
-    double w2[LOCAL * H * I];
+    double x[X_COUNT];
+    double w1[W1_COUNT];
+    double w2[W2_COUNT];
     double bias1[LOCAL * 2 * I];
     double bias2[LOCAL * H];
-    double residual[T * H];
+    double residual[X_COUNT];
     double weights[ROUTES];
     int64_t ids[ROUTES];
 };
@@ -262,12 +276,12 @@ static void fill_problem(struct problem *problem, uint64_t seed)
 {
     struct support_random random;
     support_random_seed(&random, seed);
-    support_fill_normal(&random, REF_F64, problem->x, T * H, 1.0);
-    support_fill_normal(&random, REF_F64, problem->w1, LOCAL * 2 * I * H, 0.3);
-    support_fill_normal(&random, REF_F64, problem->w2, LOCAL * H * I, 0.3);
+    support_fill_normal(&random, REF_F64, problem->x, X_COUNT, 1.0);
+    support_fill_normal(&random, REF_F64, problem->w1, W1_COUNT, 0.3);
+    support_fill_normal(&random, REF_F64, problem->w2, W2_COUNT, 0.3);
     support_fill_normal(&random, REF_F64, problem->bias1, LOCAL * 2 * I, 0.3);
     support_fill_normal(&random, REF_F64, problem->bias2, LOCAL * H, 0.3);
-    support_fill_normal(&random, REF_F64, problem->residual, T * H, 1.0);
+    support_fill_normal(&random, REF_F64, problem->residual, X_COUNT, 1.0);
     support_fill_normal(&random, REF_F64, problem->weights, ROUTES, 0.5);
     support_fill_ids(&random, problem->ids, T, K, E);
 }
@@ -277,7 +291,7 @@ static void run_in_steps(const struct problem *problem, const struct ref_filter 
                          const struct ref_layer *layer, double *out)
 {
     static double rows[ROWS * H];
-    static double first[ROWS * 2 * I];
+    static double first[FIRST_COUNT];
     static double middle[ROWS * I];
     static double last[ROWS * H];
     int32_t src2dst[ROUTES];
@@ -297,7 +311,7 @@ static void run_in_steps(const struct problem *problem, const struct ref_filter 
                                     .k = H,
                                     .out = first};
     ref_grouped_gemm(&gemm);
-    ref_round_all(layer->rounding.gemm1, first, ROWS * 2 * I);
+    ref_round_all(layer->rounding.gemm1, first, FIRST_COUNT);
     ref_activation_rows(&layer->routed.activation, first, ROWS, 2 * I, I,
                         layer->rounding.intermediate, middle);
     gemm = (struct ref_grouped_gemm){.a = middle,
@@ -330,8 +344,8 @@ static void test_layer_in_steps(void **state)
     static const int32_t map[E] = {3, -1, 0, 2, -1, 1};
     const struct ref_rounding bf16 = {REF_F32, REF_BF16, REF_BF16, REF_BF16};
     for (uint64_t seed = 0; seed < 6; seed++) {
-        double by_token[T * H];
-        double in_steps[T * H];
+        double by_token[X_COUNT];
+        double in_steps[X_COUNT];
         fill_problem(&problem, seed);
         struct ref_activation activation = seed % 2 == 0
                                                ? ref_activation_halves(REF_ACT_SILU, I)
@@ -358,7 +372,7 @@ static void test_layer_in_steps(void **state)
                                   .out = by_token};
         ref_layer(&layer);
         run_in_steps(&problem, &layer.filter, &layer, in_steps);
-        assert_all_close(by_token, REF_F64, in_steps, T * H, 1e-13, 1e-13);
+        assert_all_close(by_token, REF_F64, in_steps, X_COUNT, 1e-13, 1e-13);
     }
 }
 
@@ -366,7 +380,7 @@ static void test_experts_rows(void **state)
 {
     (void)state;
     static struct problem problem;
-    double out[T * H];
+    double out[X_COUNT];
     double row[H];
     int32_t row_experts[T];
     double row_weights[T];
@@ -385,7 +399,7 @@ static void test_experts_rows(void **state)
     for (int64_t r = 0; r < T; r++) {
         row_weights[r] = 0.1 * (double)r;
     }
-    for (int64_t i = 0; i < T * H; i++) {
+    for (int64_t i = 0; i < X_COUNT; i++) {
         out[i] = 12345.0;
     }
     ref_experts_rows(&experts, problem.x, row_experts, T, row_weights, &rounding, out);
