@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * output[m, n] = act(rows[m] . weight[n]) for a panel of rows and a block of channels of one expert.
+ *
+ * Bytes: the block's weights once (block_n * K elements), rows and outputs. FLOPs: 2 * rows * block_n * K. Bound by memory up to
+ * some ten rows, by FMA units above.
+ * Pipeline, per chunk of K columns:  1. rows -> fp32 in scratch (gathered)  2. weights: a few rows read them where they
+ * lie and convert in registers; many rows, or weights that are not contiguous along k, pack them as fp32 first
+ * 3. register tiles advance the lane sums, kept in scratch between chunks. After the last chunk: 4. lanes -> sum
+ * -> row weight, bias, activation  5. rounding and store, eight channels at a time.
+ * Limits: block_n and block_k are multiples of 8.
+ */
+#include "gemm_panel.h"
+
+#include "act.h"
+#include "gemm_dot.h"
+#include "gemm_pack.h"
+
+#define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages)                  \
+    _Static_assert(bm >= 1 && bn % GEMM_CHANNELS == 0 && bk % MOE_VEC8_LANES == 0, \
+                   "a GEMM row of tiles.def does not fit the register tiles");
+#include "tiles.def"
+
+enum {
+    ALIGNMENT = 64,
+    PITCH_PAD =
+        16, /* floats between rows beyond the chunk: rows of a power of two would share cache sets */
+    DIRECT_ROWS = 6, /* up to two register tiles convert weights again rather than pack them */
+};
+
+static void *take(unsigned char *memory, uint64_t *used, int64_t count, int64_t element_bytes)
+{
+    void *at = memory ? memory + *used : NULL;
+    *used += (uint64_t)(count * element_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return at;
+}
+
+uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
+                                             const struct moe_op_gemm *op,
+                                             const struct moe_tile *tile, void *memory)
+{
+    const int64_t k_padded =
+        ((int64_t)op->k + MOE_VEC8_LANES - 1) / MOE_VEC8_LANES * MOE_VEC8_LANES;
+    const int64_t block_m = tile->block_m;
+    const int64_t block_n = tile->block_n;
+    uint64_t used = 0;
+    scratch->k_chunk = tile->block_k < k_padded ? tile->block_k : k_padded;
+    scratch->pitch = scratch->k_chunk + PITCH_PAD;
+    scratch->inputs = take(memory, &used, block_m * scratch->pitch, sizeof(float));
+    scratch->weights = take(memory, &used, block_n * scratch->pitch, sizeof(float));
+    scratch->acc =
+        take(memory, &used, op->num_matrices * block_m * block_n * MOE_VEC8_LANES, sizeof(float));
+    scratch->bias = take(memory, &used, op->num_matrices * block_n, sizeof(float));
+    scratch->input_rows = take(memory, &used, block_m, sizeof(int64_t));
+    scratch->output_rows = take(memory, &used, block_m, sizeof(int64_t));
+    scratch->row_weights = take(memory, &used, block_m, sizeof(float));
+    return used;
+}
+
+/* Element (row, column) of an expert's matrix. */
+static const void *operand_at(const struct moe_operand *operand, int64_t expert, int64_t row,
+                              int64_t column)
+{
+    const void *base = operand->table ? operand->table[expert]
+                                      : moe_convert_at(operand->base, operand->dtype,
+                                                       expert * operand->expert_stride);
+    return moe_convert_at(base, operand->dtype,
+                          row * operand->row_stride + column * operand->col_stride);
+}
+
+static int operand_is_present(const struct moe_operand *operand)
+{
+    return operand->base != NULL || operand->table != NULL;
+}
+
+void MOE_CPU_NAME(moe_gemm_panel_begin_block)(const struct moe_gemm_block *block,
+                                              const struct moe_gemm_scratch *scratch)
+{
+    for (int32_t matrix = 0; matrix < block->op->num_matrices; matrix++) {
+        const struct moe_operand *bias = &block->op->bias[matrix];
+        if (!operand_is_present(bias)) {
+            continue;
+        }
+        float *to = scratch->bias + matrix * block->block_n;
+        for (int64_t n = 0; n < block->count; n += MOE_VEC8_LANES) {
+            const int64_t left = block->count - n;
+            const int64_t count = left < MOE_VEC8_LANES ? left : MOE_VEC8_LANES;
+            moe_vec8_store(to + n, moe_convert_load_strided(
+                                       operand_at(bias, block->expert, block->first + n, 0),
+                                       bias->dtype, bias->row_stride, count));
+        }
+    }
+}
+
+static void pack_inputs(const struct moe_op_gemm *op, const struct moe_gemm_scratch *scratch,
+                        int64_t num_rows, int64_t first_k, int64_t k)
+{
+    for (int64_t m = 0; m < num_rows; m++) {
+        const void *from = moe_convert_at(op->input, op->input_dtype,
+                                          scratch->input_rows[m] * op->input_stride + first_k);
+        gemm_pack_row(scratch->inputs + m * scratch->pitch, from, op->input_dtype, k);
+    }
+}
+
+/* Advance the sums of one matrix by the columns [first_k, first_k + k). */
+static void advance_matrix(const struct moe_gemm_block *block,
+                           const struct moe_gemm_scratch *scratch, int32_t matrix, int64_t num_rows,
+                           int64_t first_k, int64_t k)
+{
+    const struct moe_operand *weight = &block->op->weight[matrix];
+    const int64_t acc_pitch = block->block_n * MOE_VEC8_LANES;
+    float *acc = scratch->acc + matrix * block->block_m * acc_pitch;
+
+    int32_t dtype = weight->dtype;
+    const void *from = operand_at(weight, block->expert, block->first, first_k);
+    int64_t channel_stride = weight->row_stride;
+    int64_t num_fetchable =
+        block->op->n - block->first; /* channels from here on that may be fetched ahead */
+    if (weight->col_stride != 1 || (num_rows > DIRECT_ROWS && dtype != MOE_DTYPE_FP32)) {
+        const struct gemm_weight_block packed = {
+            from, dtype, weight->row_stride, weight->col_stride, block->count, num_fetchable, k};
+        gemm_pack_weights(scratch->weights, scratch->pitch, &packed);
+        dtype = MOE_DTYPE_FP32;
+        from = scratch->weights;
+        channel_stride = scratch->pitch;
+        num_fetchable = 0;
+    }
+
+    const int64_t channel_bytes = channel_stride * moe_convert_element_bytes(dtype);
+    for (int64_t n = 0; n < block->count; n += GEMM_CHANNELS) {
+        struct gemm_channels channels;
+        for (int c = 0; c < GEMM_CHANNELS; c++) {
+            const int64_t channel = n + c < block->count ? n + c : block->count - 1;
+            channels.at[c] = (const unsigned char *)from + channel * channel_bytes;
+        }
+        channels.prefetch_bytes =
+            n + 2 * GEMM_CHANNELS <= num_fetchable ? GEMM_CHANNELS * channel_bytes : 0;
+        gemm_dot_rows(dtype, &channels, k, scratch->inputs, scratch->pitch, num_rows,
+                      acc + n * MOE_VEC8_LANES, acc_pitch);
+    }
+}
+
+/* The value of eight outputs of one matrix before the activation; lanes from `count` on are 0. */
+static struct moe_vec8 finish_sums(const float *acc, int64_t count, const float *bias,
+                                   const float *row_weight)
+{
+    float sums[MOE_VEC8_LANES] = {0};
+    for (int64_t c = 0; c < count; c++) {
+        sums[c] = moe_vec8_sum(moe_vec8_load(acc + c * MOE_VEC8_LANES));
+    }
+    struct moe_vec8 value = moe_vec8_load(sums);
+    if (row_weight) {
+        value = moe_vec8_mul(value, moe_vec8_set1(*row_weight));
+    }
+    return bias ? moe_vec8_add(value, moe_vec8_load(bias)) : value;
+}
+
+static void store_outputs(const struct moe_op_gemm *op, int64_t row, int64_t column,
+                          struct moe_vec8 value, int64_t count)
+{
+    void *to =
+        moe_convert_at_mutable(op->output, op->output_dtype, row * op->output_stride + column);
+    if (count == MOE_VEC8_LANES) {
+        moe_convert_store(to, op->output_dtype, value);
+    } else {
+        moe_convert_store_partial(to, op->output_dtype, value, count);
+    }
+}
+
+static void write_row(const struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch,
+                      int64_t m)
+{
+    const struct moe_op_gemm *op = block->op;
+    const float *row_weight = op->row_weights ? scratch->row_weights + m : NULL;
+    for (int64_t n = 0; n < block->count; n += MOE_VEC8_LANES) {
+        const int64_t left = block->count - n;
+        const int64_t count = left < MOE_VEC8_LANES ? left : MOE_VEC8_LANES;
+        struct moe_vec8 value[2] = {moe_vec8_zero(), moe_vec8_zero()};
+        for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
+            const float *acc = scratch->acc + ((matrix * block->block_m + m) * block->block_n + n) *
+                                                  MOE_VEC8_LANES;
+            const float *bias = operand_is_present(&op->bias[matrix])
+                                    ? scratch->bias + matrix * block->block_n + n
+                                    : NULL;
+            value[matrix] = finish_sums(acc, count, bias, row_weight);
+        }
+        if (op->has_activation) {
+            value[0] = op->num_matrices == 2 ? moe_cpu_act8(&op->act, value[0], value[1])
+                                             : moe_cpu_act8(&op->act, value[0], value[0]);
+        } else if (op->num_matrices == 2) {
+            store_outputs(op, scratch->output_rows[m], op->n + block->first + n, value[1], count);
+        }
+        store_outputs(op, scratch->output_rows[m], block->first + n, value[0], count);
+    }
+}
+
+void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
+                                      const struct moe_gemm_scratch *scratch, int64_t num_rows)
+{
+    const struct moe_op_gemm *op = block->op;
+    const int64_t acc_floats = block->block_n * MOE_VEC8_LANES;
+    for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
+        memset(scratch->acc + matrix * block->block_m * acc_floats, 0,
+               (size_t)(num_rows * acc_floats) * sizeof(float));
+    }
+    for (int64_t first_k = 0; first_k < op->k; first_k += scratch->k_chunk) {
+        const int64_t left = op->k - first_k;
+        const int64_t k = left < scratch->k_chunk ? left : scratch->k_chunk;
+        pack_inputs(op, scratch, num_rows, first_k, k);
+        for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
+            advance_matrix(block, scratch, matrix, num_rows, first_k, k);
+        }
+    }
+    for (int64_t m = 0; m < num_rows; m++) {
+        write_row(block, scratch, m);
+    }
+}
+
+void MOE_CPU_NAME(moe_gemm_panel_zero)(const struct moe_gemm_block *block,
+                                       const struct moe_gemm_scratch *scratch, int64_t num_rows)
+{
+    const struct moe_op_gemm *op = block->op;
+    const int64_t bytes = block->count * moe_convert_element_bytes(op->output_dtype);
+    const int32_t num_halves = op->has_activation ? 1 : op->num_matrices;
+    for (int64_t m = 0; m < num_rows; m++) {
+        for (int32_t half = 0; half < num_halves; half++) {
+            const int64_t column = (int64_t)half * op->n + block->first;
+            memset(moe_convert_at_mutable(op->output, op->output_dtype,
+                                          scratch->output_rows[m] * op->output_stride + column),
+                   0, (size_t)bytes);
+        }
+    }
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One panel of the GEMM: up to block_m rows times up to block_n output channels of one expert. */
+#ifndef MOE_GEMM_PANEL_H
+#define MOE_GEMM_PANEL_H
+
+#include "cpu_kernels.h"
+
+/* Scratch of one thread, carved out of one piece of memory. */
+struct moe_gemm_scratch {
+    int64_t k_chunk;     /* columns that are in the cache at a time, a multiple of 8 */
+    int64_t pitch;       /* floats between rows of inputs and weights */
+    float *inputs;       /* [block_m][pitch] */
+    float *weights;      /* [block_n][pitch], where weights are packed */
+    float *acc;          /* [num_matrices][block_m][block_n][8]: the lanes of each output */
+    float *bias;         /* [num_matrices][block_n] */
+    int64_t *input_rows; /* [block_m], and so on: the rows of the panel */
+    int64_t *output_rows;
+    float *row_weights;
+};
+
+/* Output channels [first, first + count) of one expert's matrices. */
+struct moe_gemm_block {
+    const struct moe_op_gemm *op;
+    int64_t block_m;
+    int64_t block_n;
+    int64_t expert;
+    int64_t first;
+    int64_t count;
+};
+
+/* Lay out scratch for `tile` at `memory` (64-byte aligned; NULL: only count). Returns the bytes needed. */
+uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
+                                             const struct moe_op_gemm *op,
+                                             const struct moe_tile *tile, void *memory);
+
+/* Load what all panels of a block share: the bias. */
+void MOE_CPU_NAME(moe_gemm_panel_begin_block)(const struct moe_gemm_block *block,
+                                              const struct moe_gemm_scratch *scratch);
+
+/* Compute the num_rows (1..block_m) rows listed in scratch and write their outputs. */
+void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
+                                      const struct moe_gemm_scratch *scratch, int64_t num_rows);
+
+/* Write zeros to the outputs of the listed rows. */
+void MOE_CPU_NAME(moe_gemm_panel_zero)(const struct moe_gemm_block *block,
+                                       const struct moe_gemm_scratch *scratch, int64_t num_rows);
+
+#endif
