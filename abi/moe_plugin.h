@@ -418,7 +418,10 @@ struct moe_operand {
     int32_t reserved;
 };
 
-/* All weights of a layer. Input. Operands that the problem does not use must be absent. */
+/*
+ * All weights of a layer. Input. Operands that the problem does not use must be absent. Of the groups gate + up + their biases,
+ * down + bias, router + its biases, and shared_*, each is complete or absent as a whole; calls that need an absent group refuse.
+ */
 struct moe_weights_desc {
     uint32_t struct_size;
     uint32_t flags;                     /* 0 */
@@ -487,7 +490,7 @@ struct moe_choice {
     int32_t line;            /* of the bucket in `file`; 0: heuristic */
     int32_t tile;            /* index for tile_info */
     int32_t reserved;
-    uint64_t workspace_bytes; /* of this operation alone, at max_tokens; 0 from explain */
+    uint64_t workspace_bytes; /* that this operation needs at the num_tokens asked for; 0 from explain */
     const char *tile_name;   /* e.g. "cpu.avx2 BLOCK_SIZE_M 16 BLOCK_SIZE_N 32 BLOCK_SIZE_K 512" */
     const char *rule;        /* name of the rule; "heuristic" */
     const char *file;        /* where it stands; "" for the heuristic */

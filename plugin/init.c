@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The one exported symbol and the function table behind it. */
+#include "calls.h"
+#include "context.h"
+#include "device.h"
+#include "moe_build_info.h"
+#include "moe_plugin.h"
+#include "plan.h"
+#include "self_test.h"
+#include "status.h"
+#include "structs.h"
+#include "weights.h"
+
+#include <stddef.h>
+
+static const struct moe_plugin_api api = {
+    .struct_size = sizeof(struct moe_plugin_api),
+    .abi_major = MOE_ABI_MAJOR,
+    .abi_minor = MOE_ABI_MINOR,
+    .layout_hash = MOE_ABI_LAYOUT_HASH,
+    .name = "moe-plugin",
+    .version = MOE_BUILD_VERSION,
+    .source_id = MOE_BUILD_SOURCE_ID,
+    .kernel_set_id = MOE_BUILD_KERNEL_SET_ID,
+    .device_probe = moe_device_probe,
+    .context_create = moe_context_create,
+    .context_destroy = moe_context_destroy,
+    .context_device = moe_context_device,
+    .config_validate = moe_context_validate,
+    .config_reload = moe_context_reload,
+    .config_info = moe_context_config_info,
+    .supports = moe_plan_supports,
+    .plan_create = moe_plan_create,
+    .plan_destroy = moe_plan_destroy,
+    .plan_info = moe_plan_info,
+    .plan_op_info = moe_plan_op_info,
+    .explain = moe_plan_explain,
+    .weights_query = moe_weights_query,
+    .weights_prepare = moe_weights_prepare,
+    .weights_bind = moe_weights_bind,
+    .weights_destroy = moe_weights_destroy,
+    .layer = moe_calls_layer,
+    .experts = moe_calls_experts,
+    .router = moe_calls_router,
+    .gating = moe_calls_gating,
+    .align_block_size = moe_calls_align,
+    .ep_preprocess = moe_calls_ep_preprocess,
+    .pre_reorder = moe_calls_pre_reorder,
+    .quantize = moe_calls_quantize,
+    .activation = moe_calls_activation,
+    .grouped_gemm = moe_calls_grouped_gemm,
+    .post_reorder = moe_calls_post_reorder,
+    .sum_reduce = moe_calls_sum_reduce,
+    .align_capacity = moe_calls_align_capacity,
+    .status_name = moe_status_name,
+    .status_text = moe_status_text,
+    .tile_info = moe_device_tile_info,
+    .backend_info = moe_device_backend_info,
+    .stats = moe_context_stats,
+    .self_test = moe_self_test,
+};
+
+__attribute__((visibility("default"))) const struct moe_plugin_api *moe_plugin_init(const struct moe_host *host,
+                                                                                    struct moe_error *error)
+{
+    /* Versions stand in a prefix of moe_host that never changes, so they are compared before its size is. */
+    if (host == NULL || host->struct_size < offsetof(struct moe_host, self)) {
+        moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "moe_plugin_init: host is NULL or its struct_size is not set");
+        return NULL;
+    }
+    if (host->abi_major != MOE_ABI_MAJOR || host->abi_minor != MOE_ABI_MINOR) {
+        moe_error_set(error, MOE_STATUS_VERSION,
+                      "moe_plugin_init: the host was built for ABI %u.%u, this plugin (%s) for %d.%d; while the major is 0 they must be equal",
+                      host->abi_major, host->abi_minor, MOE_BUILD_VERSION, MOE_ABI_MAJOR, MOE_ABI_MINOR);
+        return NULL;
+    }
+    if (host->layout_hash != MOE_ABI_LAYOUT_HASH) {
+        moe_error_set(error, MOE_STATUS_VERSION,
+                      "moe_plugin_init: the host's header has layout %016llx, this plugin's %016llx, both called ABI %d.%d; "
+                      "build both from the same header",
+                      (unsigned long long)host->layout_hash, (unsigned long long)MOE_ABI_LAYOUT_HASH, MOE_ABI_MAJOR,
+                      MOE_ABI_MINOR);
+        return NULL;
+    }
+    struct moe_host own;
+    if (MOE_STRUCT_READ(&own, host, moe_host, error) != MOE_STATUS_OK) {
+        return NULL;
+    }
+    return &api;
+}

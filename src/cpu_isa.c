@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cpuid is asked directly: the compiler's own helper keeps its answers in a table that a constructor fills, and
+ * nothing of this plugin may run when it is loaded.
+ */
+#define _GNU_SOURCE
+#include "cpu_isa.h"
+
+#include "tile.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+int64_t moe_cpu_isa_cache_bytes(void)
+{
+    long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (bytes <= 0) {
+        bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    }
+    return bytes > 0 ? bytes : 0;
+}
+
+#if MOE_HAVE_AVX2
+
+#include <cpuid.h>
+
+/* Bits of XCR0: the operating system saves xmm and ymm registers. */
+#define XCR0_SSE_AVX 6u
+
+static uint32_t read_xcr0(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+const char *moe_cpu_isa(void)
+{
+    uint32_t eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) {
+        return "c11";
+    }
+    const uint32_t wanted = bit_FMA | bit_F16C | bit_AVX | bit_OSXSAVE;
+    if ((ecx & wanted) != wanted || (read_xcr0() & XCR0_SSE_AVX) != XCR0_SSE_AVX) {
+        return "c11";
+    }
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (ebx & bit_AVX2) == 0) {
+        return "c11";
+    }
+    return "avx2";
+}
+
+void moe_cpu_isa_brand(char *out, size_t out_bytes)
+{
+    uint32_t words[13] = {0};
+    for (uint32_t i = 0; i < 3; i++) {
+        uint32_t *quad = words + 4 * i;
+        if (!__get_cpuid(0x80000002u + i, &quad[0], &quad[1], &quad[2], &quad[3])) {
+            snprintf(out, out_bytes, "CPU");
+            return;
+        }
+    }
+    const char *text = (const char *)words;
+    while (*text == ' ') {
+        text++;
+    }
+    snprintf(out, out_bytes, "%s", text);
+    for (size_t length = strlen(out); length > 0 && out[length - 1] == ' '; length--) {
+        out[length - 1] = '\0';
+    }
+}
+
+#else
+
+const char *moe_cpu_isa(void)
+{
+    return "c11";
+}
+
+void moe_cpu_isa_brand(char *out, size_t out_bytes)
+{
+    snprintf(out, out_bytes, "CPU");
+}
+
+#endif

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the processor is and can do, from cpuid. Elsewhere than on x86-64: "c11" and no name. */
+#ifndef MOE_CPU_ISA_H
+#define MOE_CPU_ISA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* "avx2" if this build has AVX2 kernels and processor and operating system support AVX2, FMA and F16C; else "c11". */
+const char *moe_cpu_isa(void);
+
+/* Brand string, terminated; "CPU" where there is none. */
+void moe_cpu_isa_brand(char *out, size_t out_bytes);
+
+/* Bytes of the last-level cache; 0 when unknown. */
+int64_t moe_cpu_isa_cache_bytes(void);
+
+#endif

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "weights.h"
+
+#include "context.h"
+#include "problem.h"
+#include "status.h"
+#include "structs.h"
+
+#include <stddef.h>
+#include <string.h>
+
+/* What an operand of the description is: how often it occurs and when it has to be there. */
+struct operand_rule {
+    const char *name;
+    size_t offset;         /* in moe_weights_desc */
+    int32_t group;         /* all operands of a group are there, or none */
+    int32_t per_expert;    /* 1: num_experts matrices */
+    uint32_t needs_flag;   /* there only with this flag of the problem; 0: always */
+    uint32_t forbids_flag; /* not there with this flag */
+    int32_t has_columns;   /* 0: a bias */
+    int32_t is_fp32;       /* 1: must be fp32 with contiguous elements */
+};
+
+enum { GROUP_GATE_UP, GROUP_DOWN, GROUP_ROUTER, GROUP_SHARED, GROUP_SCALES, NUM_GROUPS };
+
+#define OPERAND(member) #member, offsetof(struct moe_weights_desc, member)
+static const struct operand_rule operand_rules[] = {
+    {OPERAND(gate), GROUP_GATE_UP, 1, 0, MOE_PROBLEM_UNGATED, 1, 0},
+    {OPERAND(up), GROUP_GATE_UP, 1, 0, 0, 1, 0},
+    {OPERAND(gate_bias), GROUP_GATE_UP, 1, MOE_PROBLEM_GATE_UP_BIAS, MOE_PROBLEM_UNGATED, 0, 0},
+    {OPERAND(up_bias), GROUP_GATE_UP, 1, MOE_PROBLEM_GATE_UP_BIAS, 0, 0, 0},
+    {OPERAND(down), GROUP_DOWN, 1, 0, 0, 1, 0},
+    {OPERAND(down_bias), GROUP_DOWN, 1, MOE_PROBLEM_DOWN_BIAS, 0, 0, 0},
+    {OPERAND(router), GROUP_ROUTER, 0, 0, 0, 1, 0},
+    {OPERAND(router_bias), GROUP_ROUTER, 0, MOE_PROBLEM_ROUTER_BIAS, 0, 0, 0},
+    {OPERAND(correction_bias), GROUP_ROUTER, 0, MOE_PROBLEM_CORRECTION_BIAS, 0, 0, 1},
+    {OPERAND(shared_gate), GROUP_SHARED, 0, 0, MOE_PROBLEM_UNGATED, 1, 0},
+    {OPERAND(shared_up), GROUP_SHARED, 0, 0, 0, 1, 0},
+    {OPERAND(shared_down), GROUP_SHARED, 0, 0, 0, 1, 0},
+    {OPERAND(shared_sigmoid), GROUP_SHARED, 0, MOE_PROBLEM_SHARED_SIGMOID, 0, 1, 0},
+    {OPERAND(gate_scale), GROUP_SCALES, 1, 0, 0, 1, 0},
+    {OPERAND(up_scale), GROUP_SCALES, 1, 0, 0, 1, 0},
+    {OPERAND(down_scale), GROUP_SCALES, 1, 0, 0, 1, 0},
+    {OPERAND(shared_gate_scale), GROUP_SCALES, 0, 0, 0, 1, 0},
+    {OPERAND(shared_up_scale), GROUP_SCALES, 0, 0, 0, 1, 0},
+    {OPERAND(shared_down_scale), GROUP_SCALES, 0, 0, 0, 1, 0},
+};
+enum { NUM_OPERANDS = sizeof(operand_rules) / sizeof(operand_rules[0]) };
+_Static_assert(sizeof(struct moe_weights_desc) == 8 + NUM_OPERANDS * sizeof(struct moe_operand),
+               "every operand of the description has a rule");
+
+static struct moe_operand *operand_at(struct moe_weights_desc *desc, int32_t index)
+{
+    return (struct moe_operand *)(void *)((char *)desc + operand_rules[index].offset);
+}
+
+static bool is_present(const struct moe_operand *operand)
+{
+    return operand->base != NULL || operand->table != NULL;
+}
+
+/* Is this operand part of its group for this problem? */
+static bool is_wanted(const struct operand_rule *rule, const struct moe_problem *problem)
+{
+    if (rule->needs_flag != 0 && (problem->flags & rule->needs_flag) == 0) {
+        return false;
+    }
+    if (rule->group == GROUP_SHARED && problem->shared_inter == 0) {
+        return false;
+    }
+    return (problem->flags & rule->forbids_flag) == 0 && rule->group != GROUP_SCALES;
+}
+
+static int32_t default_dtype(const struct operand_rule *rule, const struct moe_problem *problem)
+{
+    if (rule->is_fp32) {
+        return MOE_DTYPE_FP32;
+    }
+    return rule->group == GROUP_DOWN ? problem->down.dtype : problem->gate_up.dtype;
+}
+
+static int32_t check_pointer(const struct operand_rule *rule, const void *pointer, int64_t alignment, int64_t expert,
+                             struct moe_error *error)
+{
+    if (pointer == NULL) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s.table[%lld] is NULL", rule->name,
+                             (long long)expert);
+    }
+    if ((uintptr_t)pointer % (uintptr_t)alignment != 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "weights: %s is not aligned to its elements of %lld bytes", rule->name, (long long)alignment);
+    }
+    return MOE_STATUS_OK;
+}
+
+static int32_t check_operand(const struct operand_rule *rule, const struct moe_problem *problem,
+                             struct moe_operand *operand, struct moe_error *error)
+{
+    if (operand->base != NULL && operand->table != NULL) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s has both base and table; set one", rule->name);
+    }
+    if (operand->reserved != 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s.reserved must be 0", rule->name);
+    }
+    if (operand->expert_stride < 0 || operand->row_stride < 0 || operand->col_stride < 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s has a negative stride", rule->name);
+    }
+    if (operand->dtype == 0) {
+        operand->dtype = default_dtype(rule, problem);
+    }
+    int64_t element_bytes = moe_dtype_bytes(operand->dtype);
+    if (element_bytes != 4 && element_bytes != 2) {
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "weights: %s is of type %s; fp32, fp16 and bf16 are implemented",
+                             rule->name, moe_dtype_name(operand->dtype));
+    }
+    if (rule->is_fp32 && (operand->dtype != MOE_DTYPE_FP32 || operand->row_stride != 1 || operand->base == NULL)) {
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "weights: %s must be fp32 with base and row_stride 1", rule->name);
+    }
+    if (operand->base != NULL) {
+        return check_pointer(rule, operand->base, element_bytes, 0, error);
+    }
+    int64_t num_tables = rule->per_expert ? problem->num_experts : 1;
+    for (int64_t e = 0; e < num_tables; e++) {
+        MOE_TRY(check_pointer(rule, operand->table[e], element_bytes, e, error));
+    }
+    return MOE_STATUS_OK;
+}
+
+/* Check the whole description; resolve dtypes in place; count entries of tables. */
+static int32_t check_desc(const struct moe_problem *problem, struct moe_weights_desc *desc, size_t *num_table_entries,
+                          struct moe_error *error)
+{
+    const char *present[NUM_GROUPS] = {NULL};
+    const char *missing[NUM_GROUPS] = {NULL};
+    *num_table_entries = 0;
+    if (desc->flags != 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: flags is 0x%x; no flag is defined", desc->flags);
+    }
+    for (int32_t i = 0; i < NUM_OPERANDS; i++) {
+        const struct operand_rule *rule = &operand_rules[i];
+        struct moe_operand *operand = operand_at(desc, i);
+        bool wanted = is_wanted(rule, problem);
+        if (is_present(operand) && !wanted) {
+            return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                                 "weights: %s is given, but the problem does not use it (flags 0x%x, shared_inter %d)",
+                                 rule->name, problem->flags, problem->shared_inter);
+        }
+        if (!wanted) {
+            continue;
+        }
+        if (!is_present(operand)) {
+            missing[rule->group] = rule->name;
+            continue;
+        }
+        present[rule->group] = rule->name;
+        MOE_TRY(check_operand(rule, problem, operand, error));
+        if (operand->table != NULL) {
+            *num_table_entries += rule->per_expert ? (size_t)problem->num_experts : 1;
+        }
+    }
+    for (int32_t group = 0; group < NUM_GROUPS; group++) {
+        if (present[group] != NULL && missing[group] != NULL) {
+            return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                                 "weights: %s is missing, although %s is given and the problem uses both", missing[group],
+                                 present[group]);
+        }
+    }
+    return MOE_STATUS_OK;
+}
+
+/* Read and check what query, prepare and bind have in common. */
+static int32_t read_request(const struct moe_context *context, const struct moe_problem *problem,
+                            const struct moe_weights_desc *desc, struct moe_problem *own_problem,
+                            struct moe_weights_desc *own_desc, size_t *num_table_entries, struct moe_error *error)
+{
+    if (context == NULL) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "context is NULL");
+    }
+    uint64_t ops = 0;
+    MOE_TRY(moe_problem_read(own_problem, problem, error));
+    MOE_TRY(moe_problem_expand_ops(own_problem, MOE_OP_BIT(MOE_OP_EXPERTS), &ops, error));
+    if (own_problem->max_tokens == 0) {
+        own_problem->max_tokens = 1; /* weights do not depend on it */
+    }
+    MOE_TRY(moe_problem_check(own_problem, ops, error));
+    MOE_TRY(context->backend->supports(&context->device, own_problem, ops, error));
+    MOE_TRY(MOE_STRUCT_READ(own_desc, desc, moe_weights_desc, error));
+    return check_desc(own_problem, own_desc, num_table_entries, error);
+}
+
+int32_t moe_weights_query(struct moe_context *context, const struct moe_problem *problem,
+                          const struct moe_weights_desc *desc, struct moe_weights_info *out, struct moe_error *error)
+{
+    struct moe_problem own_problem;
+    struct moe_weights_desc own_desc;
+    size_t num_table_entries = 0;
+    MOE_TRY(read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
+    struct moe_weights_info info;
+    MOE_INIT(info);
+    info.prepared_bytes = context->backend->weights_prepared_bytes(&own_problem, &own_desc);
+    info.prepared_alignment = context->backend->workspace_alignment;
+    return MOE_STRUCT_WRITE(out, &info, moe_weights_info, error);
+}
+
+int32_t moe_weights_prepare(struct moe_context *context, const struct moe_problem *problem,
+                            const struct moe_weights_desc *desc, void *prepared, uint64_t prepared_bytes, void *stream,
+                            struct moe_error *error)
+{
+    struct moe_problem own_problem;
+    struct moe_weights_desc own_desc;
+    size_t num_table_entries = 0;
+    (void)prepared;
+    (void)prepared_bytes;
+    (void)stream;
+    MOE_TRY(read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
+    return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                         "weights_query said 0 bytes: these weights run as they are on the %s backend",
+                         context->backend->name);
+}
+
+int32_t moe_weights_bind(struct moe_context *context, const struct moe_problem *problem,
+                         const struct moe_weights_desc *desc, const void *prepared, uint64_t prepared_bytes,
+                         struct moe_weights **out, struct moe_error *error)
+{
+    struct moe_problem own_problem;
+    struct moe_weights_desc own_desc;
+    size_t num_table_entries = 0;
+    if (out == NULL) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights_bind: out is NULL");
+    }
+    MOE_TRY(read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
+    if (prepared != NULL || prepared_bytes != 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "weights_bind: a prepared form is given, but weights_query said 0 bytes");
+    }
+
+    int32_t status = MOE_STATUS_OK;
+    size_t next_entry = 0;
+    struct moe_weights *weights = moe_memory_alloc(&context->memory, sizeof(*weights));
+    if (weights == NULL) {
+        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "weights_bind: no host memory for %zu bytes", sizeof(*weights));
+    }
+    weights->memory = context->memory;
+    weights->backend = context->backend;
+    weights->problem = own_problem;
+    weights->desc = own_desc;
+    weights->tables_bytes = num_table_entries * sizeof(void *);
+    if (num_table_entries > 0) {
+        weights->tables = moe_memory_alloc(&context->memory, weights->tables_bytes);
+        if (weights->tables == NULL) {
+            status = moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "weights_bind: no host memory for %zu bytes",
+                                   weights->tables_bytes);
+            goto fail;
+        }
+    }
+    for (int32_t i = 0; i < NUM_OPERANDS; i++) {
+        struct moe_operand *operand = operand_at(&weights->desc, i);
+        if (operand->table != NULL) {
+            size_t num_entries = operand_rules[i].per_expert ? (size_t)own_problem.num_experts : 1;
+            memcpy(weights->tables + next_entry, operand->table, num_entries * sizeof(void *));
+            operand->table = weights->tables + next_entry;
+            next_entry += num_entries;
+        }
+    }
+    MOE_TRY_GOTO(context->backend->weights_bind(weights, error));
+    *out = weights;
+    return MOE_STATUS_OK;
+
+fail:
+    moe_weights_destroy(weights);
+    return status;
+}
+
+void moe_weights_destroy(struct moe_weights *weights)
+{
+    if (weights == NULL) {
+        return;
+    }
+    struct moe_memory memory = weights->memory;
+    moe_memory_free(&memory, weights->tables, weights->tables_bytes);
+    moe_memory_free(&memory, weights, sizeof(*weights));
+}
