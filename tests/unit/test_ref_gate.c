@@ -213,6 +213,10 @@ static void test_hostile_logits(void **state)
     struct ref_gate_rule rule = make_rule(REF_GATE_SOFTMAX, 3, 2);
     assert_gate(&rule, (double[]){(double)NAN, 1.0, (double)INFINITY}, (int32_t[]){2, 0},
                 (double[]){1.0, 0.0});
+    rule = make_rule(REF_GATE_SIGMOID, 4, 4);
+    assert_gate(&rule, (double[]){(double)NAN, -1.0, (double)INFINITY, -2.0},
+                (int32_t[]){2, 1, 3, 0},
+                (double[]){1.0, 0.2689414213699951, 0.11920292202211755, 0.0});
 }
 
 static void test_padding_and_shared(void **state)

@@ -28,7 +28,7 @@ static void test_filter(void **state)
     assert_int_equal(ref_local_expert(&all, 2), 2);
 
     struct ref_filter range = {6, 2, 5, NULL, 3};
-    const int32_t map[6] = {1, -1, 0, 2, -1, 7};
+    const int32_t map[6] = {1, -1, 0, 2, -1, 3};
     struct ref_filter mapped = {6, 0, 6, map, 3};
     struct ref_filter both = {6, 2, 5, map, 3};
     const int64_t by_range[6] = {-1, -1, 0, 1, 2, -1};

@@ -124,6 +124,7 @@ static void test_outliers(void **state)
     assert_int_equal(support_find_outlier(expected, REF_F64, actual, 5, NULL, 0.1, 0.1), 4);
     actual[4] = nan;
     assert_int_equal(support_find_outlier(expected, REF_F64, actual, 5, tolerances, 9, 9), 4);
+    assert_int_equal(support_find_outlier(expected, REF_F64, actual, 1, NULL, 0, nan), 0);
     actual[3] = -inf;
     assert_int_equal(support_find_outlier(expected, REF_F64, actual, 5, NULL, 9, 9), 3);
     actual[2] = 1.0;
