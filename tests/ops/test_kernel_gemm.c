@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ctest timeout: 240 */
+/*
+ * The grouped GEMM kernels: against the reference within the bound of fp32 accumulation, and with the same bits in every
+ * instruction set, tile and layout, whatever the order of tasks and the content of scratch.
+ */
+#include "gemm_fixture.h"
+
+static const struct moe_cpu_kernels *kernels_of(const struct moe_tile *tile)
+{
+#if MOE_HAVE_AVX2
+    if (tile->kernel == MOE_KERNEL_CPU_AVX2) {
+        return strcmp(moe_cpu_isa(), "avx2") == 0 ? &moe_cpu_kernels_avx2 : NULL;
+    }
+#endif
+    return tile->kernel == MOE_KERNEL_CPU_C11 ? &moe_cpu_kernels_c11 : NULL;
+}
+
+/* The GEMM tiles that this machine can run. */
+static int64_t list_tiles(const struct moe_tile *tiles[MOE_NUM_TILES])
+{
+    int64_t count = 0;
+    for (int64_t i = 0; i < MOE_NUM_TILES; i++) {
+        if (moe_tiles[i].op == MOE_OP_GEMM1 && kernels_of(&moe_tiles[i])) {
+            tiles[count++] = &moe_tiles[i];
+        }
+    }
+    assert_true(count >= 2);
+    return count;
+}
+
+static size_t output_bytes(const struct gemm_fixture *fixture)
+{
+    return (size_t)((fixture->num_outputs - 1) * fixture->output_stride + fixture->width) *
+           ref_dtype_bytes(fixture_ref_dtype(fixture->shape.output_dtype));
+}
+
+/* Run every task once, in a shuffled order, with scratch that holds NaN. */
+static void run_tile(struct gemm_fixture *fixture, const struct moe_tile *tile,
+                     struct support_guard *output)
+{
+    const struct moe_cpu_kernel *gemm = &kernels_of(tile)->gemm;
+    const struct support_guard_options exact = {
+        .alignment = ref_dtype_bytes(fixture_ref_dtype(fixture->shape.output_dtype)),
+        .poison = SUPPORT_POISON_FLOAT,
+        .end_at_page = true};
+    struct support_guard scratch;
+    support_guard_init(output, output_bytes(fixture), &exact);
+    support_guard_init(&scratch, gemm->scratch_bytes(&fixture->op, tile), NULL);
+
+    struct moe_op_gemm op = fixture->op;
+    op.output = output->data;
+    const int64_t num_tasks = gemm->num_tasks(&op, tile);
+    int64_t *order = fixture_alloc(num_tasks, sizeof(int64_t));
+    for (int64_t task = 0; task < num_tasks; task++) {
+        order[task] = task;
+    }
+    for (int64_t task = num_tasks - 1; task > 0; task--) {
+        const int64_t other = (int64_t)support_random_below(&fixture->random, (uint64_t)task + 1);
+        const int64_t swapped = order[task];
+        order[task] = order[other];
+        order[other] = swapped;
+    }
+    for (int64_t i = 0; i < num_tasks; i++) {
+        if (i % 7 == 0) {
+            support_guard_poison(&scratch);
+        }
+        gemm->run(&op, tile, order[i], scratch.data);
+    }
+    free(order);
+    assert_guard_intact(&scratch);
+    assert_guard_intact(output);
+    support_guard_finish(&scratch);
+}
+
+/* Rows that the schedule names are right, all else is untouched. */
+static void check_outputs(const struct gemm_fixture *fixture, const struct support_guard *output)
+{
+    const enum ref_dtype dtype = fixture_ref_dtype(fixture->shape.output_dtype);
+    const size_t bytes = ref_dtype_bytes(dtype);
+    for (int64_t row = 0; row < fixture->num_outputs; row++) {
+        const size_t begin = (size_t)(row * fixture->output_stride) * bytes;
+        const size_t end = begin + (size_t)fixture->width * bytes;
+        const size_t next =
+            row + 1 < fixture->num_outputs ? begin + (size_t)fixture->output_stride * bytes : end;
+        if (fixture->written[row]) {
+            assert_all_within(fixture->expected + row * fixture->width,
+                              fixture->tolerance + row * fixture->width, dtype,
+                              output->data + begin, fixture->width);
+        } else {
+            assert_true(support_guard_is_poison(output, begin, end));
+        }
+        assert_true(support_guard_is_poison(output, end, next));
+    }
+}
+
+/* All tiles in one layout; the outputs' hash. */
+static uint64_t check_shape(const struct gemm_shape *shape)
+{
+    const struct moe_tile *tiles[MOE_NUM_TILES];
+    const int64_t num_tiles = list_tiles(tiles);
+    struct gemm_fixture fixture;
+    struct support_guard first = {0};
+    gemm_fixture_init(&fixture, shape);
+    for (int64_t i = 0; i < num_tiles; i++) {
+        struct support_guard output;
+        run_tile(&fixture, tiles[i], i == 0 ? &first : &output);
+        if (i == 0) {
+            check_outputs(&fixture, &first);
+            continue;
+        }
+        if (memcmp(first.data, output.data, output.size) != 0) {
+            print_error("%s differs from %s\n", tiles[i]->name, tiles[0]->name);
+        }
+        assert_bits_equal(first.data, output.data, (int64_t)output.size, 1);
+        support_guard_finish(&output);
+    }
+    const uint64_t hash = support_hash(SUPPORT_HASH_INIT, first.data, first.size);
+    support_guard_finish(&first);
+    gemm_fixture_finish(&fixture);
+    return hash;
+}
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+static const int32_t dtypes[] = {MOE_DTYPE_FP32, MOE_DTYPE_FP16, MOE_DTYPE_BF16};
+static const int64_t columns[] = {1, 7, 8, 9, 31, 88, 521};
+static const int64_t channels[] = {1, 7, 8, 9, 31, 40, 88};
+static const int64_t rows[] = {1, 4, 13, 60};
+
+/* What a GEMM does with its sums. */
+static const struct epilogue {
+    int32_t num_matrices;
+    bool has_activation;
+    struct moe_op_act act;
+} epilogues[] = {
+    {1, false, {0}},
+    {2, false, {0}},
+    {2, true, {.activation = MOE_ACTIVATION_SILU}},
+    {2, true, {.activation = MOE_ACTIVATION_SWIGLU_OAI, .alpha = 1.702f, .limit = 7.0f}},
+    {2, true, {.activation = MOE_ACTIVATION_GELU_TANH}},
+    {1, true, {.activation = MOE_ACTIVATION_RELU2, .ungated = 1}},
+    {1, true, {.activation = MOE_ACTIVATION_GELU, .ungated = 1}},
+};
+
+static void test_grid(void **state)
+{
+    (void)state;
+    const int levels[] = {COUNT(columns), COUNT(channels),   COUNT(rows),   COUNT(dtypes),
+                          COUNT(dtypes),  COUNT(dtypes) + 1, COUNT(dtypes), COUNT(epilogues),
+                          NUM_LAYOUTS,    NUM_SCHEDULES,     NUM_SPREADS,   2};
+    struct support_grid grid;
+    /* The full product has 10^8 rows: every pair is what is asked for, in full runs too. */
+    support_grid_init_pairwise(&grid, levels, COUNT(levels), NULL, NULL);
+    for (int64_t row = 0; row < grid.num_rows; row++) {
+        int pick[COUNT(levels)];
+        support_grid_row(&grid, row, pick);
+        const struct epilogue *epilogue = &epilogues[pick[7]];
+        const struct gemm_shape shape = {
+            .k = columns[pick[0]],
+            .n = channels[pick[1]],
+            .num_rows = rows[pick[2]],
+            .input_dtype = dtypes[pick[3]],
+            .weight_dtype = dtypes[pick[4]],
+            .bias_dtype = pick[5] < COUNT(dtypes) ? dtypes[pick[5]] : 0,
+            .output_dtype = dtypes[pick[6]],
+            .num_matrices = epilogue->num_matrices,
+            .has_activation = epilogue->has_activation,
+            .act = epilogue->act,
+            .layout = (enum layout)pick[8],
+            .schedule = (enum schedule)pick[9],
+            .spread = (enum spread)pick[10],
+            .has_row_weights = pick[11],
+            .seed = (uint64_t)row,
+        };
+        (void)check_shape(&shape);
+    }
+    support_grid_finish(&grid);
+}
+
+/* Equal weights in different places give equal bits, few rows or many. */
+static void test_layouts_agree(void **state)
+{
+    (void)state;
+    for (int weight = 0; weight < COUNT(dtypes); weight++) {
+        for (int r = 0; r < COUNT(rows); r++) {
+            struct gemm_shape shape = {
+                .k = 531,
+                .n = 43,
+                .num_rows = rows[r],
+                .input_dtype = MOE_DTYPE_BF16,
+                .weight_dtype = dtypes[weight],
+                .bias_dtype = MOE_DTYPE_FP32,
+                .output_dtype = MOE_DTYPE_FP32,
+                .num_matrices = 2,
+                .has_activation = true,
+                .act = {.activation = MOE_ACTIVATION_SILU},
+                .spread = SPREAD_HOT,
+                .seed = 77,
+            };
+            const uint64_t expected = check_shape(&shape);
+            for (int layout = 1; layout < NUM_LAYOUTS; layout++) {
+                shape.layout = (enum layout)layout;
+                assert_int_equal(check_shape(&shape), expected);
+            }
+        }
+    }
+}
+
+/* More rows than one task takes, more columns than any tile keeps, more channels than a block. */
+static void test_large_dimensions(void **state)
+{
+    (void)state;
+    const struct gemm_shape many_rows = {.k = 24,
+                                         .n = 24,
+                                         .num_rows = 700,
+                                         .input_dtype = MOE_DTYPE_BF16,
+                                         .weight_dtype = MOE_DTYPE_BF16,
+                                         .output_dtype = MOE_DTYPE_BF16,
+                                         .num_matrices = 1,
+                                         .spread = SPREAD_HOT,
+                                         .schedule = SCHEDULE_GATHERED,
+                                         .seed = 1};
+    (void)check_shape(&many_rows);
+    struct gemm_shape many_blocks = many_rows;
+    many_blocks.schedule = SCHEDULE_BLOCKS_SCATTER;
+    (void)check_shape(&many_blocks);
+    struct gemm_shape long_rows = many_rows;
+    long_rows.k = 2880;
+    long_rows.n = 72;
+    long_rows.num_rows = 7;
+    long_rows.layout = LAYOUT_TRANSPOSED_INTERLEAVED;
+    (void)check_shape(&long_rows);
+    long_rows.k = 9001;
+    long_rows.n = 9;
+    long_rows.layout = LAYOUT_APART;
+    (void)check_shape(&long_rows);
+}
+
+/* seg_indptr of a host may hold anything. */
+static void test_wild_segments(void **state)
+{
+    (void)state;
+    const struct gemm_shape shape = {.k = 16,
+                                     .n = 16,
+                                     .num_rows = 20,
+                                     .input_dtype = MOE_DTYPE_FP32,
+                                     .weight_dtype = MOE_DTYPE_FP32,
+                                     .output_dtype = MOE_DTYPE_FP32,
+                                     .num_matrices = 1,
+                                     .seed = 5};
+    static const int64_t wild[][FIXTURE_EXPERTS + 1] = {
+        {0, 0, 0, 0, 0, 0},
+        {-5, 3, 1, INT64_MAX, INT64_MIN, 4},
+        {INT64_MAX, INT64_MAX, 0, 0, INT64_MIN, INT64_MIN},
+        {4, 3, 2, 1, 0, -1},
+        {1 << 20, 2 << 20, 3 << 20, 4 << 20, 5 << 20, 6 << 20},
+    };
+    const struct moe_tile *tiles[MOE_NUM_TILES];
+    const int64_t num_tiles = list_tiles(tiles);
+    struct gemm_fixture fixture;
+    gemm_fixture_init(&fixture, &shape);
+    for (int i = 0; i < COUNT(wild); i++) {
+        struct gemm_fixture changed = fixture;
+        int64_t indptr[FIXTURE_EXPERTS + 1];
+        memcpy(indptr, wild[i], sizeof(indptr));
+        changed.op.seg_indptr = indptr;
+        for (int64_t t = 0; t < num_tiles; t++) {
+            struct support_guard output;
+            run_tile(&changed, tiles[t], &output);
+            const int64_t num_tasks = kernels_of(tiles[t])->gemm.num_tasks(&changed.op, tiles[t]);
+            assert_int_equal(num_tasks == 0, i != 1);
+            support_guard_finish(&output);
+        }
+    }
+    gemm_fixture_finish(&fixture);
+}
+
+/* num_tokens_post_pad and the lengths of expert_ids and row_ids bound each other. */
+static void test_wild_post_pad(void **state)
+{
+    (void)state;
+    const struct gemm_shape shape = {.k = 16,
+                                     .n = 16,
+                                     .num_rows = 20,
+                                     .input_dtype = MOE_DTYPE_FP32,
+                                     .weight_dtype = MOE_DTYPE_FP32,
+                                     .output_dtype = MOE_DTYPE_FP32,
+                                     .num_matrices = 1,
+                                     .schedule = SCHEDULE_BLOCKS,
+                                     .seed = 6};
+    static const int32_t post_pads[] = {0, -1, INT32_MIN, INT32_MAX, 1, 5};
+    const struct moe_tile *tiles[MOE_NUM_TILES];
+    const int64_t num_tiles = list_tiles(tiles);
+    struct gemm_fixture fixture;
+    gemm_fixture_init(&fixture, &shape);
+    for (int i = 0; i < COUNT(post_pads); i++) {
+        for (int64_t cut = 0; cut < 2 * FIXTURE_BLOCK; cut++) {
+            struct gemm_fixture changed = fixture;
+            changed.op.num_tokens_post_pad = &post_pads[i];
+            changed.op.num_rows -= cut;
+            for (int64_t t = 0; t < num_tiles; t++) {
+                struct support_guard output;
+                run_tile(&changed, tiles[t], &output);
+                assert_int_equal(kernels_of(tiles[t])->gemm.num_tasks(&changed.op, tiles[t]) == 0,
+                                 post_pads[i] <= 0);
+                support_guard_finish(&output);
+            }
+        }
+    }
+    gemm_fixture_finish(&fixture);
+}
+
+/* One token must give work to several threads, and rows of one expert too. */
+static void test_enough_tasks(void **state)
+{
+    (void)state;
+    const struct moe_tile *tiles[MOE_NUM_TILES];
+    const int64_t num_tiles = list_tiles(tiles);
+    int64_t decode[129];
+    for (int e = 0; e <= 128; e++) {
+        decode[e] = e < 8 ? e : 8;
+    }
+    const int64_t hot[] = {0, 8192, 8192};
+    struct moe_op_gemm op = {.num_segments = 128,
+                             .num_experts = 128,
+                             .seg_indptr = decode,
+                             .num_rows = 8,
+                             .n = 768,
+                             .k = 2048,
+                             .num_matrices = 2};
+    for (int64_t t = 0; t < num_tiles; t++) {
+        op.num_segments = 128;
+        op.seg_indptr = decode;
+        op.num_rows = 8;
+        assert_true(kernels_of(tiles[t])->gemm.num_tasks(&op, tiles[t]) >= 64);
+        op.num_segments = 2;
+        op.seg_indptr = hot;
+        op.num_rows = 8192;
+        assert_true(kernels_of(tiles[t])->gemm.num_tasks(&op, tiles[t]) >= 256);
+        op.seg_indptr = decode + 8; /* nothing */
+        assert_int_equal(kernels_of(tiles[t])->gemm.num_tasks(&op, tiles[t]), 0);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_grid),
+        cmocka_unit_test(test_layouts_agree),
+        cmocka_unit_test(test_large_dimensions),
+        cmocka_unit_test(test_wild_segments),
+        cmocka_unit_test(test_wild_post_pad),
+        cmocka_unit_test(test_enough_tasks),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
