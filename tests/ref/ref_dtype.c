@@ -50,11 +50,13 @@ double ref_dtype_half_ulp(enum ref_dtype dtype)
 /* Exponent of the last mantissa bit of a finite value: neighbours differ by 2^quantum. */
 static int quantum_of(const struct format *format, double value)
 {
-    int exponent = 1 - format->bias;
-    if (value != 0.0 && ilogb(value) > exponent) {
-        exponent = ilogb(value);
+    int least = 1 - format->bias;
+    int exponent = least;
+    if (value != 0.0) {
+        frexp(value, &exponent); /* of a fraction in [0.5, 1) */
+        exponent--;
     }
-    return exponent - format->mantissa_bits;
+    return (exponent > least ? exponent : least) - format->mantissa_bits;
 }
 
 double ref_round(enum ref_dtype dtype, double value)
@@ -70,7 +72,7 @@ double ref_round(enum ref_dtype dtype, double value)
     double steps = ldexp(fabs(value), -quantum);
     double below = floor(steps);
     double rest = steps - below;
-    bool odd = fmod(below, 2.0) == 1.0;
+    bool odd = ((uint64_t)below & 1) != 0;
     if (rest > 0.5 || (rest == 0.5 && odd)) {
         below += 1.0;
     }

@@ -24,7 +24,8 @@ uint64_t support_random_below(struct support_random *random, uint64_t bound);
 /* Uniform in (0, 1). */
 double support_random_uniform(struct support_random *random);
 
-/* Mean 0, variance 1; a sum of twelve uniforms, so never beyond +-6. */
+/* Mean 0, variance 1; a sum of four uniforms, so never beyond
+ * +-3.47. */
 double support_random_normal(struct support_random *random);
 
 /* count elements of dtype: normal times scale (> 0), rounded to dtype, never zero after rounding.
