@@ -95,9 +95,9 @@ struct moe_tree_limits {
 };
 
 /* Limits for a configuration file, a safetensors header, and a safetensors index. */
-#define MOE_TREE_LIMITS_CONFIG      ((struct moe_tree_limits){(size_t)1 << 20, 64, (size_t)1 << 18})
-#define MOE_TREE_LIMITS_JSON_HEADER ((struct moe_tree_limits){100000000, 64, (size_t)1 << 24})
-#define MOE_TREE_LIMITS_JSON_INDEX  ((struct moe_tree_limits){(size_t)64 << 20, 64, (size_t)1 << 22})
+#define MOE_TREE_LIMITS_CONFIG      ((struct moe_tree_limits){1 << 20, 64, 1 << 18})
+#define MOE_TREE_LIMITS_JSON_HEADER ((struct moe_tree_limits){100000000, 64, 1 << 24})
+#define MOE_TREE_LIMITS_JSON_INDEX  ((struct moe_tree_limits){64 << 20, 64, 1 << 22})
 
 /* One problem. `message` is one sentence without a final stop, valid during the callback only. */
 struct moe_tree_diagnostic {

@@ -36,7 +36,7 @@ static int report_no_memory(struct moe_tree_build *build)
 /* Appends a node to the children of the innermost open collection. */
 static int append_node(struct moe_tree_build *build, const struct moe_tree_node *node)
 {
-    if (build->num_pending == build->pending_capacity) {
+    if (build->pending == NULL || build->num_pending == build->pending_capacity) {
         struct moe_tree_node *grown =
             moe_tree_arena_grow(build->arena, build->pending, &build->pending_capacity,
                                 build->num_pending + 1, sizeof *grown);
@@ -126,7 +126,7 @@ int moe_tree_build_open(struct moe_tree_build *build, struct moe_tree_place plac
                               "a %s cannot be a key; a key is a single word or string",
                               kind == MOE_NODE_MAPPING ? "mapping" : "sequence");
     }
-    if (build->num_open == build->open_capacity) {
+    if (build->open == NULL || build->num_open == build->open_capacity) {
         open = moe_tree_arena_grow(build->arena, build->open, &build->open_capacity,
                                    build->num_open + 1, sizeof *open);
         if (open == NULL) {
@@ -150,9 +150,7 @@ static int fill_sequence(struct moe_tree_build *build, struct moe_tree_node *nod
     if (children == NULL) {
         return report_no_memory(build);
     }
-    if (num_pending > 0) {
-        memcpy(children, pending, num_pending * sizeof *children);
-    }
+    memcpy(children, pending, num_pending * sizeof *children);
     node->children = children;
     node->num_children = num_pending;
     return 0;
@@ -186,15 +184,14 @@ static int fill_mapping(struct moe_tree_build *build, struct moe_tree_node *node
 int moe_tree_build_close(struct moe_tree_build *build)
 {
     const struct moe_tree_open *open = &build->open[--build->num_open];
-    const struct moe_tree_node *pending = build->pending;
+    static const struct moe_tree_node none; /* stands for the children if there never were any */
+    const struct moe_tree_node *pending =
+        build->pending != NULL ? build->pending + open->first_pending : &none;
     size_t num_pending = build->num_pending - open->first_pending;
     struct moe_tree_node node = {
         .kind = open->kind, .line = open->place.line, .column = open->place.column};
     int status;
 
-    if (pending != NULL) {
-        pending += open->first_pending;
-    }
     status = open->kind == MOE_NODE_MAPPING ? fill_mapping(build, &node, pending, num_pending)
                                             : fill_sequence(build, &node, pending, num_pending);
     if (status != 0) {

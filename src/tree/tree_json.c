@@ -2,7 +2,6 @@
 #include "tree_json.h"
 #include "tree_text.h"
 
-#include <stdio.h>
 #include <string.h>
 
 /* What may come next. */
@@ -45,26 +44,31 @@ struct moe_tree_place moe_tree_json_take_place(struct moe_tree_json *json)
     return json->queue[json->num_taken++ % MOE_TREE_JSON_QUEUE_TOKENS];
 }
 
-/* After a problem that leaves no way to read on. */
-static void stop(struct moe_tree_json *json)
+void moe_tree_json_stop(struct moe_tree_json *json)
 {
     json->is_finished = 1;
     json->is_broken = 1;
 }
 
-static void add_problem(struct moe_tree_json *json, int32_t code, const char *sentence)
-{
-    moe_tree_problems_add(json->problems, code, json->place.line, json->place.column, "%s",
-                          sentence);
-}
-
-/* Steps over characters that are on one line. */
-static void advance(struct moe_tree_json *json, size_t num_bytes)
+void moe_tree_json_advance(struct moe_tree_json *json, size_t num_bytes)
 {
     for (size_t i = 0; i < num_bytes; i++) {
         json->place.column += ((unsigned char)json->at[i] & 0xC0) != 0x80;
     }
     json->at += num_bytes;
+}
+
+void moe_tree_json_hand_out(struct moe_tree_json *json, const char *head)
+{
+    json->head_bytes = strlen(head);
+    json->head_at = 0;
+    memcpy(json->head, head, json->head_bytes);
+}
+
+void moe_tree_json_report(struct moe_tree_json *json, int32_t code, const char *sentence)
+{
+    moe_tree_problems_add(json->problems, code, json->place.line, json->place.column, "%s",
+                          sentence);
 }
 
 static void skip_space(struct moe_tree_json *json)
@@ -81,13 +85,6 @@ static void skip_space(struct moe_tree_json *json)
             return;
         }
     }
-}
-
-static void hand_out(struct moe_tree_json *json, const char *head)
-{
-    json->head_bytes = strlen(head);
-    json->head_at = 0;
-    memcpy(json->head, head, json->head_bytes);
 }
 
 static void queue_place(struct moe_tree_json *json)
@@ -119,7 +116,7 @@ static void refuse_token(struct moe_tree_json *json)
     moe_tree_problems_add(json->problems, MOE_TREE_SYNTAX, json->place.line, json->place.column,
                           "expected %s here, not '%s'", expected[json->expects],
                           moe_tree_problems_excerpt(excerpt, json->at, num_shown));
-    stop(json);
+    moe_tree_json_stop(json);
 }
 
 static void refuse_end(struct moe_tree_json *json)
@@ -135,7 +132,7 @@ static void refuse_end(struct moe_tree_json *json)
                               is_in_object(json) ? '{' : '[', (unsigned)opened->line,
                               (unsigned)opened->column);
     }
-    stop(json);
+    moe_tree_json_stop(json);
 }
 
 static void open_collection(struct moe_tree_json *json, char bracket)
@@ -145,8 +142,8 @@ static void open_collection(struct moe_tree_json *json, char bracket)
     json->is_object[json->depth] = bracket == '{';
     json->depth++;
     json->expects = bracket == '{' ? EXPECTS_KEY_OR_END : EXPECTS_ITEM_OR_END;
-    hand_out(json, bracket == '{' ? "\n{" : "\n[");
-    advance(json, 1);
+    moe_tree_json_hand_out(json, bracket == '{' ? "\n{" : "\n[");
+    moe_tree_json_advance(json, 1);
     if (json->depth > MOE_TREE_DEPTH_CEILING) {
         json->is_finished = 1; /* the event of this bracket is refused; there is no room for more */
     }
@@ -161,10 +158,10 @@ static void close_collection(struct moe_tree_json *json, char bracket)
         return;
     }
     if (json->expects == EXPECTS_ITEM || json->expects == EXPECTS_KEY) {
-        add_problem(json, MOE_TREE_JSON_TRAILING_COMMA,
-                    closes_object ? "a comma before '}' is not allowed in JSON"
-                                  : "a comma before ']' is not allowed in JSON");
-        stop(json);
+        moe_tree_json_report(json, MOE_TREE_JSON_TRAILING_COMMA,
+                             closes_object ? "a comma before '}' is not allowed in JSON"
+                                           : "a comma before ']' is not allowed in JSON");
+        moe_tree_json_stop(json);
         return;
     }
     if (json->expects == EXPECTS_VALUE || json->expects == EXPECTS_COLON) {
@@ -174,8 +171,8 @@ static void close_collection(struct moe_tree_json *json, char bracket)
     queue_place(json);
     json->depth--;
     json->expects = after_value(json);
-    hand_out(json, closes_object ? "\n}" : "\n]");
-    advance(json, 1);
+    moe_tree_json_hand_out(json, closes_object ? "\n}" : "\n]");
+    moe_tree_json_advance(json, 1);
 }
 
 static void open_string(struct moe_tree_json *json, int is_key)
@@ -184,8 +181,8 @@ static void open_string(struct moe_tree_json *json, int is_key)
     json->string_start = json->place;
     json->is_in_string = 1;
     json->string_is_key = is_key;
-    hand_out(json, is_key ? "\n? \"" : "\n\"");
-    advance(json, 1);
+    moe_tree_json_hand_out(json, is_key ? "\n? \"" : "\n\"");
+    moe_tree_json_advance(json, 1);
 }
 
 /* A number, true, false or null: what reaches to the next space or punctuation. */
@@ -211,15 +208,15 @@ static void read_literal(struct moe_tree_json *json)
                               "'%s' is not a JSON value; a string in double quotes, a decimal "
                               "number, true, false, null, '[' or '{' is",
                               moe_tree_problems_excerpt(excerpt, json->at, length));
-        stop(json);
+        moe_tree_json_stop(json);
         return;
     }
     queue_place(json);
     json->expects = after_value(json);
-    hand_out(json, "\n");
+    moe_tree_json_hand_out(json, "\n");
     json->body = json->at;
     json->body_bytes = length;
-    advance(json, length);
+    moe_tree_json_advance(json, length);
 }
 
 static void read_key(struct moe_tree_json *json, char byte)
@@ -243,7 +240,7 @@ static void read_key(struct moe_tree_json *json, char byte)
                           json->place.column,
                           "a key of a JSON object is a string in double quotes, not '%s'",
                           moe_tree_problems_excerpt(excerpt, json->at, length));
-    stop(json);
+    moe_tree_json_stop(json);
 }
 
 static void read_value(struct moe_tree_json *json, char byte)
@@ -263,12 +260,12 @@ static void read_separator(struct moe_tree_json *json, char byte)
 {
     if (byte == ':' && json->expects == EXPECTS_COLON) {
         json->expects = EXPECTS_VALUE;
-        hand_out(json, " :");
-        advance(json, 1);
+        moe_tree_json_hand_out(json, " :");
+        moe_tree_json_advance(json, 1);
     } else if (byte == ',' && json->expects == EXPECTS_COMMA_OR_END) {
         json->expects = is_in_object(json) ? EXPECTS_KEY : EXPECTS_ITEM;
-        hand_out(json, ",");
-        advance(json, 1);
+        moe_tree_json_hand_out(json, ",");
+        moe_tree_json_advance(json, 1);
     } else {
         refuse_token(json);
     }
@@ -289,20 +286,20 @@ static void read_token(struct moe_tree_json *json)
     }
     byte = *json->at;
     if (byte == '#' || byte == '/') {
-        add_problem(json, MOE_TREE_JSON_COMMENT, "JSON has no comments");
-        stop(json);
+        moe_tree_json_report(json, MOE_TREE_JSON_COMMENT, "JSON has no comments");
+        moe_tree_json_stop(json);
         return;
     }
     if (json->expects == EXPECTS_NOTHING) {
-        add_problem(json, MOE_TREE_SEVERAL_DOCUMENTS,
-                    "something follows the end of the JSON value; one value is expected");
-        stop(json);
+        moe_tree_json_report(json, MOE_TREE_SEVERAL_DOCUMENTS,
+                             "something follows the end of the JSON value; one value is expected");
+        moe_tree_json_stop(json);
         return;
     }
     if (byte == '\'' && json->expects != EXPECTS_COLON && json->expects != EXPECTS_COMMA_OR_END) {
-        add_problem(json, MOE_TREE_JSON_SINGLE_QUOTE,
-                    "a JSON string is written in double quotes, not in single quotes");
-        stop(json);
+        moe_tree_json_report(json, MOE_TREE_JSON_SINGLE_QUOTE,
+                             "a JSON string is written in double quotes, not in single quotes");
+        moe_tree_json_stop(json);
         return;
     }
     if (byte == ']' || byte == '}') {
@@ -322,187 +319,6 @@ static void read_token(struct moe_tree_json *json)
         read_value(json, byte);
         return;
     }
-}
-
-/* Hands out a character of a string in the escaped form that libyaml always takes as it is. */
-static void hand_out_character(struct moe_tree_json *json, uint32_t character)
-{
-    json->head_bytes =
-        (size_t)snprintf(json->head, sizeof json->head, "\\U%08X", (unsigned)character);
-    json->head_at = 0;
-}
-
-/*
- * After a bad escape the string goes on, for the problems behind it. The backslash is handed out
- * as a character, so that keys that differ in bad escapes do not count as the same.
- */
-static void keep_backslash(struct moe_tree_json *json)
-{
-    hand_out(json, "\\\\");
-    advance(json, 1);
-}
-
-/* The four hexadecimal digits of a `\u` at `text`, or -1 if it is no such escape. */
-static int32_t read_unicode_escape(const char *text, const char *end)
-{
-    int32_t value = 0;
-
-    if (end - text < 6 || text[0] != '\\' || text[1] != 'u') {
-        return -1;
-    }
-    for (int i = 2; i < 6; i++) {
-        char digit = text[i];
-
-        if (digit >= '0' && digit <= '9') {
-            value = value * 16 + (digit - '0');
-        } else if (digit >= 'a' && digit <= 'f') {
-            value = value * 16 + (digit - 'a') + 10;
-        } else if (digit >= 'A' && digit <= 'F') {
-            value = value * 16 + (digit - 'A') + 10;
-        } else {
-            return -1;
-        }
-    }
-    return value;
-}
-
-static void read_long_escape(struct moe_tree_json *json)
-{
-    int32_t first = read_unicode_escape(json->at, json->end);
-    int32_t second;
-
-    if (first < 0) {
-        add_problem(json, MOE_TREE_JSON_BAD_ESCAPE, "the escape \\u takes four hexadecimal digits");
-        keep_backslash(json);
-        return;
-    }
-    if (first == 0) {
-        add_problem(json, MOE_TREE_NUL_INSIDE, "a string with the character U+0000");
-        keep_backslash(json);
-        return;
-    }
-    if (first < 0xD800 || first > 0xDFFF) {
-        hand_out_character(json, (uint32_t)first);
-        advance(json, 6);
-        return;
-    }
-    second = first < 0xDC00 ? read_unicode_escape(json->at + 6, json->end) : -1;
-    if (second < 0xDC00 || second > 0xDFFF) {
-        moe_tree_problems_add(
-            json->problems, MOE_TREE_JSON_BAD_SURROGATE, json->place.line, json->place.column,
-            "\\u%04X is half of a surrogate pair without its other half", (unsigned)first);
-        keep_backslash(json);
-        return;
-    }
-    hand_out_character(json, (uint32_t)(0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00)));
-    advance(json, 12);
-}
-
-static void read_escape(struct moe_tree_json *json)
-{
-    static const char letters[] = "\"\\/bfnrt";
-    static const char meanings[] = "\"\\/\b\f\n\r\t";
-    const char *letter;
-    char excerpt[MOE_TREE_EXCERPT_BYTES];
-
-    if (json->end - json->at < 2) {
-        keep_backslash(json); /* the text ends here, which the next step reports */
-        return;
-    }
-    if (json->at[1] == 'u') {
-        read_long_escape(json);
-        return;
-    }
-    letter = strchr(letters, json->at[1]);
-    if (letter == NULL) {
-        uint32_t character = 0;
-        size_t length = moe_tree_text_decode((const unsigned char *)json->at + 1,
-                                             (size_t)(json->end - json->at) - 1, &character);
-
-        moe_tree_problems_add(json->problems, MOE_TREE_JSON_BAD_ESCAPE, json->place.line,
-                              json->place.column,
-                              "\\%s is not an escape of JSON; \\\", \\\\, \\/, \\b, \\f, \\n, "
-                              "\\r, \\t and \\uXXXX are",
-                              moe_tree_problems_excerpt(excerpt, json->at + 1, length));
-        keep_backslash(json);
-        return;
-    }
-    hand_out_character(json, (unsigned char)meanings[letter - letters]);
-    advance(json, 2);
-}
-
-/* The bytes at the start of what is left that go into a string as they are. */
-static size_t measure_run(const struct moe_tree_json *json)
-{
-    const char *at = json->at;
-
-    while (at < json->end) {
-        unsigned char byte = (unsigned char)*at;
-        uint32_t character = byte;
-        size_t length = 1;
-
-        if (byte >= 0x80) {
-            length = moe_tree_text_decode((const unsigned char *)at, (size_t)(json->end - at),
-                                          &character);
-        }
-        if (byte == '"' || byte == '\\' || byte < 0x20 || moe_tree_text_is_special(character)) {
-            break;
-        }
-        at += length;
-    }
-    return (size_t)(at - json->at);
-}
-
-static void refuse_string_end(struct moe_tree_json *json, const char *what)
-{
-    moe_tree_problems_add(json->problems, MOE_TREE_SYNTAX, json->place.line, json->place.column,
-                          "%s inside the string that starts at line %u, column %u", what,
-                          (unsigned)json->string_start.line, (unsigned)json->string_start.column);
-    stop(json);
-}
-
-/* One piece of a string: bytes that stay as they are, an escape, or the end. */
-static void read_string(struct moe_tree_json *json)
-{
-    size_t run_bytes = measure_run(json);
-    uint32_t character = 0;
-    size_t length;
-
-    if (run_bytes > 0) {
-        json->body = json->at;
-        json->body_bytes = run_bytes;
-        advance(json, run_bytes);
-        return;
-    }
-    if (json->at == json->end) {
-        refuse_string_end(json, "the text ends");
-        return;
-    }
-    if (*json->at == '"') {
-        hand_out(json, "\"");
-        advance(json, 1);
-        json->is_in_string = 0;
-        json->expects = json->string_is_key ? EXPECTS_COLON : after_value(json);
-        return;
-    }
-    if (*json->at == '\\') {
-        read_escape(json);
-        return;
-    }
-    if (*json->at == '\n' || *json->at == '\r') {
-        refuse_string_end(json, "the line ends");
-        return;
-    }
-    length = moe_tree_text_decode((const unsigned char *)json->at, (size_t)(json->end - json->at),
-                                  &character);
-    if (character < 0x20) {
-        moe_tree_problems_add(json->problems, MOE_TREE_CONTROL_CHARACTER, json->place.line,
-                              json->place.column,
-                              "the character U+%04X in a JSON string must be written \\u%04X",
-                              (unsigned)character, (unsigned)character);
-    }
-    hand_out_character(json, character);
-    advance(json, length);
 }
 
 /* Copies out what is ready; returns the bytes copied. */
@@ -535,7 +351,10 @@ int moe_tree_json_read(void *self, unsigned char *buffer, size_t buffer_bytes, s
             break;
         }
         if (json->is_in_string) {
-            read_string(json);
+            moe_tree_json_read_string(json);
+            if (!json->is_in_string) {
+                json->expects = json->string_is_key ? EXPECTS_COLON : after_value(json);
+            }
         } else if (json->num_queued - json->num_taken < MOE_TREE_JSON_QUEUE_TOKENS) {
             read_token(json);
         } else {

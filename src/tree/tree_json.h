@@ -60,10 +60,24 @@ struct moe_tree_json {
 void moe_tree_json_init(struct moe_tree_json *json, const char *text, size_t text_bytes,
                         struct moe_tree_problems *problems);
 
-/* libyaml's read handler; `json` is a struct moe_tree_json. */
-int moe_tree_json_read(void *json, unsigned char *buffer, size_t buffer_bytes, size_t *read_bytes);
+/* libyaml's read handler; `self` is a struct moe_tree_json. */
+int moe_tree_json_read(void *self, unsigned char *buffer, size_t buffer_bytes, size_t *read_bytes);
 
 /* The place of the next token. Called once for each event that has a token. */
 struct moe_tree_place moe_tree_json_take_place(struct moe_tree_json *json);
+
+/*
+ * Between tree_json.c and tree_json_string.c.
+ *
+ * read_string hands out one piece of a string: bytes that stay as they are, an escape, or the end,
+ * which clears `is_in_string`. report adds a problem at the present place. stop ends the text after
+ * a problem that leaves no way to read on. advance steps over bytes of one line. hand_out sets
+ * `head`, a C string of at most 15 bytes.
+ */
+void moe_tree_json_read_string(struct moe_tree_json *json);
+void moe_tree_json_report(struct moe_tree_json *json, int32_t code, const char *sentence);
+void moe_tree_json_stop(struct moe_tree_json *json);
+void moe_tree_json_advance(struct moe_tree_json *json, size_t num_bytes);
+void moe_tree_json_hand_out(struct moe_tree_json *json, const char *head);
 
 #endif

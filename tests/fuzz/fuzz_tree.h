@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What must hold for any input of moe_tree_parse:
- *   - either a tree or problems, and those in the order of the text, with known codes and sentences;
+ *   - either a tree or problems, those in the order of the text, with known codes and sentences;
  *   - memory goes back in the sizes it was given out in, all of it, and running out is a problem;
  *   - every key finds its value, every text is UTF-8 without a NUL, every place is in the text;
  *   - written out as JSON and read again, a tree is the same.
@@ -89,7 +89,7 @@ struct fuzz_text {
 
 static inline void fuzz_write(struct fuzz_text *text, const char *bytes, size_t num_bytes)
 {
-    if (text->capacity - text->num_bytes < num_bytes) {
+    if (text->bytes == NULL || text->capacity - text->num_bytes < num_bytes) {
         text->capacity = 2 * text->capacity + num_bytes;
         text->bytes = realloc(text->bytes, text->capacity);
         FUZZ_REQUIRE(text->bytes != NULL);

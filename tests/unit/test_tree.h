@@ -186,7 +186,7 @@ static inline double read_seconds(void)
     return (double)clock() / CLOCKS_PER_SEC;
 }
 
-/* A buffer with `piece` repeated `count` times between `before` and `after`. The caller frees it. */
+/* `piece` repeated `count` times between `before` and `after`. The caller frees the buffer. */
 static inline char *repeat_text(const char *before, const char *piece, size_t count,
                                 const char *after, size_t *text_bytes)
 {

@@ -91,8 +91,13 @@ static void check_double(const char *text, double value)
 {
     struct moe_tree_node node = plain(text);
     double out = 12345;
+    uint64_t out_bits;
+    uint64_t value_bits;
+    int status = moe_tree_to_double(&node, &out);
 
-    if (moe_tree_to_double(&node, &out) != 0 || memcmp(&out, &value, sizeof out) != 0) {
+    memcpy(&out_bits, &out, sizeof out);
+    memcpy(&value_bits, &value, sizeof value);
+    if (status != 0 || out_bits != value_bits) {
         fail_msg("%s gives %a, not %a", text, out, value);
     }
 }
