@@ -119,7 +119,7 @@ int32_t moe_calls_grouped_gemm(const struct moe_plan *plan, const struct moe_gro
     static const char op[] = "grouped_gemm";
     struct moe_grouped_gemm_args own;
     struct moe_run run;
-    struct gemm_shape shape;
+    struct gemm_shape shape = {0};
     MOE_TRY(moe_call_check_plan(plan, MOE_OP_GEMM1, error));
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_grouped_gemm_args, error));
     const struct moe_problem *problem = &plan->problem;
