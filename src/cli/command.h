@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The subcommands of moectl: each is one command_<name>.c, and a row of the table in moectl.c. */
+#ifndef MOE_COMMAND_H
+#define MOE_COMMAND_H
+
+struct moe_command {
+    const char *name;                   /* "run" */
+    const char *summary;                /* one line, for `moectl --help` and the command's own */
+    int (*main)(int argc, char **argv); /* argv[0] is the name; returns one of enum moe_exit */
+};
+
+#endif

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* moectl: looks at a plugin from outside, and runs it. A host like any other. */
+#include "args.h"
+#include "cli_error.h"
+#include "command.h"
+#include "moe_build_info.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const struct moe_command *const commands[] = {
+    NULL,
+};
+enum { num_commands = sizeof commands / sizeof commands[0] - 1 };
+
+static void print_help(FILE *out)
+{
+    fputs("usage: moectl COMMAND [options]\n\n"
+          "Loads a Mixture-of-Experts plugin as an inference server would, and runs or examines "
+          "it.\n\n"
+          "commands:\n",
+          out);
+    for (size_t i = 0; i < num_commands; ++i) {
+        fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    }
+    fputs("\n`moectl COMMAND --help` describes the options of a command.\n"
+          "Exit status: 0 done and right; 1 done, and something is wrong; 2 could not be done.\n",
+          out);
+}
+
+static int refuse_unknown(const char *word)
+{
+    const char *names[num_commands + 1];
+    for (size_t i = 0; i < num_commands; ++i) {
+        names[i] = commands[i]->name;
+    }
+    const char *nearest = moe_cli_suggest(word, names, num_commands);
+    fprintf(stderr, "moectl: there is no command '%s'", word);
+    if (nearest != NULL) {
+        fprintf(stderr, " (did you mean %s?)", nearest);
+    }
+    fputs("\nType 'moectl --help' for the commands.\n", stderr);
+    return MOE_EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_help(stderr);
+        return MOE_EXIT_USAGE;
+    }
+    const char *word = argv[1];
+    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0) {
+        print_help(stdout);
+        return MOE_EXIT_OK;
+    }
+    if (strcmp(word, "--version") == 0) {
+        puts("moectl " MOE_BUILD_VERSION);
+        return MOE_EXIT_OK;
+    }
+    for (size_t i = 0; i < num_commands; ++i) {
+        if (strcmp(commands[i]->name, word) == 0) {
+            return commands[i]->main(argc - 1, argv + 1);
+        }
+    }
+    return refuse_unknown(word);
+}
