@@ -57,7 +57,7 @@ extern "C" {
 #define MOE_ABI_MINOR 1
 
 /* FNV-1a of abi/layout-0.1.txt, which lists offset and size of every member; a test recomputes it. */
-#define MOE_ABI_LAYOUT_HASH UINT64_C(0x0)
+#define MOE_ABI_LAYOUT_HASH UINT64_C(0x73f1c28dbba8d155)
 
 /* The one symbol that a plugin exports, for ever. */
 #define MOE_PLUGIN_INIT_SYMBOL "moe_plugin_init"
