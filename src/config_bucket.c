@@ -202,7 +202,7 @@ static bool read_op_key(struct moe_config_parse *parse, const struct moe_tree_no
         return false;
     }
     int64_t number;
-    if (!moe_config_parse_integer(parse, value, key->text, 1, MAX_TILE_NUMBER, &number)) {
+    if (!moe_config_parse_integer(parse, value, key->text, 1, MAX_TILE_NUMBER, "", &number)) {
         return false;
     }
     out->numbers[tile_key] = (int32_t)number;
@@ -308,7 +308,7 @@ static bool read_max_tokens(struct moe_config_parse *parse, const struct moe_tre
     }
     *out = MOE_TOKENS_INF;
     if (!moe_tree_is_text(value, "inf") &&
-        !moe_config_parse_integer(parse, value, "max_tokens (or inf)", 1, INT32_MAX, out)) {
+        !moe_config_parse_integer(parse, value, max_tokens_key, 1, INT32_MAX, ", or inf", out)) {
         *out = 0;
         return false;
     }

@@ -120,14 +120,13 @@ static bool read_item(const struct reading *reading, const struct moe_tree_node 
         }
         return refuse(reading, node,
                       moe_tree_is_null(node) ? MOE_CONFIG_CODE_TYPE : MOE_CONFIG_CODE_VALUE);
-    default: {
-        int64_t number;
+    default:
         if (moe_tree_to_int64(node, 1, reading->row->max, &item->number) == 0) {
             return true;
         }
-        bool is_integer = moe_tree_to_int64(node, INT64_MIN, INT64_MAX, &number) == 0;
-        return refuse(reading, node, is_integer ? MOE_CONFIG_CODE_RANGE : MOE_CONFIG_CODE_TYPE);
-    }
+        return refuse(reading, node,
+                      moe_config_parse_looks_like_integer(node) ? MOE_CONFIG_CODE_RANGE
+                                                                : MOE_CONFIG_CODE_TYPE);
     }
 }
 

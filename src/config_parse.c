@@ -62,7 +62,7 @@ bool moe_config_parse_expect(struct moe_config_parse *parse, const struct moe_tr
     return false;
 }
 
-static bool looks_like_integer(const struct moe_tree_node *node)
+bool moe_config_parse_looks_like_integer(const struct moe_tree_node *node)
 {
     if (node->kind != MOE_NODE_SCALAR || node->quoted || node->text_bytes == 0) {
         return false;
@@ -73,7 +73,8 @@ static bool looks_like_integer(const struct moe_tree_node *node)
 }
 
 bool moe_config_parse_integer(struct moe_config_parse *parse, const struct moe_tree_node *node,
-                              const char *what, int64_t min, int64_t max, int64_t *out)
+                              const char *what, int64_t min, int64_t max, const char *also,
+                              int64_t *out)
 {
     if (moe_tree_to_int64(node, min, max, out) == 0) {
         return true;
@@ -81,8 +82,10 @@ bool moe_config_parse_integer(struct moe_config_parse *parse, const struct moe_t
     struct moe_words words = {0, ""};
     moe_words_add(&words, "%s is ", what);
     moe_words_add_node(&words, node);
-    moe_words_add(&words, "; valid: an integer from %lld to %lld", (long long)min, (long long)max);
-    int32_t code = looks_like_integer(node) ? MOE_CONFIG_CODE_RANGE : MOE_CONFIG_CODE_TYPE;
+    moe_words_add(&words, "; valid: an integer from %lld to %lld%s", (long long)min, (long long)max,
+                  also);
+    int32_t code =
+        moe_config_parse_looks_like_integer(node) ? MOE_CONFIG_CODE_RANGE : MOE_CONFIG_CODE_TYPE;
     moe_config_report_error(parse->report, node, code, "%s", words.text);
     return false;
 }
@@ -244,7 +247,7 @@ static bool parse_rule(struct moe_config_parse *parse, const struct moe_tree_nod
     int64_t number = 0;
     if (priority != NULL) {
         good = moe_config_parse_integer(parse, priority, "priority", -MAX_PRIORITY, MAX_PRIORITY,
-                                        &number) &&
+                                        "", &number) &&
                good;
     }
     rule->priority = (int32_t)number;

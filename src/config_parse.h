@@ -46,9 +46,13 @@ bool moe_config_parse_bucket(struct moe_config_parse *parse, const struct moe_tr
 bool moe_config_parse_expect(struct moe_config_parse *parse, const struct moe_tree_node *node,
                              int32_t kind, const char *what, const char *valid);
 
-/* A plain integer from `min` to `max`. */
+/* A plain integer from `min` to `max`; `also` names what else the caller takes, "" for nothing. */
 bool moe_config_parse_integer(struct moe_config_parse *parse, const struct moe_tree_node *node,
-                              const char *what, int64_t min, int64_t max, int64_t *out);
+                              const char *what, int64_t min, int64_t max, const char *also,
+                              int64_t *out);
+
+/* Is the node spelled like an integer, of whatever size? Then a wrong one is out of range rather than of a wrong type. */
+bool moe_config_parse_looks_like_integer(const struct moe_tree_node *node);
 
 /* An "unknown key" at `key`, with the valid ones and a suggestion. */
 void moe_config_parse_unknown_key(struct moe_config_parse *parse, const struct moe_tree_node *key,

@@ -132,12 +132,13 @@ void moe_words_add(struct moe_words *words, const char *format, ...)
 
 void moe_words_add_node(struct moe_words *words, const struct moe_tree_node *node)
 {
-    if (node->kind == MOE_NODE_SEQUENCE) {
-        moe_words_add(words, "a list");
-        return;
-    }
-    if (node->kind == MOE_NODE_MAPPING) {
-        moe_words_add(words, "a mapping");
+    if (node->kind != MOE_NODE_SCALAR) {
+        const char *kind = node->kind == MOE_NODE_SEQUENCE ? "list" : "mapping";
+        if (node->num_children == 0) {
+            moe_words_add(words, "an empty %s", kind);
+        } else {
+            moe_words_add(words, "a %s of %zu", kind, node->num_children);
+        }
         return;
     }
     if (moe_tree_is_null(node)) {

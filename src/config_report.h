@@ -70,7 +70,7 @@ void moe_words_add(struct moe_words *words, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 /* Append a node as a user can recognize it: a scalar in quotes, cut when long and without control characters,
- * or "a list", "a mapping", "nothing". */
+ * or "a list of 2", "an empty mapping", "nothing". */
 void moe_words_add_node(struct moe_words *words, const struct moe_tree_node *node);
 
 /* Append names, comma-separated: name(self, 0), name(self, 1), ... until NULL. */

@@ -18,8 +18,9 @@ static const struct cpu_speed cpu_speeds[MOE_NUM_KERNELS] = {
     [MOE_KERNEL_CPU_AVX2] = {16.0, 0.125, 0.25, 1.0},
 };
 
-static const double task_cycles = 400.0; /* claiming a task and starting it with cold registers */
-static const double spill_cycles = 2.0;  /* writing and reading back one accumulator of 8 lanes */
+static const double task_cycles = 400.0;   /* claiming a task and starting it with cold registers */
+static const double rows_per_task = 256.0; /* GEMM: an expert with more rows is cut */
+static const double spill_cycles = 2.0;    /* writing and reading back one accumulator of 8 lanes */
 static const double accumulator_bytes = 32.0;          /* 8 lanes of fp32 */
 static const double memory_bytes_per_cycle = 8.0;      /* one core alone */
 static const double memory_bytes_per_cycle_max = 32.0; /* all cores together */
@@ -94,12 +95,23 @@ static struct routing expect_routing(const struct moe_problem *problem, int64_t 
 struct gemm_shape {
     double num_groups;
     double rows;
+    bool rows_vary; /* rows is a mean over groups: the last panel of a group is filled by chance */
     double n;
     double k;
     double num_matrices;
     int32_t weight_dtype;
     int32_t input_dtype;
 };
+
+/* Expected panels per group. Numbers of rows that vary leave the last panel half empty on average. */
+static double expect_panels(const struct gemm_shape *shape, double block_m)
+{
+    double rows = at_least_1(shape->rows);
+    if (!shape->rows_vary) {
+        return ceil(rows / block_m);
+    }
+    return at_least_1(rows / block_m + (block_m - 1.0) / (2.0 * block_m));
+}
 
 static double cpu_gemm_cost(const struct moe_tile *tile, const struct moe_device *device,
                             const struct gemm_shape *shape)
@@ -110,7 +122,7 @@ static double cpu_gemm_cost(const struct moe_tile *tile, const struct moe_device
     double bn = tile->block_n;
     double k = at_least_1(shape->k);
     double bk = tile->block_k < k ? tile->block_k : k;
-    double panels = num_blocks(shape->rows, tile->block_m);
+    double panels = expect_panels(shape, bm);
     double blocks = num_blocks(shape->n, tile->block_n);
     double weight_bytes = element_bytes(shape->weight_dtype);
     double input_bytes = element_bytes(shape->input_dtype);
@@ -121,14 +133,15 @@ static double cpu_gemm_cost(const struct moe_tile *tile, const struct moe_device
     double column_cycles = bm * bn / speed->macs_per_cycle + bn * load_weight + bm * load_input;
     double spills = num_blocks(k, tile->block_k) * bm * bn * spill_cycles;
     double num_panels = shape->num_groups * shape->num_matrices * blocks * panels;
-    double tasks = shape->num_groups * blocks;
+    double stretches = ceil(at_least_1(shape->rows) / rows_per_task);
+    double tasks = shape->num_groups * blocks * stretches;
     double waves = ceil(tasks / threads);
     double compute = (num_panels * (k * column_cycles + spills) / tasks + task_cycles) * waves;
 
     double cache_bytes =
         (device->l2_bytes > 0 ? (double)device->l2_bytes : default_cache_bytes) / threads;
     double working_set = bn * bk * 4.0 + bm * bk * 4.0 + bm * bn * accumulator_bytes;
-    double weight_reads = working_set <= cache_bytes ? 1.0 : panels;
+    double weight_reads = working_set <= cache_bytes ? stretches : panels;
     double from_memory =
         shape->num_groups * shape->num_matrices * shape->n * k * weight_bytes * weight_reads;
     double from_cache = shape->num_groups * shape->rows * k * input_bytes * blocks;
@@ -150,6 +163,7 @@ static double cpu_experts_cost(const struct moe_tile *tile, int32_t op,
     struct gemm_shape shape;
     shape.num_groups = routing.active_experts;
     shape.rows = routing.num_routes / routing.active_experts;
+    shape.rows_vary = true;
     shape.n = at_least_1(is_gemm1 ? problem->inter : problem->hidden);
     shape.k = at_least_1(is_gemm1 ? problem->hidden : problem->inter);
     shape.num_matrices = is_gemm1 && (problem->flags & MOE_PROBLEM_UNGATED) == 0 ? 2.0 : 1.0;
@@ -160,6 +174,7 @@ static double cpu_experts_cost(const struct moe_tile *tile, int32_t op,
     if (problem->shared_inter > 0) {
         shape.num_groups = 1.0;
         shape.rows = (double)num_tokens;
+        shape.rows_vary = false;
         *(is_gemm1 ? &shape.n : &shape.k) = problem->shared_inter;
         cost += cpu_gemm_cost(tile, device, &shape);
     }
@@ -172,6 +187,7 @@ static double cpu_router_cost(const struct moe_tile *tile, const struct moe_devi
     struct gemm_shape shape;
     shape.num_groups = 1.0;
     shape.rows = (double)num_tokens;
+    shape.rows_vary = false;
     shape.n = at_least_1(problem->num_experts_global > 0 ? problem->num_experts_global
                                                          : problem->num_experts);
     shape.k = problem->hidden;

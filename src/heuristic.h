@@ -7,13 +7,15 @@
  *
  *   routes      R = T * k * E / E_global routes meet A = E * (1 - (1 - k / E_global)^T) experts (uniform routing),
  *               so m = R / A rows per active expert. The router is one "expert" with m = T.
- *   panels      P = ceil(m / BLOCK_SIZE_M) per expert and B = ceil(n / BLOCK_SIZE_N) blocks of channels; partly filled ones cost as
+ *   panels      P = m / BLOCK_SIZE_M per expert, the last one half empty on average since m varies (the router's and the shared
+ *               expert's m does not: ceil), and B = ceil(n / BLOCK_SIZE_N) blocks of channels; partly filled ones cost as
  *               much as full ones.
  *   compute     per panel, block and column of k: bm * bn / (multiply-adds per cycle) + bn * (cycles to load and widen a weight) + bm *
  *               (cycles to load an activation); per panel and block also ceil(K / BLOCK_SIZE_K) spills of bm * bn accumulators.
- *   memory      weights once per expert when one block's working set fits a thread's share of the last-level cache, else once
+ *   memory      weights once per task when one block's working set fits a thread's share of the last-level cache, else once
  *               per panel; activations once per block of channels, out of the cache.
- *   tasks       A * B of them, in ceil(tasks / threads) waves, each with a fixed overhead.
+ *   tasks       one expert's rows (256 at most) and one block of channels; ceil(tasks / threads) waves, each with a fixed
+ *               overhead.
  *   total       the larger of compute (divided by threads, times the imbalance of the last wave) and memory, plus a quarter of
  *               the smaller, since the two overlap only in part.
  *   others      ceil(tasks / threads) waves of tasks of BLOCK_SIZE tokens (activation: rows), each with the same fixed overhead.

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The cost model: closed, defined for all tiles, and ordered as the arithmetic of panels says. */
+#include "config_fixture.h"
+#include "heuristic.h"
+
+#include <math.h>
+
+static void every_tile_has_a_cost(void **state)
+{
+    (void)state;
+    static const int64_t tokens[] = {0, 1, 7, 64, 4096, INT32_MAX};
+    struct moe_problem problems[] = {
+        fixture_problem(128, 8, 2048, 768, 1), fixture_problem(1, 1, 1, 1, 1),
+        fixture_problem(4, 8, 64, 64, 1), fixture_problem(0, 0, 0, 0, 1)};
+    problems[1].shared_inter = 4096;
+    problems[2].num_experts_global = 1500;
+    struct moe_device devices[] = {fixture_cpu("avx2", 2), fixture_cpu("avx2", 1024),
+                                   fixture_cpu("avx2", 0)};
+    devices[2].l2_bytes = 0;
+    for (int32_t tile = 0; tile < MOE_NUM_TILES; tile++) {
+        for (int32_t op = 0; op < MOE_NUM_OPS; op++) {
+            if (!moe_tiles_op_has_tiles(op) || moe_tiles_row_op(op) != moe_tiles[tile].op) {
+                continue;
+            }
+            for (size_t i = 0; i < 4 * 3 * 6; i++) {
+                double cost = moe_heuristic_cost(&moe_tiles[tile], op, &devices[i % 3],
+                                                 &problems[i / 3 % 4], tokens[i / 12]);
+                assert_true(isfinite(cost) && cost > 0.0);
+            }
+        }
+    }
+}
+
+static const struct moe_tile *pick(int32_t op, const char *isa, int32_t num_threads,
+                                   const struct moe_problem *problem, int64_t num_tokens)
+{
+    struct moe_config *config = fixture_config("schema: moe-dispatch/1\nrules: []\n");
+    struct moe_device device = fixture_cpu(isa, num_threads);
+    struct moe_problem asked = *problem;
+    asked.max_tokens = num_tokens;
+    struct moe_dispatch *dispatch = fixture_dispatch(config, &device, &asked, FIXTURE_ALL_OPS);
+    const struct moe_tile *tile = fixture_tile_at(dispatch, op, num_tokens);
+    moe_dispatch_destroy(dispatch);
+    moe_config_unref(config);
+    return tile;
+}
+
+static void panels_grow_with_the_rows_per_expert(void **state)
+{
+    (void)state;
+    struct moe_problem problem = fixture_problem(128, 8, 2048, 768, 1);
+    int32_t before = 0;
+    for (int64_t tokens = 1; tokens <= 1 << 16; tokens *= 2) {
+        int32_t block_m = pick(MOE_OP_GEMM1, "avx2", 2, &problem, tokens)->block_m;
+        assert_true(block_m >= before);
+        before = block_m;
+    }
+    assert_int_equal(pick(MOE_OP_GEMM1, "avx2", 2, &problem, 1)->block_m, 1);
+    assert_true(before >= 24);
+    /* The same tokens on fewer experts are more rows per expert. */
+    struct moe_problem few = fixture_problem(8, 8, 2048, 768, 1);
+    assert_true(pick(MOE_OP_GEMM1, "avx2", 2, &few, 64)->block_m >
+                pick(MOE_OP_GEMM1, "avx2", 2, &problem, 64)->block_m);
+}
+
+static void wider_instructions_win(void **state)
+{
+    (void)state;
+    struct moe_problem problem = fixture_problem(64, 8, 2048, 1024, 1);
+    for (int64_t tokens = 1; tokens <= 1 << 14; tokens *= 4) {
+        for (int32_t op = 0; op < MOE_OP_EXPERTS; op++) {
+            if (op == MOE_OP_QUANTIZE || op == MOE_OP_ALIGN_BLOCK_SIZE ||
+                op == MOE_OP_EP_PREPROCESS) {
+                continue; /* no AVX2 row */
+            }
+            assert_int_equal(pick(op, "avx2", 4, &problem, tokens)->kernel, MOE_KERNEL_CPU_AVX2);
+            assert_int_equal(pick(op, "c11", 4, &problem, tokens)->kernel, MOE_KERNEL_CPU_C11);
+        }
+    }
+}
+
+/* Few tokens and many threads need small tasks; many tokens per thread make the overhead of small tasks count. */
+static void tasks_follow_the_threads(void **state)
+{
+    (void)state;
+    struct moe_problem problem = fixture_problem(16, 2, 4096, 512, 1);
+    assert_int_equal(pick(MOE_OP_GATING, "avx2", 32, &problem, 32)->block_size, 1);
+    assert_int_equal(pick(MOE_OP_GATING, "avx2", 2, &problem, 4096)->block_size, 32);
+    assert_true(pick(MOE_OP_ACTIVATION, "avx2", 64, &problem, 64)->block_size <
+                pick(MOE_OP_ACTIVATION, "avx2", 1, &problem, 4096)->block_size);
+}
+
+static void tokens_are_rounded_to_powers_of_two(void **state)
+{
+    (void)state;
+    static const int64_t pairs[][2] = {
+        {0, 1}, {1, 1}, {2, 2}, {3, 4}, {64, 64}, {65, 128}, {INT32_MAX, INT64_C(1) << 31}};
+    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
+        assert_int_equal(moe_heuristic_round_tokens(pairs[i][0]), pairs[i][1]);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_tile_has_a_cost),
+        cmocka_unit_test(panels_grow_with_the_rows_per_expert),
+        cmocka_unit_test(wider_instructions_win),
+        cmocka_unit_test(tasks_follow_the_threads),
+        cmocka_unit_test(tokens_are_rounded_to_powers_of_two),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The built-in profiles: each is read without a finding on every device, and tables made from them (and from a file with
+ * every kind of boundary) agree at every number of tokens with a table whose last number of tokens that is, where no boundary
+ * can be missed.
+ */
+#include "config_fixture.h"
+#include "profiles.h"
+#include "rules.h"
+
+struct shape {
+    const char *model;
+    int32_t experts;
+    int32_t top_k;
+    int32_t hidden;
+    int32_t inter;
+};
+
+static const struct shape shapes[] = {
+    {"qwen3-30b-a3b", 128, 8, 2048, 768},
+    {"mixtral-8x7b", 8, 2, 4096, 14336},
+    {"olmoe-1b-7b", 64, 8, 2048, 1024},
+    {"gpt-oss-20b", 32, 4, 2880, 2880},
+    {"deepseek-v3", 256, 8, 7168, 2048},
+    {"qwen1.5-moe-a2.7b", 60, 4, 2048, 1408},
+    {"qwen2-57b-a14b", 64, 8, 3584, 2560},
+    {"cpu", 7, 3, 100, 36}, /* no model: the default of the CPU */
+};
+#define NUM_SHAPES (sizeof(shapes) / sizeof(shapes[0]))
+
+static void each_profile_is_read_alone(void **state)
+{
+    (void)state;
+    assert_true(moe_num_profiles >= NUM_SHAPES);
+    struct moe_device devices[] = {fixture_cpu("avx2", 4), fixture_cpu("c11", 1), fixture_h200()};
+    for (size_t i = 0; i < moe_num_profiles; i++) {
+        for (size_t j = 0; j < sizeof(devices) / sizeof(devices[0]); j++) {
+            struct moe_config_source source =
+                fixture_text(moe_profiles[i].name, moe_profiles[i].text, MOE_CONFIG_REPLACE);
+            struct fixture_findings findings;
+            int32_t status;
+            struct moe_config *config = fixture_read(&source, 1, &devices[j], &findings, &status);
+            if (status != MOE_STATUS_OK || findings.num_findings != 0) {
+                fail_msg("%s: %s", moe_profiles[i].name, findings.text);
+            }
+            assert_true(config->num_rules > 0);
+            moe_config_unref(config);
+        }
+    }
+}
+
+static int same_bucket(const struct moe_dispatch_bucket *a, const struct moe_dispatch_bucket *b)
+{
+    for (int32_t op = 0; op < MOE_NUM_OPS; op++) {
+        const struct moe_dispatch_choice *x = &a->choices[op];
+        const struct moe_dispatch_choice *y = &b->choices[op];
+        if (x->tile != y->tile || x->source != y->source || x->line != y->line ||
+            strcmp(x->rule, y->rule) != 0) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* What is chosen for `num_tokens` when that is the last number of tokens of the table. */
+static void assert_same_alone(struct moe_config *config, const struct moe_device *device,
+                              const struct moe_problem *problem,
+                              const struct moe_dispatch *dispatch, int64_t num_tokens)
+{
+    struct moe_problem alone = *problem;
+    alone.max_tokens = num_tokens;
+    struct moe_dispatch *last = fixture_dispatch(config, device, &alone, FIXTURE_ALL_OPS);
+    if (!same_bucket(moe_dispatch_find(dispatch, num_tokens),
+                     moe_dispatch_find(last, num_tokens))) {
+        fail_msg("%lld tokens", (long long)num_tokens);
+    }
+    moe_dispatch_destroy(last);
+}
+
+static void profiles_plan_at_every_edge(void **state)
+{
+    (void)state;
+    struct moe_config *config = fixture_read(NULL, 0, NULL, NULL, NULL);
+    struct moe_device devices[] = {fixture_cpu("avx2", 4), fixture_cpu("c11", 1),
+                                   fixture_cpu("avx2", 192)};
+    for (size_t i = 0; i < NUM_SHAPES; i++) {
+        for (size_t j = 0; j < sizeof(devices) / sizeof(devices[0]); j++) {
+            struct moe_problem problem = fixture_problem(
+                shapes[i].experts, shapes[i].top_k, shapes[i].hidden, shapes[i].inter, 1 << 20);
+            struct moe_dispatch *dispatch =
+                fixture_dispatch(config, &devices[j], &problem, FIXTURE_ALL_OPS);
+            for (int32_t b = 0; b < dispatch->num_buckets; b++) {
+                int64_t edge = dispatch->buckets[b].max_tokens;
+                assert_same_alone(config, &devices[j], &problem, dispatch, edge);
+                if (b + 1 < dispatch->num_buckets) {
+                    assert_false(same_bucket(&dispatch->buckets[b], &dispatch->buckets[b + 1]));
+                    assert_same_alone(config, &devices[j], &problem, dispatch, edge + 1);
+                }
+            }
+            moe_dispatch_destroy(dispatch);
+        }
+    }
+    moe_config_unref(config);
+}
+
+struct decided {
+    char rule[128];
+    char file[128];
+};
+
+static void on_rule(void *self, const struct moe_explain_rule *rule)
+{
+    struct decided *decided = self;
+    if (rule->chosen) {
+        assert_int_equal(decided->rule[0], 0); /* one rule decides */
+        snprintf(decided->rule, sizeof(decided->rule), "%s", rule->rule);
+        snprintf(decided->file, sizeof(decided->file), "%s", rule->file);
+    }
+}
+
+/* Each model's own profile decides for its shape, on a CPU and on Hopper. */
+static void profiles_decide_for_their_models(void **state)
+{
+    (void)state;
+    struct moe_config *config = fixture_read(NULL, 0, NULL, NULL, NULL);
+    struct moe_device devices[] = {fixture_cpu("avx2", 4), fixture_h200()};
+    struct moe_memory memory = fixture_memory();
+    for (size_t i = 0; i + 1 < NUM_SHAPES; i++) {
+        for (size_t j = 0; j < 2; j++) {
+            struct moe_problem problem = fixture_problem(shapes[i].experts, shapes[i].top_k,
+                                                         shapes[i].hidden, shapes[i].inter, 4096);
+            struct decided decided;
+            memset(&decided, 0, sizeof(decided));
+            struct moe_explain_sink sink;
+            MOE_INIT(sink);
+            sink.self = &decided;
+            sink.rule = on_rule;
+            assert_int_equal(moe_explain(&memory, config, &devices[j], &problem, FIXTURE_ALL_OPS, 1,
+                                         &sink, NULL),
+                             MOE_STATUS_OK);
+            char file[128];
+            snprintf(file, sizeof(file), "built-in/%s.yaml", shapes[i].model);
+            assert_string_equal(decided.file, file);
+        }
+    }
+    moe_config_unref(config);
+}
+
+static const char boundaries[] =
+    "schema: moe-dispatch/1\non_unavailable: next\nrules:\n"
+    "- {name: a, match: {experts: 60, topk: 4, density: 0.7..3.1}, buckets: [{max_tokens: 33, "
+    "gemm1: {BLOCK_SIZE_M: 12}},"
+    " {max_tokens: 40, gating: {kernel: cpu.c11}}]}\n"
+    "- {name: b, match: {experts: 60, density: \">=1.5\"}, buckets: [{max_tokens: 7}, {max_tokens: "
+    "129, gemm1: {BLOCK_SIZE_M: 1}}]}\n"
+    "- {name: c, match: {experts: \">=60\"}, buckets: [{max_tokens: 3, activation: {BLOCK_SIZE: "
+    "4}}, {max_tokens: 200, gemm2: {BLOCK_SIZE_N: 64}}]}\n"
+    "- {name: d, priority: -1, match: {density: <=9.99}, buckets: [{max_tokens: inf, post_reorder: {BLOCK_SIZE: "
+    "1}}]}\n";
+
+static void every_number_of_tokens_agrees(void **state)
+{
+    (void)state;
+    const int64_t max_tokens = 300;
+    struct moe_config *config = fixture_config(boundaries);
+    struct moe_device device = fixture_cpu("avx2", 3);
+    struct moe_problem problem = fixture_problem(60, 4, 2048, 1408, max_tokens);
+    struct moe_dispatch *dispatch = fixture_dispatch(config, &device, &problem, FIXTURE_ALL_OPS);
+    assert_true(dispatch->num_buckets > 10);
+    for (int64_t tokens = 0; tokens <= max_tokens; tokens++) {
+        assert_same_alone(config, &device, &problem, dispatch, tokens);
+
+        /* The rules once more, by hand: which one names something of its own for these tokens? */
+        double density = (double)tokens * 4.0 / 60.0;
+        const struct moe_dispatch_bucket *bucket = moe_dispatch_find(dispatch, tokens);
+        const char *gemm1 = density >= 0.7 && density <= 3.1 && tokens <= 33 ? "a" : "heuristic";
+        int a_covers = density >= 0.7 && density <= 3.1 && tokens <= 40;
+        if (!a_covers && density >= 1.5 && tokens > 7 && tokens <= 129) {
+            gemm1 = "b";
+        }
+        assert_string_equal(bucket->choices[MOE_OP_GEMM1].rule, gemm1);
+        int b_covers = density >= 1.5 && tokens <= 129;
+        assert_string_equal(bucket->choices[MOE_OP_GEMM2].rule,
+                            !a_covers && !b_covers && tokens > 3 && tokens <= 200 ? "c"
+                                                                                  : "heuristic");
+    }
+    moe_dispatch_destroy(dispatch);
+    moe_config_unref(config);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(each_profile_is_read_alone),
+        cmocka_unit_test(profiles_plan_at_every_edge),
+        cmocka_unit_test(profiles_decide_for_their_models),
+        cmocka_unit_test(every_number_of_tokens_agrees),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
