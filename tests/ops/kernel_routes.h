@@ -12,13 +12,23 @@ enum traffic {
     TRAFFIC_ONE_EXPERT,
     NUM_TRAFFICS
 };
-enum filtering { FILTER_NONE, FILTER_RANGE, FILTER_MAP, FILTER_RANGE_AND_MAP, NUM_FILTERINGS };
+enum filtering {
+    FILTER_NONE,
+    FILTER_RANGE,
+    FILTER_MAP,
+    FILTER_RANGE_AND_MAP,
+    FILTER_LOOSE_RANGE_AND_MAP, /* the range reaches beyond the ids that there are */
+    NUM_FILTERINGS
+};
+
+/* Valid entries around the map: an id that is used without a check is not filtered, and that shows. */
+enum { MAP_MARGIN = 16 };
 
 struct kernel_routes {
     int64_t num_routes;
     int64_t num_experts; /* global */
     struct ref_filter filter;
-    int32_t *map;
+    int32_t *map; /* MAP_MARGIN entries into its allocation */
     int64_t *ids;
 };
 
@@ -70,7 +80,12 @@ static inline void kernel_make_filter(struct kernel_routes *routes, enum filteri
         routes->filter.end = (routes->num_experts * 3 + 3) / 4;
         routes->filter.num_local = routes->filter.end - routes->filter.begin;
     }
-    if (filtering == FILTER_MAP || filtering == FILTER_RANGE_AND_MAP) {
+    if (filtering == FILTER_LOOSE_RANGE_AND_MAP) {
+        routes->filter.begin = -MAP_MARGIN;
+        routes->filter.end = routes->num_experts + MAP_MARGIN;
+    }
+    if (filtering == FILTER_MAP || filtering == FILTER_RANGE_AND_MAP ||
+        filtering == FILTER_LOOSE_RANGE_AND_MAP) {
         kernel_make_map(routes);
     }
 }
@@ -82,14 +97,15 @@ static inline void kernel_init_routes(struct kernel_routes *routes, struct suppo
     routes->num_routes = num_tokens * top_k;
     routes->num_experts = num_experts;
     routes->ids = kernel_array(routes->num_routes, sizeof(*routes->ids));
-    routes->map = kernel_array(num_experts, sizeof(*routes->map));
+    routes->map =
+        (int32_t *)kernel_array(num_experts + 2 * MAP_MARGIN, sizeof(*routes->map)) + MAP_MARGIN;
     kernel_make_ids(random, routes, num_tokens, top_k, traffic, wide);
     kernel_make_filter(routes, filtering);
 }
 
 static inline void kernel_finish_routes(struct kernel_routes *routes)
 {
-    free(routes->map);
+    free(routes->map - MAP_MARGIN);
     free(routes->ids);
 }
 

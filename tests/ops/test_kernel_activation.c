@@ -308,6 +308,34 @@ static void in_place_gives_the_same_bits(void **state)
     }
 }
 
+/* A NaN gate or up is never clamped or cut away. */
+static void nan_comes_through(void **state)
+{
+    (void)state;
+    const float pairs[] = {NAN, 1.0f, 1.0f, NAN, -NAN, -2.0f, NAN, NAN};
+    enum { INTER = 4 };
+    struct support_guard input = kernel_input(pairs, sizeof(pairs), 4);
+    for (int function = 0; function < KERNEL_COUNT(functions); function++) {
+        for (int ungated = 0; ungated < (functions[function].has_ungated ? 2 : 1); ungated++) {
+            struct act_case test = {.function = function,
+                                    .columns = lay_out(LAYOUT_INTERLEAVED, INTER),
+                                    .in = REF_F32,
+                                    .out = REF_F32,
+                                    .num_rows = 1,
+                                    .inter = INTER,
+                                    .limit = 7.0f};
+            uint32_t output[INTER];
+            test.columns.ungated = ungated == 1;
+            test.columns.up_offset = 1 - ungated;
+            check_all_variants(&test, &input, output);
+            for (int i = 0; i < INTER; i++) {
+                assert_true((output[i] == 0x7fc00000u) == (ungated == 0 || isnan(pairs[2 * i])));
+            }
+        }
+    }
+    support_guard_finish(&input);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -315,6 +343,7 @@ int main(void)
         cmocka_unit_test(every_gate_gives_the_same_bits),
         cmocka_unit_test(layouts_give_the_same_bits),
         cmocka_unit_test(in_place_gives_the_same_bits),
+        cmocka_unit_test(nan_comes_through),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
