@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A snapshot: layers are read from the weakest to the strongest, rules are put in order of precedence. */
+/*
+ * A snapshot: layers are read from the weakest to the strongest, rules are put in order of
+ * precedence.
+ */
 #define _GNU_SOURCE /* secure_getenv */
 
 #include "config.h"
@@ -157,7 +160,10 @@ static int32_t check_sources(const struct moe_config_request *request, struct mo
     return MOE_STATUS_OK;
 }
 
-/* What replaces what: layers that are replaced are not even read, so that a broken one can be got rid of. */
+/*
+ * What replaces what: layers that are replaced are not even read, so that a broken one can be got
+ * rid of.
+ */
 static void find_replacements(struct making *making)
 {
     const struct moe_config_request *request = making->request;
@@ -188,7 +194,9 @@ static int32_t read_layers(struct making *making)
     return making->environment != NULL ? read_environment(making) : MOE_STATUS_OK;
 }
 
-/* Order of precedence, strongest first. Layer, priority, exact keys, other keys, later in the file. */
+/*
+ * Order of precedence, strongest first. Layer, priority, exact keys, other keys, later in the file.
+ */
 static int compare_rules(const void *left, const void *right)
 {
     const struct moe_rule *a = *(const struct moe_rule *const *)left;

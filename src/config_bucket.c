@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading a bucket: max_tokens, and per operation a kernel and numbers that some row of tiles.def has. */
+/*
+ * Reading a bucket: max_tokens, and per operation a kernel and numbers that some row of tiles.def
+ * has.
+ */
 #include "config_parse.h"
 
 #include <stdlib.h>
@@ -110,7 +113,10 @@ static bool read_kernel(struct moe_config_parse *parse, const struct moe_tree_no
     return false;
 }
 
-/* How far a tile is from what was asked: factors of two between numbers; another kernel counts most. */
+/*
+ * How far a tile is from what was asked: factors of two between numbers; another kernel counts
+ * most.
+ */
 static int64_t distance(const struct moe_rule_op *asked, const struct moe_tile *tile)
 {
     int64_t sum = asked->kernel >= 0 && asked->kernel != tile->kernel ? 1000000 : 0;
@@ -271,7 +277,10 @@ static bool read_op(struct moe_config_parse *parse, const struct moe_tree_node *
 static bool read_ops(struct moe_config_parse *parse, const struct moe_tree_node *node,
                      struct moe_rule_bucket *bucket)
 {
-    /* gemm1 is read before gemm2, which may stand above it; the other operations in the order of the file. */
+    /*
+     * gemm1 is read before gemm2, which may stand above it; the other operations in the order of
+     * the file.
+     */
     const struct moe_tree_node *gemm1 = moe_tree_find(node, moe_tiles_op_name(MOE_OP_GEMM1));
     bool gemm1_good =
         gemm1 == NULL || read_op(parse, gemm1, MOE_OP_GEMM1, NULL, &bucket->ops[MOE_OP_GEMM1]);

@@ -14,8 +14,9 @@ struct moe_config_file {
 };
 
 /*
- * Read `path`, a regular file (anything else, a FIFO for one, is refused without waiting). At most `max_bytes` + 1 bytes are read, so
- * that the parser can tell that there are too many. On failure reports and returns IO or OUT_OF_MEMORY. Leaves errno alone.
+ * Read `path`, a regular file (anything else, a FIFO for one, is refused without waiting). At most
+ * `max_bytes` + 1 bytes are read, so that the parser can tell that there are too many. On failure
+ * reports and returns IO or OUT_OF_MEMORY. Leaves errno alone.
  */
 int32_t moe_config_file_read(const struct moe_memory *memory, const char *path, size_t max_bytes,
                              struct moe_config_file *out, struct moe_config_report *report);

@@ -213,7 +213,10 @@ static bool read_list(const struct reading *reading)
     return true;
 }
 
-/* The number that `num_bytes` bytes spell: an integer from 1 to the key's maximum, or a real number that is not negative. */
+/*
+ * The number that `num_bytes` bytes spell: an integer from 1 to the key's maximum, or a real number
+ * that is not negative.
+ */
 static bool read_number(const struct reading *reading, const char *text, size_t num_bytes,
                         double *out)
 {

@@ -190,7 +190,9 @@ static bool parse_buckets(struct moe_config_parse *parse, const struct moe_tree_
     return good && !parse->out_of_memory;
 }
 
-/* Rules of one layer that match the same with the same priority would decide by their order alone. */
+/*
+ * Rules of one layer that match the same with the same priority would decide by their order alone.
+ */
 static bool check_overlap(struct moe_config_parse *parse, const struct moe_rule *rule)
 {
     for (const struct moe_rule *other = parse->first; other != NULL; other = other->next) {

@@ -25,8 +25,8 @@ struct moe_config_parse {
 };
 
 /*
- * Append the rules of the report's text. Findings are reported, a rule with an error is left out. Returns OK also then:
- * the report's status tells. OUT_OF_MEMORY.
+ * Append the rules of the report's text. Findings are reported, a rule with an error is left out.
+ * Returns OK also then: the report's status tells. OUT_OF_MEMORY.
  */
 int32_t moe_config_parse_text(struct moe_config_parse *parse, const char *text, size_t text_bytes);
 
@@ -36,7 +36,10 @@ int32_t moe_config_parse_text(struct moe_config_parse *parse, const char *text, 
 bool moe_config_parse_match(struct moe_config_parse *parse, const struct moe_tree_node *node,
                             struct moe_rule *rule);
 
-/* One bucket: max_tokens and operations, checked against tiles.def. `previous` is max_tokens of the bucket before, 0 for the first. */
+/*
+ * One bucket: max_tokens and operations, checked against tiles.def. `previous` is max_tokens of the
+ * bucket before, 0 for the first.
+ */
 bool moe_config_parse_bucket(struct moe_config_parse *parse, const struct moe_tree_node *node,
                              int64_t previous, struct moe_rule_bucket *bucket);
 
@@ -51,7 +54,10 @@ bool moe_config_parse_integer(struct moe_config_parse *parse, const struct moe_t
                               const char *what, int64_t min, int64_t max, const char *also,
                               int64_t *out);
 
-/* Is the node spelled like an integer, of whatever size? Then a wrong one is out of range rather than of a wrong type. */
+/*
+ * Is the node spelled like an integer, of whatever size? Then a wrong one is out of range rather
+ * than of a wrong type.
+ */
 bool moe_config_parse_looks_like_integer(const struct moe_tree_node *node);
 
 /* An "unknown key" at `key`, with the valid ones and a suggestion. */

@@ -169,7 +169,10 @@ static uint32_t min3(uint32_t a, uint32_t b, uint32_t c)
     return smaller < c ? smaller : c;
 }
 
-/* Insertions, deletions, changes and swaps of neighbours that turn `a` into `b`; both at most MAX_SUGGESTED_BYTES long. */
+/*
+ * Insertions, deletions, changes and swaps of neighbours that turn `a` into `b`; both at most
+ * MAX_SUGGESTED_BYTES long.
+ */
 static uint32_t typing_errors(const char *a, size_t a_bytes, const char *b, size_t b_bytes)
 {
     uint32_t rows[3][MAX_SUGGESTED_BYTES + 1];

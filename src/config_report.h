@@ -9,8 +9,8 @@
 #include <stddef.h>
 
 /*
- * Codes of findings, besides those of the YAML reader (MOE_TREE_CODES). Stable: never renamed, never reused.
- * X(NAME, code, meaning)
+ * Codes of findings, besides those of the YAML reader (MOE_TREE_CODES). Stable: never renamed,
+ * never reused. X(NAME, code, meaning)
  */
 #define MOE_CONFIG_CODES(X)                                                              \
     X(IO, "io", "a file cannot be read")                                                 \
@@ -46,9 +46,8 @@ struct moe_config_report {
     const char *file;        /* name of the text under way */
     const char *text;        /* NULL: none */
     size_t text_bytes;
-    int32_t
-        status; /* of the first error: MOE_STATUS_CONFIG, _IO or _OUT_OF_MEMORY; OK: there was none */
-    int32_t native; /* errno for the next finding; taken and cleared by it */
+    int32_t status; /* of the first error: CONFIG, IO or OUT_OF_MEMORY; OK: there was none */
+    int32_t native; /* errno of the next finding, which takes it */
 };
 
 /* Report one finding of `level`. `line` 0: about the whole text. */
@@ -69,16 +68,21 @@ struct moe_words {
 void moe_words_add(struct moe_words *words, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* Append a node as a user can recognize it: a scalar in quotes, cut when long and without control characters,
- * or "a list of 2", "an empty mapping", "nothing". */
+/*
+ * Append a node as a user can recognize it: a scalar in quotes, cut when long and without control
+ * characters, or "a list of 2", "an empty mapping", "nothing".
+ */
 void moe_words_add_node(struct moe_words *words, const struct moe_tree_node *node);
 
 /* Append names, comma-separated: name(self, 0), name(self, 1), ... until NULL. */
 typedef const char *moe_name_fn(const void *self, int32_t position);
 void moe_words_add_names(struct moe_words *words, moe_name_fn *name, const void *self);
 
-/* Append `; did you mean "x"?` when one of the names is at most two typing errors (Damerau-Levenshtein, with at most half of its
- * letters wrong) away from `text`; the nearest, the first of equals. */
+/*
+ * Append `; did you mean "x"?` when one of the names is at most two typing errors
+ * (Damerau-Levenshtein, with at most half of its letters wrong) away from `text`; the nearest, the
+ * first of equals.
+ */
 void moe_words_add_suggestion(struct moe_words *words, const char *text, moe_name_fn *name,
                               const void *self);
 

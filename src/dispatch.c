@@ -80,7 +80,10 @@ static void add_edge(struct making *making, int64_t tokens)
     }
 }
 
-/* The last number of tokens, up to max_tokens, whose density is below `bound` (or equal to it); -1: not even 0 is. */
+/*
+ * The last number of tokens, up to max_tokens, whose density is below `bound` (or equal to it); -1:
+ * not even 0 is.
+ */
 static int64_t last_below(const struct moe_problem *problem, double bound, bool or_equal)
 {
     int64_t low = -1;
@@ -104,7 +107,10 @@ static int compare_edges(const void *left, const void *right)
     return a < b ? -1 : a > b;
 }
 
-/* Wherever a bucket ends, a density begins or ends to hold, or the heuristic sees another number of tokens. */
+/*
+ * Wherever a bucket ends, a density begins or ends to hold, or the heuristic sees another number of
+ * tokens.
+ */
 static int32_t find_edges(struct making *making)
 {
     size_t capacity = 2 + 64; /* 0, max_tokens and the powers of two */

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From (configuration, device, problem) to a table of token buckets, each with a tile per operation. A pure function of
- * its inputs: no device call, no environment, no time.
+ * From (configuration, device, problem) to a table of token buckets, each with a tile per
+ * operation. A pure function of its inputs: no device call, no environment, no time.
  *
- * For T tokens the strongest rule decides that matches device and problem, whose density holds for T, and which has a bucket that covers
- * T. In that bucket an operation that is named may use the rows that its keys allow, any other all of its rows; of those that the
- * device can run, the heuristic takes the cheapest. gemm1 and gemm2 are taken together, with one BLOCK_SIZE_M.
+ * For T tokens the strongest rule decides that matches device and problem, whose density holds for
+ * T, and which has a bucket that covers T. In that bucket an operation that is named may use the
+ * rows that its keys allow, any other all of its rows; of those that the device can run, the
+ * heuristic takes the cheapest. gemm1 and gemm2 are taken together, with one BLOCK_SIZE_M.
  */
 #ifndef MOE_DISPATCH_H
 #define MOE_DISPATCH_H
@@ -13,7 +14,10 @@
 #include "config.h"
 #include "tile.h"
 
-/* What runs for one operation in one bucket. Strings belong to the snapshot, which the table keeps alive. */
+/*
+ * What runs for one operation in one bucket. Strings belong to the snapshot, which the table keeps
+ * alive.
+ */
 struct moe_dispatch_choice {
     int32_t tile;   /* row of moe_tiles; -1: the operation is not part of the plan */
     int32_t source; /* MOE_CHOICE_* */
@@ -40,10 +44,11 @@ struct moe_dispatch {
 };
 
 /*
- * Make the table for the operations in `ops` (bits 1 << MOE_OP_*, row operations only) and 0..problem->max_tokens tokens (at
- * most INT32_MAX). Takes a reference of `config`. CONFIG when a rule that decides names a tile that this build or device
- * lacks and its on_unavailable is error; UNSUPPORTED when an operation has no tile at all on this device;
- * INVALID_ARGUMENT; OUT_OF_MEMORY. Equal neighbours are merged.
+ * Make the table for the operations in `ops` (bits 1 << MOE_OP_*, row operations only) and
+ * 0..problem->max_tokens tokens (at most INT32_MAX). Takes a reference of `config`. CONFIG when a
+ * rule that decides names a tile that this build or device lacks and its on_unavailable is error;
+ * UNSUPPORTED when an operation has no tile at all on this device; INVALID_ARGUMENT; OUT_OF_MEMORY.
+ * Equal neighbours are merged.
  */
 int32_t moe_dispatch_create(const struct moe_memory *memory, struct moe_config *config,
                             const struct moe_device *device, const struct moe_problem *problem,
@@ -58,7 +63,10 @@ int32_t moe_dispatch_create_partial(const struct moe_memory *memory, struct moe_
 /* Gives back the reference. NULL is legal. */
 void moe_dispatch_destroy(struct moe_dispatch *dispatch);
 
-/* The bucket of `num_tokens` (0..max_tokens of the problem). No lock, no allocation, no branch that data decides. */
+/*
+ * The bucket of `num_tokens` (0..max_tokens of the problem). No lock, no allocation, no branch that
+ * data decides.
+ */
 static inline const struct moe_dispatch_bucket *moe_dispatch_find(
     const struct moe_dispatch *dispatch, int64_t num_tokens)
 {
@@ -72,13 +80,17 @@ static inline const struct moe_dispatch_bucket *moe_dispatch_find(
     return &dispatch->buckets[first - dispatch->max_tokens];
 }
 
-/* The device in a few words for sentences: "sm_90", "a CPU with avx2". `text` holds at least 48 bytes. */
+/*
+ * The device in a few words for sentences: "sm_90", "a CPU with avx2". `text` holds at least 48
+ * bytes.
+ */
 void moe_dispatch_describe_device(const struct moe_device *device, char *text, size_t text_bytes);
 
 /*
- * The table entry `explain` of the ABI: every rule in order of precedence with its verdict, then one choice per operation in `ops`.
- * `sink` is already read. An operation that nothing can run on the device has tile -1 and a tile_name
- * "none: why". num_tokens from 0 to INT32_MAX; problem->max_tokens does not limit it. INVALID_ARGUMENT, OUT_OF_MEMORY.
+ * The table entry `explain` of the ABI: every rule in order of precedence with its verdict, then
+ * one choice per operation in `ops`. `sink` is already read. An operation that nothing can run on
+ * the device has tile -1 and a tile_name "none: why". num_tokens from 0 to INT32_MAX;
+ * problem->max_tokens does not limit it. INVALID_ARGUMENT, OUT_OF_MEMORY.
  */
 int32_t moe_explain(const struct moe_memory *memory, struct moe_config *config,
                     const struct moe_device *device, const struct moe_problem *problem,

@@ -103,7 +103,9 @@ struct gemm_shape {
     int32_t input_dtype;
 };
 
-/* Expected panels per group. Numbers of rows that vary leave the last panel half empty on average. */
+/*
+ * Expected panels per group. Numbers of rows that vary leave the last panel half empty on average.
+ */
 static double expect_panels(const struct gemm_shape *shape, double block_m)
 {
     double rows = at_least_1(shape->rows);
@@ -197,7 +199,10 @@ static double cpu_router_cost(const struct moe_tile *tile, const struct moe_devi
     return cpu_gemm_cost(tile, device, &shape);
 }
 
-/* Operations that are cut into tasks of block_size units; `unit_cycles` is AVX2's work for one unit. */
+/*
+ * Operations that are cut into tasks of block_size units; `unit_cycles` is AVX2's work for one
+ * unit.
+ */
 static double cpu_block_cost(const struct moe_tile *tile, int32_t op,
                              const struct moe_device *device, const struct moe_problem *problem,
                              int64_t num_tokens)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rules as they are kept after reading, and the two tables that decide what a rule may say: match keys and tile keys.
- * Reading, matching, explaining, the fingerprint and the documentation's test all expand from these tables.
+ * Rules as they are kept after reading, and the two tables that decide what a rule may say: match
+ * keys and tile keys. Reading, matching, explaining, the fingerprint and the documentation's test
+ * all expand from these tables.
  */
 #ifndef MOE_RULES_H
 #define MOE_RULES_H
@@ -33,7 +34,10 @@ enum {
 #define MOE_FORMS_NUMBER (MOE_FORM_SCALAR | MOE_FORM_LIST | MOE_FORM_RANGE)
 #define MOE_FORMS_NAME   (MOE_FORM_SCALAR | MOE_FORM_LIST)
 
-/* X(NAME, key, kind, forms, of the device?, maximum, meaning). A maximum is one of MOE_KIND_INTEGER and _PAIR. */
+/*
+ * X(NAME, key, kind, forms, of the device?, maximum, meaning). A maximum is one of MOE_KIND_INTEGER
+ * and _PAIR.
+ */
 #define MOE_MATCH_KEYS(X)                                                                    \
     X(BACKEND, "backend", NAME, MOE_FORMS_NAME, true, 0, "backend of the device")            \
     X(ISA, "isa", NAME, MOE_FORMS_NAME, true, 0, "CPU: instruction set")                     \
@@ -75,11 +79,17 @@ struct moe_match_key {
 };
 extern const struct moe_match_key moe_match_keys[MOE_NUM_MATCH_KEYS];
 
-/* The valid names of a key of MOE_KIND_NAME, by position, NULL past the end; and the number of a name, -1 if it is not valid. */
+/*
+ * The valid names of a key of MOE_KIND_NAME, by position, NULL past the end; and the number of a
+ * name, -1 if it is not valid.
+ */
 const char *moe_match_key_name(int32_t key, int32_t position);
 int64_t moe_match_key_find(int32_t key, const char *text);
 
-/* Numbers of a tile that YAML can name. X(NAME, key, member of struct moe_tile, 1: GEMM, 0: the other operations) */
+/*
+ * Numbers of a tile that YAML can name. X(NAME, key, member of struct moe_tile, 1: GEMM, 0: the
+ * other operations)
+ */
 #define MOE_TILE_KEYS(X)                        \
     X(BLOCK_SIZE_M, "BLOCK_SIZE_M", block_m, 1) \
     X(BLOCK_SIZE_N, "BLOCK_SIZE_N", block_n, 1) \
@@ -114,8 +124,7 @@ struct moe_match_item {
 struct moe_match_value {
     uint32_t form; /* MOE_FORM_*; 0: the rule does not name the key */
     int32_t num_items;
-    const struct moe_match_item
-        *items; /* scalar and glob 1, pair 2, list: sorted, multiple: the divisor */
+    const struct moe_match_item *items; /* scalar, glob, multiple: 1; pair: 2; list: sorted */
     double low; /* range, both inclusive; infinite where open. Integers are exact */
     double high;
     const char *words; /* as the file spells it */
@@ -176,8 +185,9 @@ struct moe_reason {
 };
 
 /*
- * Do all keys of the rule hold, but for density? `problem` NULL: only those of the device. If not, and `reason` is given, the first
- * key that does not hold. A key whose value the device or problem leaves at zero does not hold.
+ * Do all keys of the rule hold, but for density? `problem` NULL: only those of the device. If not,
+ * and `reason` is given, the first key that does not hold. A key whose value the device or problem
+ * leaves at zero does not hold.
  */
 bool moe_rule_matches(const struct moe_rule *rule, const struct moe_device *device,
                       const struct moe_problem *problem, struct moe_reason *reason);
@@ -189,12 +199,15 @@ bool moe_rule_density_holds(const struct moe_rule *rule, const struct moe_proble
 /* The bucket that covers `num_tokens`, NULL when they all end before. */
 const struct moe_rule_bucket *moe_rule_find_bucket(const struct moe_rule *rule, int64_t num_tokens);
 
-/* Is `tile` one of those that the bucket allows for `op`? An operation that is not named allows all of its own. */
+/*
+ * Is `tile` one of those that the bucket allows for `op`? An operation that is not named allows all
+ * of its own.
+ */
 bool moe_rule_allows(const struct moe_rule_op *rule_op, int32_t op, const struct moe_tile *tile);
 
 /*
- * Has `device` a tile for each operation that the bucket names, and a pair of equal BLOCK_SIZE_M for gemm1 and gemm2? If not, the
- * reason. `device` NULL: any build and device.
+ * Has `device` a tile for each operation that the bucket names, and a pair of equal BLOCK_SIZE_M
+ * for gemm1 and gemm2? If not, the reason. `device` NULL: any build and device.
  */
 bool moe_rule_bucket_fits(const struct moe_rule_bucket *bucket, const struct moe_device *device,
                           struct moe_reason *reason, const struct moe_rule_op **culprit);
@@ -202,7 +215,10 @@ bool moe_rule_bucket_fits(const struct moe_rule_bucket *bucket, const struct moe
 /* Do two rules match exactly the same? */
 bool moe_rule_same_match(const struct moe_rule *a, const struct moe_rule *b);
 
-/* FNV-1a 64 over a canonical form, the same on every machine: of the match, and of the whole rule but for its name and place. */
+/*
+ * FNV-1a 64 over a canonical form, the same on every machine: of the match, and of the whole rule
+ * but for its name and place.
+ */
 #define MOE_HASH_START UINT64_C(14695981039346656037)
 uint64_t moe_rule_hash_match(uint64_t hash, const struct moe_rule *rule);
 uint64_t moe_rule_hash(uint64_t hash, const struct moe_rule *rule);

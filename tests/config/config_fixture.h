@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the tests of configuration and dispatch share: texts to snapshots, findings as lines, devices and problems. */
+/*
+ * What the tests of configuration and dispatch share: texts to snapshots, findings as lines,
+ * devices and problems.
+ */
 #ifndef MOE_TESTS_CONFIG_FIXTURE_H
 #define MOE_TESTS_CONFIG_FIXTURE_H
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One folder per bad file: tests/data/config/invalid/<case>/input.yaml and expected.txt, which holds every finding in order. Valid
- * files lie in tests/data/config/valid and have none. MOE_TEST_UPDATE=1 writes the expectations anew, for review.
+ * One folder per bad file: tests/data/config/invalid/<case>/input.yaml and expected.txt, which
+ * holds every finding in order. Valid files lie in tests/data/config/valid and have none.
+ * MOE_TEST_UPDATE=1 writes the expectations anew, for review.
  */
 #define _POSIX_C_SOURCE 200809L
 

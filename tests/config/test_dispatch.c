@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tables of token buckets: which rule decides where, fall-through, density, tiles that are not available, inheritance. */
+/*
+ * Tables of token buckets: which rule decides where, fall-through, density, tiles that are not
+ * available, inheritance.
+ */
 #include "config_fixture.h"
 
 #define HEAD "schema: moe-dispatch/1\nrules:\n"
@@ -100,7 +103,10 @@ static void what_is_not_covered_falls_through(void **state)
     moe_dispatch_destroy(dispatch);
 }
 
-/* density = tokens * 2 / 6: at least 1 from 3 tokens on, at most 10.3333 up to 30, since 31 * 2 / 6 = 10.33333... */
+/*
+ * density = tokens * 2 / 6: at least 1 from 3 tokens on, at most 10.3333 up to 30, since 31 * 2 / 6
+ * = 10.33333...
+ */
 static void density_begins_and_ends_at_its_token(void **state)
 {
     (void)state;
@@ -173,7 +179,10 @@ static void unavailable_tiles_are_errors_or_skipped(void **state)
     moe_dispatch_destroy(dispatch);
 }
 
-/* The same when a snapshot is made for a device; rules for other devices and problems of any kind do not matter. */
+/*
+ * The same when a snapshot is made for a device; rules for other devices and problems of any kind
+ * do not matter.
+ */
 static void unavailable_tiles_are_found_when_read(void **state)
 {
     (void)state;

@@ -79,7 +79,10 @@ static void wider_instructions_win(void **state)
     }
 }
 
-/* Few tokens and many threads need small tasks; many tokens per thread make the overhead of small tasks count. */
+/*
+ * Few tokens and many threads need small tasks; many tokens per thread make the overhead of small
+ * tasks count.
+ */
 static void tasks_follow_the_threads(void **state)
 {
     (void)state;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where rules come from and which goes first: layers, replacement, the environment, precedence, the fingerprint. */
+/*
+ * Where rules come from and which goes first: layers, replacement, the environment, precedence, the
+ * fingerprint.
+ */
 #define _POSIX_C_SOURCE 200809L
 
 #include "config_fixture.h"
@@ -41,7 +44,9 @@ static struct moe_config *read_with_environment(const struct moe_config_source *
     return config;
 }
 
-/* Layers of a snapshot with one rule per file that decides alone: which one decides for 5 tokens. */
+/*
+ * Layers of a snapshot with one rule per file that decides alone: which one decides for 5 tokens.
+ */
 static void assert_decides(struct moe_config *config, const char *rule)
 {
     struct moe_device device = fixture_cpu("avx2", 2);

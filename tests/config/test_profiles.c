@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The built-in profiles: each is read without a finding on every device, and tables made from them (and from a file with
- * every kind of boundary) agree at every number of tokens with a table whose last number of tokens that is, where no boundary
- * can be missed.
+ * The built-in profiles: each is read without a finding on every device, and tables made from them
+ * (and from a file with every kind of boundary) agree at every number of tokens with a table whose
+ * last number of tokens that is, where no boundary can be missed.
  */
 #include "config_fixture.h"
 #include "profiles.h"
@@ -155,7 +155,8 @@ static const char boundaries[] =
     "129, gemm1: {BLOCK_SIZE_M: 1}}]}\n"
     "- {name: c, match: {experts: \">=60\"}, buckets: [{max_tokens: 3, activation: {BLOCK_SIZE: "
     "4}}, {max_tokens: 200, gemm2: {BLOCK_SIZE_N: 64}}]}\n"
-    "- {name: d, priority: -1, match: {density: <=9.99}, buckets: [{max_tokens: inf, post_reorder: {BLOCK_SIZE: "
+    "- {name: d, priority: -1, match: {density: <=9.99}, buckets: [{max_tokens: inf, post_reorder: "
+    "{BLOCK_SIZE: "
     "1}}]}\n";
 
 static void every_number_of_tokens_agrees(void **state)
