@@ -8,8 +8,7 @@ from pathlib import Path
 
 SOURCE_FOLDERS = ("abi", "plugin", "src", "kernels", "tests")
 C_SUFFIXES = (".c", ".h", ".cu", ".cuh")
-# Inputs of tests, malformed on purpose or not ours to format.
-FIXTURE_FOLDERS = ("tests/data", "tests/config")
+FIXTURES = "tests/data/"  # inputs of tests, malformed on purpose or not ours to format
 
 _COMMENT_OR_LITERAL = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.DOTALL)
 
@@ -24,14 +23,13 @@ def relative(root, path):
 
 
 def files(root, suffixes, folders=SOURCE_FOLDERS):
-    """All files with one of the suffixes under the folders, sorted. C programs under a fixture folder count, its data does not."""
-    found = []
-    for folder in folders:
-        for path in sorted((root / folder).rglob("*")):
-            in_fixture = any(relative(root, path).startswith(fixture + "/") for fixture in FIXTURE_FOLDERS)
-            if path.is_file() and path.suffix in suffixes and not (in_fixture and path.suffix not in C_SUFFIXES):
-                found.append(path)
-    return found
+    """All files with one of the suffixes under the folders, sorted, without fixtures."""
+    return [
+        path
+        for folder in folders
+        for path in sorted((root / folder).rglob("*"))
+        if path.suffix in suffixes and path.is_file() and not relative(root, path).startswith(FIXTURES)
+    ]
 
 
 def without_comments_and_literals(text):
