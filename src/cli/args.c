@@ -109,6 +109,14 @@ static int store_value(const struct moe_args_option *option, const char *value,
         *option->text = value;
         return 0;
     }
+    if (option->texts != NULL) {
+        if (option->texts->num_texts == MOE_ARGS_MAX_TEXTS) {
+            return MOE_CLI_FAIL(error, "--%s is given more than %d times", option->name,
+                                MOE_ARGS_MAX_TEXTS);
+        }
+        option->texts->texts[option->texts->num_texts++] = value;
+        return 0;
+    }
     char range[80];
     describe_range(option, range, sizeof range);
     if (option->number != NULL) {
@@ -226,7 +234,7 @@ static enum moe_args_outcome read_options(const struct moe_args_command *command
             refuse_unknown_option(long_options, optopt, argv[optind - 1], error);
             return MOE_ARGS_WRONG;
         }
-        if (is_given[option_idx] && takes_value(option)) {
+        if (is_given[option_idx] && takes_value(option) && option->texts == NULL) {
             moe_cli_error_set(error, "--%s is given twice", option->name);
             return MOE_ARGS_WRONG;
         }

@@ -18,25 +18,31 @@ enum moe_exit {
     MOE_EXIT_USAGE = 2     /* it could not run: command line, missing file, unreadable input */
 };
 
-enum { MOE_ARGS_MAX_OPTIONS = 32, MOE_ARGS_MAX_LIST = 64 };
+enum { MOE_ARGS_MAX_OPTIONS = 32, MOE_ARGS_MAX_LIST = 64, MOE_ARGS_MAX_TEXTS = 32 };
 
 struct moe_args_list {
     size_t num_values;
     int64_t values[MOE_ARGS_MAX_LIST];
 };
 
-/* One row per option. Exactly one of flag, text, number, list is set; it says what kind of option
+struct moe_args_texts {
+    size_t num_texts;
+    const char *texts[MOE_ARGS_MAX_TEXTS]; /* point into argv */
+};
+
+/* One row per option. Exactly one of flag, text, texts, number, list is set; it says what kind of option
  * this is and where the value goes. What the caller stored there before is the default. */
 struct moe_args_option {
-    const char *name;           /* without the dashes */
-    char letter;                /* also as -X; 0 for none */
-    const char *value_name;     /* shown in --help: "DIR", "N"; with `choices` it may be NULL */
-    const char *help;           /* one sentence, lower case, no period */
-    int *flag;                  /* set to 1 */
-    const char **text;          /* points into argv */
-    int64_t *number;            /* decimal, min_value..max_value */
-    struct moe_args_list *list; /* comma-separated numbers, each min_value..max_value */
-    const char *choices;        /* for text: "auto|cpu|cuda"; NULL allows anything */
+    const char *name;             /* without the dashes */
+    char letter;                  /* also as -X; 0 for none */
+    const char *value_name;       /* shown in --help: "DIR", "N"; with `choices` it may be NULL */
+    const char *help;             /* one sentence, lower case, no period */
+    int *flag;                    /* set to 1 */
+    const char **text;            /* points into argv */
+    struct moe_args_texts *texts; /* may be given more than once: each use adds one */
+    int64_t *number;              /* decimal, min_value..max_value */
+    struct moe_args_list *list;   /* comma-separated numbers, each min_value..max_value */
+    const char *choices;          /* for text: "auto|cpu|cuda"; NULL allows anything */
     int64_t min_value;
     int64_t max_value;
     int is_mandatory;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "checkpoint.h"
+#include "element.h"
 #include "model_config.h"
 
 enum {
@@ -86,19 +87,6 @@ static int refuse_missing(const struct binding *binding, const char *name)
     return -1;
 }
 
-static size_t measure_element(int32_t moe_dtype)
-{
-    switch (moe_dtype) {
-    case MOE_DTYPE_FP32:
-        return 4;
-    case MOE_DTYPE_FP16:
-    case MOE_DTYPE_BF16:
-        return 2;
-    default:
-        return 0;
-    }
-}
-
 /* The shape that the tensor must have. Returns its rank. */
 static int expect_shape(const struct wanted *want, int is_stacked, int64_t *shape)
 {
@@ -131,7 +119,7 @@ static int check_tensor(const struct binding *binding, const struct moe_safetens
             moe_safetensors_format_shape(tensor->shape, tensor->rank, has, sizeof has),
             binding->config->path, moe_safetensors_format_shape(shape, rank, needs, sizeof needs));
     }
-    const size_t element_bytes = measure_element(tensor->moe_dtype);
+    const size_t element_bytes = moe_element_bytes(tensor->moe_dtype);
     if (element_bytes == 0) {
         return MOE_CLI_FAIL(binding->error,
                             "%s: tensor '%s' is of type %s; read are F32, F16 and BF16", path,
@@ -180,7 +168,7 @@ static int64_t set_strides(const struct wanted *want, struct moe_operand *operan
 
 static const void *advance(const struct moe_safetensors_tensor *tensor, int64_t num_elements)
 {
-    const size_t element_bytes = measure_element(tensor->moe_dtype);
+    const size_t element_bytes = moe_element_bytes(tensor->moe_dtype);
     return (const unsigned char *)tensor->data + (size_t)num_elements * element_bytes;
 }
 

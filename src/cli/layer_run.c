@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _POSIX_C_SOURCE 200809L
+#include "layer_run.h"
+
+#include "element.h"
+#include "terminal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Calls are timed until there are min_timed_calls of them and time_budget_s is spent. */
+enum { min_timed_calls = 3, max_timed_calls = 101 };
+static const double time_budget_s = 0.5;
+
+/* A rank while it runs. */
+struct rank {
+    struct moe_plugin_host *host;
+    struct moe_rank_share share;
+    struct moe_plan *plan;
+    struct moe_weights *weights;
+    struct moe_plan_info info;
+    void *workspace;
+    void *prepared;
+    void *output; /* [T, H] of output_dtype */
+    void *logits; /* [T, E] of logits_dtype */
+};
+
+static int32_t get_output_dtype(const struct moe_problem *problem)
+{
+    return problem->output_dtype != 0 ? problem->output_dtype : problem->tokens.dtype;
+}
+
+static int32_t get_logits_dtype(const struct moe_problem *problem)
+{
+    return problem->logits_dtype != 0 ? problem->logits_dtype : MOE_DTYPE_FP32;
+}
+
+static void *allocate(uint64_t bytes, uint64_t alignment)
+{
+    const size_t step = alignment > 64 ? (size_t)alignment : 64;
+    void *memory = NULL;
+    return posix_memalign(&memory, step, bytes > 0 ? (size_t)bytes : 1) == 0 ? memory : NULL;
+}
+
+/* Describes the weights to the plugin, and prepares them when its backend asks for that. */
+static int bind_weights(struct rank *rank, struct moe_cli_error *error)
+{
+    const struct moe_plugin_api *api = rank->host->api;
+    struct moe_context *context = rank->host->context;
+    const struct moe_rank_share *share = &rank->share;
+    struct moe_weights_info info;
+    struct moe_error cause;
+    MOE_INIT(info);
+    MOE_INIT(cause);
+    if (api->weights_query(context, &share->problem, &share->weights, &info, &cause) != 0) {
+        return moe_plugin_host_fail(error, "the weights are refused", &cause);
+    }
+    if (info.prepared_bytes > 0) {
+        rank->prepared = allocate(info.prepared_bytes, info.prepared_alignment);
+        if (rank->prepared == NULL) {
+            return moe_cli_fail_memory(error, "preparing the weights");
+        }
+        if (api->weights_prepare(context, &share->problem, &share->weights, rank->prepared,
+                                 info.prepared_bytes, NULL, &cause) != 0) {
+            return moe_plugin_host_fail(error, "the weights cannot be prepared", &cause);
+        }
+    }
+    if (api->weights_bind(context, &share->problem, &share->weights, rank->prepared,
+                          info.prepared_bytes, &rank->weights, &cause) != 0) {
+        return moe_plugin_host_fail(error, "the weights are refused", &cause);
+    }
+    return 0;
+}
+
+static void finish_rank(struct rank *rank)
+{
+    if (rank->weights != NULL) {
+        rank->host->api->weights_destroy(rank->weights);
+    }
+    if (rank->plan != NULL) {
+        rank->host->api->plan_destroy(rank->plan);
+    }
+    free(rank->prepared);
+    free(rank->workspace);
+    free(rank->output);
+    free(rank->logits);
+    moe_rank_share_finish(&rank->share);
+}
+
+/* Takes the share of rank `rank_idx`, and makes a plan, weights and buffers for it. Finish the rank
+ * either way. */
+static int begin_rank(struct moe_plugin_host *host, const struct moe_layer_run_request *request,
+                      int64_t rank_idx, int with_shared, struct rank *rank,
+                      struct moe_cli_error *error)
+{
+    memset(rank, 0, sizeof *rank);
+    rank->host = host;
+    if (moe_rank_share_init(request->layer, &request->split, rank_idx, with_shared, &rank->share,
+                            error) != 0) {
+        return -1;
+    }
+    struct moe_problem *problem = &rank->share.problem;
+    problem->max_tokens = request->num_tokens;
+    struct moe_error cause;
+    MOE_INIT(cause);
+    MOE_INIT(rank->info);
+    if (host->api->plan_create(host->context, problem, NULL, &rank->plan, &cause) != 0 ||
+        host->api->plan_info(rank->plan, &rank->info, &cause) != 0) {
+        return moe_plugin_host_fail(error, "no plan for this layer", &cause);
+    }
+    if (bind_weights(rank, error) != 0) {
+        return -1;
+    }
+    const uint64_t num_tokens = (uint64_t)request->num_tokens;
+    rank->workspace = allocate(rank->info.workspace_bytes, rank->info.workspace_alignment);
+    rank->output = allocate(
+        num_tokens * (uint64_t)problem->hidden * moe_element_bytes(get_output_dtype(problem)), 0);
+    rank->logits = allocate(num_tokens * (uint64_t)problem->num_experts_global *
+                                moe_element_bytes(get_logits_dtype(problem)),
+                            0);
+    if (rank->workspace == NULL || rank->output == NULL || rank->logits == NULL) {
+        return moe_cli_fail_memory(error, "making room for the layer");
+    }
+    return 0;
+}
+
+static void fill_args(const struct rank *rank, const struct moe_layer_run_request *request,
+                      struct moe_layer_args *args)
+{
+    MOE_INIT_CALL(*args);
+    args->call.workspace = rank->workspace;
+    args->call.workspace_bytes = rank->info.workspace_bytes;
+    args->call.num_tokens = request->num_tokens;
+    args->weights = rank->weights;
+    args->tokens = request->tokens;
+    args->ids_dtype = MOE_IDS_INT32;
+    args->filter = rank->share.filter;
+    args->output = rank->output;
+}
+
+/* Calls the layer once. Returns its seconds, or -1 with a sentence. */
+static double call_layer(const struct rank *rank, const struct moe_layer_args *args,
+                         struct moe_cli_error *error)
+{
+    struct moe_error cause;
+    MOE_INIT(cause);
+    const double start_s = moe_terminal_now_s();
+    if (rank->host->api->layer(rank->plan, args, &cause) != 0) {
+        moe_plugin_host_fail(error, "the layer does not run", &cause);
+        return -1.0;
+    }
+    return moe_terminal_now_s() - start_s;
+}
+
+static int compare_seconds(const void *a, const void *b)
+{
+    const double left = *(const double *)a;
+    const double right = *(const double *)b;
+    return (left > right) - (left < right);
+}
+
+/* Times calls after the first one. */
+static int time_layer(const struct rank *rank, const struct moe_layer_args *args,
+                      struct moe_layer_run_result *result, double first_s,
+                      struct moe_cli_error *error)
+{
+    double seconds[max_timed_calls];
+    int num_calls = 0;
+    double spent_s = 0.0;
+    struct moe_progress progress;
+    moe_progress_begin(&progress, stderr, "timing the layer");
+    while (num_calls < min_timed_calls ||
+           (num_calls < max_timed_calls && spent_s < time_budget_s)) {
+        seconds[num_calls] = call_layer(rank, args, error);
+        if (seconds[num_calls] < 0.0) {
+            moe_progress_end(&progress);
+            return -1;
+        }
+        spent_s += seconds[num_calls];
+        num_calls += 1;
+        moe_progress_update(&progress, num_calls, 0);
+    }
+    moe_progress_end(&progress);
+    qsort(seconds, (size_t)num_calls, sizeof seconds[0], compare_seconds);
+    const double median_s = seconds[num_calls / 2];
+    if (median_s > result->median_s) {
+        result->median_s = median_s;
+        result->num_timed_calls = num_calls;
+    }
+    if (first_s > result->first_s) {
+        result->first_s = first_s;
+    }
+    return 0;
+}
+
+static void add_output(const struct rank *rank, int64_t num_tokens, float *sum)
+{
+    const struct moe_problem *problem = &rank->share.problem;
+    const int32_t dtype = get_output_dtype(problem);
+    for (int64_t i = 0; i < num_tokens * problem->hidden; ++i) {
+        sum[i] += moe_element_load(rank->output, dtype, i);
+    }
+}
+
+static char *copy_text(const char *text)
+{
+    return strdup(text != NULL ? text : "");
+}
+
+/* The choices of rank 0's plan, for the operations that a layer is made of. */
+static int keep_choices(const struct rank *rank, int64_t num_tokens,
+                        struct moe_layer_run_result *result, struct moe_cli_error *error)
+{
+    for (int32_t op = 0; op < MOE_NUM_OPS; ++op) {
+        struct moe_choice choice;
+        MOE_INIT(choice);
+        if (op == MOE_OP_LAYER || op == MOE_OP_EXPERTS ||
+            rank->host->api->plan_op_info(rank->plan, op, num_tokens, &choice, NULL) != 0) {
+            continue; /* made of others, or not part of this layer */
+        }
+        struct moe_layer_run_choice *kept = &result->choices[result->num_choices++];
+        kept->op = op;
+        kept->is_rule = choice.source == MOE_CHOICE_RULE;
+        kept->min_tokens = choice.min_tokens;
+        kept->max_tokens = choice.max_tokens;
+        kept->line = choice.line;
+        kept->tile = copy_text(choice.tile_name);
+        kept->rule = copy_text(choice.rule);
+        kept->file = copy_text(choice.file);
+        if (kept->tile == NULL || kept->rule == NULL || kept->file == NULL) {
+            return moe_cli_fail_memory(error, "keeping the choices of the plan");
+        }
+    }
+    return 0;
+}
+
+/* The whole layer on one rank: router, gating, experts, shared experts. */
+static int run_block(struct moe_plugin_host *host, const struct moe_layer_run_request *request,
+                     int64_t rank_idx, struct moe_layer_run_result *result,
+                     struct moe_cli_error *error)
+{
+    struct rank rank;
+    struct moe_layer_args args;
+    int status = -1;
+    if (begin_rank(host, request, rank_idx, 1, &rank, error) != 0) {
+        goto done;
+    }
+    fill_args(&rank, request, &args);
+    if (rank_idx == 0) {
+        args.logits_out = rank.logits;
+        args.topk_ids_out = result->topk_ids;
+        args.topk_weights_out = result->topk_weights;
+    }
+    const double first_s = call_layer(&rank, &args, error);
+    if (first_s < 0.0) {
+        goto done;
+    }
+    add_output(&rank, request->num_tokens, result->block_output);
+    if (rank_idx == 0) {
+        const struct moe_problem *problem = &rank.share.problem;
+        for (int64_t i = 0; i < request->num_tokens * problem->num_experts_global; ++i) {
+            result->logits[i] = moe_element_load(rank.logits, get_logits_dtype(problem), i);
+        }
+        if (keep_choices(&rank, request->num_tokens, result, error) != 0) {
+            goto done;
+        }
+    }
+    if (rank.info.workspace_bytes > result->workspace_bytes) {
+        result->workspace_bytes = rank.info.workspace_bytes;
+    }
+    status = time_layer(&rank, &args, result, first_s, error);
+done:
+    finish_rank(&rank);
+    return status;
+}
+
+/* Routed experts alone on one rank, with the routing of the first run. */
+static int run_experts(struct moe_plugin_host *host, const struct moe_layer_run_request *request,
+                       int64_t rank_idx, struct moe_layer_run_result *result,
+                       struct moe_cli_error *error)
+{
+    struct rank rank;
+    struct moe_layer_args args;
+    int status = -1;
+    if (begin_rank(host, request, rank_idx, 0, &rank, error) != 0) {
+        goto done;
+    }
+    fill_args(&rank, request, &args);
+    args.topk_ids = result->topk_ids;
+    args.topk_weights = result->topk_weights;
+    if (call_layer(&rank, &args, error) < 0.0) {
+        goto done;
+    }
+    add_output(&rank, request->num_tokens, result->experts_output);
+    status = 0;
+done:
+    finish_rank(&rank);
+    return status;
+}
+
+static int make_room(const struct moe_layer_run_request *request,
+                     struct moe_layer_run_result *result, struct moe_cli_error *error)
+{
+    const struct moe_problem *problem = &request->layer->problem;
+    const size_t num_tokens = (size_t)request->num_tokens;
+    const size_t num_routes = num_tokens * (size_t)problem->top_k;
+    const size_t num_outputs = num_tokens * (size_t)problem->hidden;
+    result->logits = calloc(num_tokens * (size_t)problem->num_experts, sizeof(float));
+    result->topk_ids = calloc(num_routes, sizeof(int32_t));
+    result->topk_weights = calloc(num_routes, sizeof(float));
+    result->block_output = calloc(num_outputs, sizeof(float));
+    result->experts_output =
+        request->wants_experts_output ? calloc(num_outputs, sizeof(float)) : NULL;
+    if (result->logits == NULL || result->topk_ids == NULL || result->topk_weights == NULL ||
+        result->block_output == NULL ||
+        (request->wants_experts_output && result->experts_output == NULL)) {
+        return moe_cli_fail_memory(error, "making room for the results");
+    }
+    return 0;
+}
+
+int moe_layer_run(struct moe_plugin_host *host, const struct moe_layer_run_request *request,
+                  struct moe_layer_run_result *result, struct moe_cli_error *error)
+{
+    memset(result, 0, sizeof *result);
+    const int64_t num_ranks = request->split.tp * request->split.ep;
+    struct moe_progress progress;
+    if (make_room(request, result, error) != 0) {
+        goto fail;
+    }
+    moe_progress_begin(&progress, stderr, "running ranks");
+    for (int64_t rank_idx = 0; rank_idx < num_ranks; ++rank_idx) {
+        if (run_block(host, request, rank_idx, result, error) != 0 ||
+            (request->wants_experts_output &&
+             run_experts(host, request, rank_idx, result, error) != 0)) {
+            moe_progress_end(&progress);
+            goto fail;
+        }
+        moe_progress_update(&progress, rank_idx + 1, num_ranks);
+    }
+    moe_progress_end(&progress);
+    return 0;
+fail:
+    moe_layer_run_finish(result);
+    return -1;
+}
+
+void moe_layer_run_finish(struct moe_layer_run_result *result)
+{
+    for (int i = 0; i < result->num_choices; ++i) {
+        free(result->choices[i].tile);
+        free(result->choices[i].rule);
+        free(result->choices[i].file);
+    }
+    free(result->logits);
+    free(result->topk_ids);
+    free(result->topk_weights);
+    free(result->block_output);
+    free(result->experts_output);
+    memset(result, 0, sizeof *result);
+}

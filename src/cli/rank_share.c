@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "rank_share.h"
+
+#include "element.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int check_divides(const char *what, int32_t size, int64_t tp, struct moe_cli_error *error)
+{
+    if (size % tp != 0) {
+        return MOE_CLI_FAIL(
+            error, "--tp %" PRId64 ": the %s of %" PRId32 " channels does not divide by it", tp,
+            what, size);
+    }
+    return 0;
+}
+
+int moe_rank_split_check(const struct moe_problem *problem, const struct moe_rank_split *split,
+                         struct moe_cli_error *error)
+{
+    if (check_divides("inter", problem->inter, split->tp, error) != 0 ||
+        check_divides("shared inter", problem->shared_inter, split->tp, error) != 0) {
+        return -1;
+    }
+    if (split->ep > problem->num_experts) {
+        return MOE_CLI_FAIL(error, "--ep %" PRId64 ": the layer has only %" PRId32 " experts",
+                            split->ep, problem->num_experts);
+    }
+    return 0;
+}
+
+static int is_present(const struct moe_operand *operand)
+{
+    return operand->base != NULL || operand->table != NULL;
+}
+
+/* Where a rank's part of an operand begins. */
+struct origin {
+    int64_t expert, row, col;
+};
+
+/* Makes `operand` begin at `origin` and, when it is a table, have `num_experts` entries. */
+static int move_operand(struct moe_rank_share *share, struct moe_operand *operand,
+                        struct origin origin, int32_t num_experts, struct moe_cli_error *error)
+{
+    if (!is_present(operand)) {
+        return 0;
+    }
+    const int64_t element_bytes = (int64_t)moe_element_bytes(operand->dtype);
+    const int64_t offset =
+        (origin.row * operand->row_stride + origin.col * operand->col_stride) * element_bytes;
+    if (operand->base != NULL) {
+        operand->base = (const unsigned char *)operand->base + offset +
+                        origin.expert * operand->expert_stride * element_bytes;
+        return 0;
+    }
+    const void **table = calloc((size_t)num_experts, sizeof *table);
+    if (table == NULL) {
+        return moe_cli_fail_memory(error, "listing the experts of a rank");
+    }
+    share->tables[share->num_tables++] = table;
+    for (int32_t i = 0; i < num_experts; ++i) {
+        table[i] = (const unsigned char *)operand->table[origin.expert + i] + offset;
+    }
+    operand->table = table;
+    return 0;
+}
+
+static void drop_shared(struct moe_rank_share *share)
+{
+    static const struct moe_operand absent = {.base = NULL};
+    share->problem.shared_inter = 0;
+    share->problem.flags &= ~MOE_PROBLEM_SHARED_SIGMOID;
+    share->weights.shared_gate = absent;
+    share->weights.shared_up = absent;
+    share->weights.shared_down = absent;
+    share->weights.shared_sigmoid = absent;
+}
+
+static int move_operands(struct moe_rank_share *share, int64_t expert_begin, int64_t channel,
+                         int64_t shared_channel, struct moe_cli_error *error)
+{
+    struct moe_weights_desc *weights = &share->weights;
+    const struct origin out = {.expert = expert_begin, .row = channel}; /* channels come out */
+    const struct origin in = {.expert = expert_begin, .col = channel};  /* channels are summed */
+    const struct origin all = {.expert = expert_begin};
+    const struct origin shared_out = {.row = shared_channel};
+    const struct origin shared_in = {.col = shared_channel};
+    const struct {
+        struct moe_operand *operand;
+        struct origin origin;
+    } moves[] = {
+        {&weights->gate, out},
+        {&weights->up, out},
+        {&weights->down, in},
+        {&weights->gate_bias, out},
+        {&weights->up_bias, out},
+        {&weights->down_bias, all},
+        {&weights->shared_gate, shared_out},
+        {&weights->shared_up, shared_out},
+        {&weights->shared_down, shared_in},
+    };
+    for (size_t i = 0; i < sizeof moves / sizeof moves[0]; ++i) {
+        if (move_operand(share, moves[i].operand, moves[i].origin, share->problem.num_experts,
+                         error) != 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+int moe_rank_share_init(const struct moe_checkpoint_layer *layer,
+                        const struct moe_rank_split *split, int64_t rank_idx, int with_shared,
+                        struct moe_rank_share *share, struct moe_cli_error *error)
+{
+    memset(share, 0, sizeof *share);
+    share->problem = layer->problem;
+    share->weights = layer->weights;
+    const int64_t ep_idx = rank_idx / split->tp;
+    const int64_t tp_idx = rank_idx % split->tp;
+    const int64_t num_experts = layer->problem.num_experts;
+    const int64_t expert_begin = num_experts * ep_idx / split->ep;
+    const int64_t expert_end = num_experts * (ep_idx + 1) / split->ep;
+    struct moe_problem *problem = &share->problem;
+    problem->num_experts_global = layer->problem.num_experts;
+    problem->num_experts = (int32_t)(expert_end - expert_begin);
+    problem->inter = (int32_t)(layer->problem.inter / split->tp);
+    problem->shared_inter = (int32_t)(layer->problem.shared_inter / split->tp);
+    share->filter.expert_begin = (int32_t)expert_begin;
+    share->filter.expert_end = (int32_t)expert_end;
+    if (!with_shared || ep_idx > 0) {
+        drop_shared(share);
+    }
+    if (tp_idx > 0) {
+        problem->flags &= ~MOE_PROBLEM_DOWN_BIAS;
+        memset(&share->weights.down_bias, 0, sizeof share->weights.down_bias);
+    }
+    if (move_operands(share, expert_begin, tp_idx * problem->inter, tp_idx * problem->shared_inter,
+                      error) != 0) {
+        moe_rank_share_finish(share);
+        return -1;
+    }
+    return 0;
+}
+
+void moe_rank_share_finish(struct moe_rank_share *share)
+{
+    for (int i = 0; i < share->num_tables; ++i) {
+        free(share->tables[i]);
+    }
+    memset(share, 0, sizeof *share);
+}
