@@ -4,8 +4,10 @@
  * chain over k (canonical arithmetic, see gemm.h). The shape of a register tile decides only which chains advance
  * together, never the order inside one, so every shape gives the same bits.
  *
- * 3 rows x 4 channels: 12 accumulators, 7 loads for 12 FMAs, all 16 vector registers in use. 2 x 4 and 1 x 8 keep 8
- * independent chains, enough to cover the latency of an FMA with two per cycle.
+ * Streaming, for weights that come from memory and meet few rows: 1 to 3 rows x 2 channels, converted in registers. Two
+ * channels at a time keep the reads nearly sequential, and the lines of channels further on are fetched into the second
+ * level cache (fetched into the first level they would evict each other: rows of 4 KiB share its sets).
+ * Cached, for fp32 weights that meet many rows: 3 rows x 4 channels, 12 accumulators and 7 loads for 12 FMAs in 16 registers.
  */
 #ifndef MOE_GEMM_DOT_H
 #define MOE_GEMM_DOT_H
@@ -19,83 +21,174 @@
 enum {
     GEMM_CHANNELS = 8,    /* channels per call of gemm_dot_rows */
     GEMM_LINE_BYTES = 64, /* cache line */
+    GEMM_PREFETCH_L2 = 2, /* locality of __builtin_prefetch */
+    GEMM_STREAM_ROWS =
+        6, /* up to that many rows are faster streamed, the second three from the first level cache */
 };
 
-/* Eight channels of weights that are contiguous along k. A channel past the end repeats the last one: its sums are not used. */
+/* Up to eight channels of weights, each contiguous along k. */
 struct gemm_channels {
-    const unsigned char *at[GEMM_CHANNELS];
-    int64_t
-        prefetch_bytes; /* distance to the data that is needed next; 0: nothing to fetch ahead */
+    const unsigned char *from;
+    int64_t channel_bytes;  /* from one channel to the next */
+    int64_t count;          /* 1..8; the sums of channels past them hold anything */
+    int64_t prefetch_bytes; /* distance to what is needed later; 0: nothing to fetch ahead */
 };
+
+/* A channel past the end repeats the last one. */
+static inline const unsigned char *gemm_channel_at(const struct gemm_channels *channels,
+                                                   int64_t channel)
+{
+    return channels->from +
+           (channel < channels->count ? channel : channels->count - 1) * channels->channel_bytes;
+}
+
+/* ---- streaming ---- */
+
+struct gemm_pair {
+    struct moe_vec8 c0, c1;
+};
+
+GEMM_INLINE struct gemm_pair gemm_pair_load(const float *from)
+{
+    return (struct gemm_pair){moe_vec8_load(from), moe_vec8_load(from + MOE_VEC8_LANES)};
+}
+
+GEMM_INLINE void gemm_pair_store(float *to, struct gemm_pair pair)
+{
+    moe_vec8_store(to, pair.c0);
+    moe_vec8_store(to + MOE_VEC8_LANES, pair.c1);
+}
+
+GEMM_INLINE void gemm_pair_fma(struct gemm_pair *acc, const float *a, struct gemm_pair w)
+{
+    const struct moe_vec8 row = moe_vec8_load(a);
+    acc->c0 = moe_vec8_fma(row, w.c0, acc->c0);
+    acc->c1 = moe_vec8_fma(row, w.c1, acc->c1);
+}
+
+/* num_rows (1..3) x 2 channels, `k` a multiple of 8. */
+GEMM_INLINE void gemm_stream_tile(int num_rows, int32_t dtype, const unsigned char *w0,
+                                  const unsigned char *w1, int64_t prefetch_bytes, int64_t k,
+                                  const float *a, int64_t pitch, float *acc, int64_t acc_pitch)
+{
+    const int64_t element_bytes = dtype == MOE_DTYPE_FP32 ? 4 : 2;
+    const int64_t line = GEMM_LINE_BYTES / element_bytes;
+    struct gemm_pair acc0 = gemm_pair_load(acc);
+    struct gemm_pair acc1 = num_rows > 1 ? gemm_pair_load(acc + acc_pitch) : acc0;
+    struct gemm_pair acc2 = num_rows > 2 ? gemm_pair_load(acc + 2 * acc_pitch) : acc0;
+    for (int64_t first = 0; first < k; first += line) {
+        const int64_t end = k - first < line ? k : first + line;
+        if (prefetch_bytes != 0) {
+            __builtin_prefetch(w0 + prefetch_bytes + first * element_bytes, 0, GEMM_PREFETCH_L2);
+            __builtin_prefetch(w1 + prefetch_bytes + first * element_bytes, 0, GEMM_PREFETCH_L2);
+        }
+#pragma GCC unroll 4
+        for (int64_t i = first; i < end; i += MOE_VEC8_LANES) {
+            const struct gemm_pair w = {moe_convert_load(w0 + i * element_bytes, dtype),
+                                        moe_convert_load(w1 + i * element_bytes, dtype)};
+            gemm_pair_fma(&acc0, a + i, w);
+            if (num_rows > 1) {
+                gemm_pair_fma(&acc1, a + pitch + i, w);
+            }
+            if (num_rows > 2) {
+                gemm_pair_fma(&acc2, a + 2 * pitch + i, w);
+            }
+        }
+    }
+    gemm_pair_store(acc, acc0);
+    if (num_rows > 1) {
+        gemm_pair_store(acc + acc_pitch, acc1);
+    }
+    if (num_rows > 2) {
+        gemm_pair_store(acc + 2 * acc_pitch, acc2);
+    }
+}
+
+/* Rows of the next register tile: 4 = 2 + 2, so that one row is left over only if it is the only one. */
+static inline int64_t gemm_next_rows(int64_t num_left)
+{
+    return num_left == 4 ? 2 : num_left < 3 ? num_left : 3;
+}
+
+GEMM_INLINE void gemm_stream_typed(int32_t dtype, const struct gemm_channels *channels, int64_t k,
+                                   const float *a, int64_t pitch, int64_t num_rows, float *acc,
+                                   int64_t acc_pitch)
+{
+    for (int64_t channel = 0; channel < channels->count; channel += 2) {
+        const unsigned char *w0 = gemm_channel_at(channels, channel);
+        const unsigned char *w1 = gemm_channel_at(channels, channel + 1);
+        int64_t prefetch_bytes = channels->prefetch_bytes;
+        for (int64_t row = 0; row < num_rows;) {
+            const int64_t rows = gemm_next_rows(num_rows - row);
+            const float *tile_a = a + row * pitch;
+            float *tile_acc = acc + row * acc_pitch + channel * MOE_VEC8_LANES;
+            if (rows == 1) {
+                gemm_stream_tile(1, dtype, w0, w1, prefetch_bytes, k, tile_a, pitch, tile_acc,
+                                 acc_pitch);
+            } else if (rows == 2) {
+                gemm_stream_tile(2, dtype, w0, w1, prefetch_bytes, k, tile_a, pitch, tile_acc,
+                                 acc_pitch);
+            } else {
+                gemm_stream_tile(3, dtype, w0, w1, prefetch_bytes, k, tile_a, pitch, tile_acc,
+                                 acc_pitch);
+            }
+            row += rows;
+            prefetch_bytes = 0;
+        }
+    }
+}
+
+/* ---- cached ---- */
 
 struct gemm_quad {
-    struct moe_vec8 c[4];
+    struct moe_vec8 c0, c1, c2, c3;
 };
 
 GEMM_INLINE struct gemm_quad gemm_quad_load(const float *from)
 {
-    struct gemm_quad quad;
-    for (int c = 0; c < 4; c++) {
-        quad.c[c] = moe_vec8_load(from + c * MOE_VEC8_LANES);
-    }
-    return quad;
+    return (struct gemm_quad){moe_vec8_load(from), moe_vec8_load(from + MOE_VEC8_LANES),
+                              moe_vec8_load(from + 2 * MOE_VEC8_LANES),
+                              moe_vec8_load(from + 3 * MOE_VEC8_LANES)};
 }
 
 GEMM_INLINE void gemm_quad_store(float *to, const struct gemm_quad *quad)
 {
-    for (int c = 0; c < 4; c++) {
-        moe_vec8_store(to + c * MOE_VEC8_LANES, quad->c[c]);
-    }
+    moe_vec8_store(to, quad->c0);
+    moe_vec8_store(to + MOE_VEC8_LANES, quad->c1);
+    moe_vec8_store(to + 2 * MOE_VEC8_LANES, quad->c2);
+    moe_vec8_store(to + 3 * MOE_VEC8_LANES, quad->c3);
 }
 
-/* Eight elements at byte offset `offset`; the first `count` of them where that is not 8. */
-GEMM_INLINE struct moe_vec8 gemm_load_weight(const unsigned char *at, int32_t dtype, int64_t offset,
-                                             int64_t count)
+/* num_rows (1..3) x 4 channels of fp32, `k` a multiple of 8. */
+GEMM_INLINE void gemm_cached_tile(int num_rows, const float *const w[4], int64_t k, const float *a,
+                                  int64_t pitch, float *acc, int64_t acc_pitch)
 {
-    return count == MOE_VEC8_LANES ? moe_convert_load(at + offset, dtype)
-                                   : moe_convert_load_partial(at + offset, dtype, count);
-}
-
-/* One step of eight columns for num_rows x 4 channels. */
-GEMM_INLINE void gemm_step_4(int num_rows, int32_t dtype, const unsigned char *const w[4],
-                             int64_t offset, int64_t count, const float *a, int64_t pitch,
-                             struct gemm_quad *acc0, struct gemm_quad *acc1, struct gemm_quad *acc2)
-{
-    const struct moe_vec8 a0 = moe_vec8_load(a);
-    const struct moe_vec8 a1 = num_rows > 1 ? moe_vec8_load(a + pitch) : a0;
-    const struct moe_vec8 a2 = num_rows > 2 ? moe_vec8_load(a + 2 * pitch) : a0;
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        const struct moe_vec8 weight = gemm_load_weight(w[c], dtype, offset, count);
-        acc0->c[c] = moe_vec8_fma(a0, weight, acc0->c[c]);
-        if (num_rows > 1) {
-            acc1->c[c] = moe_vec8_fma(a1, weight, acc1->c[c]);
-        }
-        if (num_rows > 2) {
-            acc2->c[c] = moe_vec8_fma(a2, weight, acc2->c[c]);
-        }
-    }
-}
-
-/* Advance the chains of num_rows (2, 3) rows and 4 channels by k columns. */
-GEMM_INLINE void gemm_dot_4(int num_rows, int32_t dtype, const struct gemm_channels *channels,
-                            int first, int64_t k, const float *a, int64_t pitch, float *acc,
-                            int64_t acc_pitch)
-{
-    const int64_t element_bytes = dtype == MOE_DTYPE_FP32 ? 4 : 2;
-    const unsigned char *const w[4] = {channels->at[first], channels->at[first + 1],
-                                       channels->at[first + 2], channels->at[first + 3]};
+    const float *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
+    const float *a1 = num_rows > 1 ? a + pitch : a;
+    const float *a2 = num_rows > 2 ? a + 2 * pitch : a;
     struct gemm_quad acc0 = gemm_quad_load(acc);
-    struct gemm_quad acc1 = gemm_quad_load(num_rows > 1 ? acc + acc_pitch : acc);
-    struct gemm_quad acc2 = gemm_quad_load(num_rows > 2 ? acc + 2 * acc_pitch : acc);
-    int64_t i = 0;
-    for (; i + MOE_VEC8_LANES <= k; i += MOE_VEC8_LANES) {
-        gemm_step_4(num_rows, dtype, w, i * element_bytes, MOE_VEC8_LANES, a + i, pitch, &acc0,
-                    &acc1, &acc2);
-    }
-    if (i < k) {
-        gemm_step_4(num_rows, dtype, w, i * element_bytes, k - i, a + i, pitch, &acc0, &acc1,
-                    &acc2);
+    struct gemm_quad acc1 = num_rows > 1 ? gemm_quad_load(acc + acc_pitch) : acc0;
+    struct gemm_quad acc2 = num_rows > 2 ? gemm_quad_load(acc + 2 * acc_pitch) : acc0;
+    for (int64_t i = 0; i < k; i += MOE_VEC8_LANES) {
+        const struct moe_vec8 row0 = moe_vec8_load(a + i);
+        const struct moe_vec8 row1 = moe_vec8_load(a1 + i);
+        const struct moe_vec8 row2 = moe_vec8_load(a2 + i);
+#define GEMM_CHANNEL_(channel)                                             \
+    do {                                                                   \
+        const struct moe_vec8 weight = moe_vec8_load(w##channel + i);      \
+        acc0.c##channel = moe_vec8_fma(row0, weight, acc0.c##channel);     \
+        if (num_rows > 1) {                                                \
+            acc1.c##channel = moe_vec8_fma(row1, weight, acc1.c##channel); \
+        }                                                                  \
+        if (num_rows > 2) {                                                \
+            acc2.c##channel = moe_vec8_fma(row2, weight, acc2.c##channel); \
+        }                                                                  \
+    } while (0)
+        GEMM_CHANNEL_(0);
+        GEMM_CHANNEL_(1);
+        GEMM_CHANNEL_(2);
+        GEMM_CHANNEL_(3);
+#undef GEMM_CHANNEL_
     }
     gemm_quad_store(acc, &acc0);
     if (num_rows > 1) {
@@ -106,92 +199,70 @@ GEMM_INLINE void gemm_dot_4(int num_rows, int32_t dtype, const struct gemm_chann
     }
 }
 
-GEMM_INLINE void gemm_step_8(int32_t dtype, const struct gemm_channels *channels, int64_t offset,
-                             int64_t count, const float *a, struct gemm_quad *acc0,
-                             struct gemm_quad *acc1)
+static inline void gemm_cached(const struct gemm_channels *channels, int64_t k, const float *a,
+                               int64_t pitch, int64_t num_rows, float *acc, int64_t acc_pitch)
 {
-    const struct moe_vec8 a0 = moe_vec8_load(a);
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        acc0->c[c] =
-            moe_vec8_fma(a0, gemm_load_weight(channels->at[c], dtype, offset, count), acc0->c[c]);
-        acc1->c[c] = moe_vec8_fma(a0, gemm_load_weight(channels->at[c + 4], dtype, offset, count),
-                                  acc1->c[c]);
-    }
-}
-
-/* Advance the chains of one row and 8 channels by k columns. The weights come from memory: fetch the next ones ahead. */
-GEMM_INLINE void gemm_dot_1x8(int32_t dtype, const struct gemm_channels *channels, int64_t k,
-                              const float *a, float *acc)
-{
-    const int64_t element_bytes = dtype == MOE_DTYPE_FP32 ? 4 : 2;
-    const int64_t line = GEMM_LINE_BYTES / element_bytes;
-    struct gemm_quad acc0 = gemm_quad_load(acc);
-    struct gemm_quad acc1 = gemm_quad_load(acc + 4 * MOE_VEC8_LANES);
-    int64_t i = 0;
-    for (; i + line <= k; i += line) {
-        const int64_t offset = i * element_bytes;
-        if (channels->prefetch_bytes != 0) {
-            for (int c = 0; c < GEMM_CHANNELS; c++) {
-                __builtin_prefetch(channels->at[c] + channels->prefetch_bytes + offset);
-            }
+    for (int64_t channel = 0; channel < channels->count; channel += 4) {
+        const float *w[4];
+        for (int c = 0; c < 4; c++) {
+            w[c] = (const float *)(const void *)gemm_channel_at(channels, channel + c);
         }
-        for (int64_t j = 0; j < line; j += MOE_VEC8_LANES) {
-            gemm_step_8(dtype, channels, offset + j * element_bytes, MOE_VEC8_LANES, a + i + j,
-                        &acc0, &acc1);
-        }
-    }
-    for (; i + MOE_VEC8_LANES <= k; i += MOE_VEC8_LANES) {
-        gemm_step_8(dtype, channels, i * element_bytes, MOE_VEC8_LANES, a + i, &acc0, &acc1);
-    }
-    if (i < k) {
-        gemm_step_8(dtype, channels, i * element_bytes, k - i, a + i, &acc0, &acc1);
-    }
-    gemm_quad_store(acc, &acc0);
-    gemm_quad_store(acc + 4 * MOE_VEC8_LANES, &acc1);
-}
-
-/* All rows, with the dtype a constant. One row is left over only if it is the only one: 4 = 2 + 2, 7 = 3 + 2 + 2. */
-GEMM_INLINE void gemm_dot_typed(int32_t dtype, const struct gemm_channels *channels, int64_t k,
-                                const float *a, int64_t pitch, int64_t num_rows, float *acc,
-                                int64_t acc_pitch)
-{
-    if (num_rows == 1) {
-        gemm_dot_1x8(dtype, channels, k, a, acc);
-        return;
-    }
-    for (int first = 0; first < GEMM_CHANNELS; first += 4) {
-        float *quad_acc = acc + first * MOE_VEC8_LANES;
-        int64_t row = 0;
-        while (row < num_rows) {
-            const int64_t left = num_rows - row;
-            if (left == 2 || left == 4) {
-                gemm_dot_4(2, dtype, channels, first, k, a + row * pitch, pitch,
-                           quad_acc + row * acc_pitch, acc_pitch);
-                row += 2;
+        for (int64_t row = 0; row < num_rows;) {
+            const int64_t rows = gemm_next_rows(num_rows - row);
+            const float *tile_a = a + row * pitch;
+            float *tile_acc = acc + row * acc_pitch + channel * MOE_VEC8_LANES;
+            if (rows == 1) {
+                gemm_cached_tile(1, w, k, tile_a, pitch, tile_acc, acc_pitch);
+            } else if (rows == 2) {
+                gemm_cached_tile(2, w, k, tile_a, pitch, tile_acc, acc_pitch);
             } else {
-                gemm_dot_4(3, dtype, channels, first, k, a + row * pitch, pitch,
-                           quad_acc + row * acc_pitch, acc_pitch);
-                row += 3;
+                gemm_cached_tile(3, w, k, tile_a, pitch, tile_acc, acc_pitch);
             }
+            row += rows;
         }
+    }
+}
+
+/* ---- any ---- */
+
+static inline void gemm_dot_whole(int32_t dtype, const struct gemm_channels *channels, int64_t k,
+                                  const float *a, int64_t pitch, int64_t num_rows, float *acc,
+                                  int64_t acc_pitch)
+{
+    if (dtype == MOE_DTYPE_BF16) {
+        gemm_stream_typed(MOE_DTYPE_BF16, channels, k, a, pitch, num_rows, acc, acc_pitch);
+    } else if (dtype == MOE_DTYPE_FP16) {
+        gemm_stream_typed(MOE_DTYPE_FP16, channels, k, a, pitch, num_rows, acc, acc_pitch);
+    } else if (num_rows <= GEMM_STREAM_ROWS) {
+        gemm_stream_typed(MOE_DTYPE_FP32, channels, k, a, pitch, num_rows, acc, acc_pitch);
+    } else {
+        gemm_cached(channels, k, a, pitch, num_rows, acc, acc_pitch);
     }
 }
 
 /*
- * acc[row][channel][lane] += products of `k` columns: num_rows rows of fp32 `a` (pitch elements apart, zeros up to a
- * multiple of 8) and eight channels of `dtype`. acc rows are acc_pitch floats apart, channels 8.
+ * acc[row][channel][lane] += products of `k` columns: num_rows rows of fp32 `a` (pitch floats apart, zeros up to a
+ * multiple of 8) and up to eight channels of `dtype`. acc rows are acc_pitch floats apart, channels 8. Nothing is read beyond
+ * column k of a channel.
  */
 static inline void gemm_dot_rows(int32_t dtype, const struct gemm_channels *channels, int64_t k,
                                  const float *a, int64_t pitch, int64_t num_rows, float *acc,
                                  int64_t acc_pitch)
 {
-    if (dtype == MOE_DTYPE_BF16) {
-        gemm_dot_typed(MOE_DTYPE_BF16, channels, k, a, pitch, num_rows, acc, acc_pitch);
-    } else if (dtype == MOE_DTYPE_FP16) {
-        gemm_dot_typed(MOE_DTYPE_FP16, channels, k, a, pitch, num_rows, acc, acc_pitch);
-    } else {
-        gemm_dot_typed(MOE_DTYPE_FP32, channels, k, a, pitch, num_rows, acc, acc_pitch);
+    const int64_t whole = k / MOE_VEC8_LANES * MOE_VEC8_LANES;
+    gemm_dot_whole(dtype, channels, whole, a, pitch, num_rows, acc, acc_pitch);
+    if (whole < k) {
+        /* The last columns as a step of eight, with zeros behind them. */
+        float last[GEMM_CHANNELS * MOE_VEC8_LANES];
+        for (int64_t c = 0; c < channels->count; c++) {
+            const unsigned char *at =
+                gemm_channel_at(channels, c) + whole * moe_convert_element_bytes(dtype);
+            moe_vec8_store(last + c * MOE_VEC8_LANES,
+                           moe_convert_load_partial(at, dtype, k - whole));
+        }
+        const struct gemm_channels step = {(const unsigned char *)last,
+                                           MOE_VEC8_LANES * sizeof(float), channels->count, 0};
+        gemm_cached(&step, MOE_VEC8_LANES, a + whole, pitch, num_rows, acc, acc_pitch);
     }
 }
 

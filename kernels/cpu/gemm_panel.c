@@ -24,9 +24,13 @@
 enum {
     ALIGNMENT = 64,
     PITCH_PAD =
-        16, /* floats between rows beyond the chunk: rows of a power of two would share cache sets */
-    DIRECT_ROWS = 6, /* up to two register tiles convert weights again rather than pack them */
+        16, /* floats behind each row's chunk: rows of a power of two would share cache sets */
 };
+
+static int64_t round_up_columns(int64_t k)
+{
+    return (k + MOE_VEC8_LANES - 1) / MOE_VEC8_LANES * MOE_VEC8_LANES;
+}
 
 static void *take(unsigned char *memory, uint64_t *used, int64_t count, int64_t element_bytes)
 {
@@ -39,8 +43,7 @@ uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
                                              const struct moe_op_gemm *op,
                                              const struct moe_tile *tile, void *memory)
 {
-    const int64_t k_padded =
-        ((int64_t)op->k + MOE_VEC8_LANES - 1) / MOE_VEC8_LANES * MOE_VEC8_LANES;
+    const int64_t k_padded = round_up_columns(op->k);
     const int64_t block_m = tile->block_m;
     const int64_t block_n = tile->block_n;
     uint64_t used = 0;
@@ -114,9 +117,8 @@ static void advance_matrix(const struct moe_gemm_block *block,
     int32_t dtype = weight->dtype;
     const void *from = operand_at(weight, block->expert, block->first, first_k);
     int64_t channel_stride = weight->row_stride;
-    int64_t num_fetchable =
-        block->op->n - block->first; /* channels from here on that may be fetched ahead */
-    if (weight->col_stride != 1 || (num_rows > DIRECT_ROWS && dtype != MOE_DTYPE_FP32)) {
+    int64_t num_fetchable = block->op->n - block->first; /* channels from here on */
+    if (weight->col_stride != 1 || (num_rows > GEMM_STREAM_ROWS && dtype != MOE_DTYPE_FP32)) {
         const struct gemm_weight_block packed = {
             from, dtype, weight->row_stride, weight->col_stride, block->count, num_fetchable, k};
         gemm_pack_weights(scratch->weights, scratch->pitch, &packed);
@@ -124,15 +126,16 @@ static void advance_matrix(const struct moe_gemm_block *block,
         from = scratch->weights;
         channel_stride = scratch->pitch;
         num_fetchable = 0;
+        k = round_up_columns(k); /* packed rows end in zeros */
     }
 
     const int64_t channel_bytes = channel_stride * moe_convert_element_bytes(dtype);
     for (int64_t n = 0; n < block->count; n += GEMM_CHANNELS) {
+        const int64_t left = block->count - n;
         struct gemm_channels channels;
-        for (int c = 0; c < GEMM_CHANNELS; c++) {
-            const int64_t channel = n + c < block->count ? n + c : block->count - 1;
-            channels.at[c] = (const unsigned char *)from + channel * channel_bytes;
-        }
+        channels.from = (const unsigned char *)from + n * channel_bytes;
+        channels.channel_bytes = channel_bytes;
+        channels.count = left < GEMM_CHANNELS ? left : GEMM_CHANNELS;
         channels.prefetch_bytes =
             n + 2 * GEMM_CHANNELS <= num_fetchable ? GEMM_CHANNELS * channel_bytes : 0;
         gemm_dot_rows(dtype, &channels, k, scratch->inputs, scratch->pitch, num_rows,
@@ -194,25 +197,48 @@ static void write_row(const struct moe_gemm_block *block, const struct moe_gemm_
     }
 }
 
+/* Few rows leave room for longer chunks, and streamed weights are best read from end to end. */
+static void lengthen_chunk(const struct moe_gemm_block *block, struct moe_gemm_scratch *scratch,
+                           int64_t num_rows)
+{
+    const struct moe_op_gemm *op = block->op;
+    if (num_rows > GEMM_STREAM_ROWS) {
+        return;
+    }
+    for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
+        if (op->weight[matrix].col_stride != 1) {
+            return;
+        }
+    }
+    const int64_t room =
+        block->block_m * scratch->pitch / num_rows / MOE_VEC8_LANES * MOE_VEC8_LANES;
+    const int64_t k_padded = round_up_columns(op->k);
+    scratch->k_chunk = room - PITCH_PAD < k_padded ? room - PITCH_PAD : k_padded;
+    scratch->pitch = scratch->k_chunk + PITCH_PAD;
+}
+
 void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
-                                      const struct moe_gemm_scratch *scratch, int64_t num_rows)
+                                      const struct moe_gemm_scratch *thread_scratch,
+                                      int64_t num_rows)
 {
     const struct moe_op_gemm *op = block->op;
     const int64_t acc_floats = block->block_n * MOE_VEC8_LANES;
+    struct moe_gemm_scratch scratch = *thread_scratch;
+    lengthen_chunk(block, &scratch, num_rows);
     for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
-        memset(scratch->acc + matrix * block->block_m * acc_floats, 0,
+        memset(scratch.acc + matrix * block->block_m * acc_floats, 0,
                (size_t)(num_rows * acc_floats) * sizeof(float));
     }
-    for (int64_t first_k = 0; first_k < op->k; first_k += scratch->k_chunk) {
+    for (int64_t first_k = 0; first_k < op->k; first_k += scratch.k_chunk) {
         const int64_t left = op->k - first_k;
-        const int64_t k = left < scratch->k_chunk ? left : scratch->k_chunk;
-        pack_inputs(op, scratch, num_rows, first_k, k);
+        const int64_t k = left < scratch.k_chunk ? left : scratch.k_chunk;
+        pack_inputs(op, &scratch, num_rows, first_k, k);
         for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
-            advance_matrix(block, scratch, matrix, num_rows, first_k, k);
+            advance_matrix(block, &scratch, matrix, num_rows, first_k, k);
         }
     }
     for (int64_t m = 0; m < num_rows; m++) {
-        write_row(block, scratch, m);
+        write_row(block, &scratch, m);
     }
 }
 
