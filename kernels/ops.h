@@ -179,7 +179,8 @@ struct moe_op_post_reorder {
     const void *rows;
     int64_t row_stride;
     int64_t num_rows;            /* src2dst outside [0, num_rows): no row */
-    const int32_t *src2dst;      /* NULL: row = route (sum_reduce) */
+    const int32_t *src2dst;      /* NULL: the row of (t, j) lies at t * token_stride + j * row_stride (sum_reduce) */
+    int64_t token_stride;        /* without src2dst */
     const float *topk_weights;   /* NULL: all 1 */
     const void *shared;          /* NULL: none */
     int64_t shared_stride;

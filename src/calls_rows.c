@@ -267,13 +267,9 @@ int32_t moe_calls_sum_reduce(const struct moe_plan *plan, const struct moe_sum_r
         .scaling = problem->scaling_on == MOE_SCALING_OUTPUT ? problem->routed_scaling : 1.0f,
         .rows = own.input,
         .row_stride = hidden,
-        .num_rows = num_tokens * problem->top_k,
+        .token_stride = own.token_stride,
         .output = own.output,
         .output_stride = own.output_stride,
     };
-    if (own.token_stride != packed) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "sum_reduce: token_stride is %lld; this version takes packed input (%lld)",
-                             (long long)own.token_stride, (long long)packed);
-    }
     return plan->backend->post_reorder(&run, MOE_OP_SUM_REDUCE, &reduce, error);
 }

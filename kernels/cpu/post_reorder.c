@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * post_reorder: output[t] = scaling * sum over slots j of weight[t, j] * rows[src2dst[t, j]], + factor[t] * shared[t],
- * + residual[t]; sum_reduce is its case row = route, without weights.
+ * + residual[t]; sum_reduce is its case without src2dst and weights: rows lie by token and slot.
  * Moves: T (k + 1) H elements (+ T H each for shared and residual), 2 T k H FLOPs; bound by memory bandwidth.
  * Pipeline: token by token. 1 list the rows that exist, with weights. 2 for 32 columns at a time one chain of fused
  *   multiply-adds over the list, in slot order, in registers. 3 scaling. 4 shared, residual. 5 one rounding.
@@ -29,14 +29,26 @@ struct token {
     float shared_factor;
 };
 
+/* Where the row of a slot lies, NULL if it has none. */
+static const void *find_row(const struct moe_op_post_reorder *op, int64_t token, int64_t slot)
+{
+    if (op->src2dst == NULL) {
+        return moe_convert_at(op->rows, op->dtype,
+                              token * op->token_stride + slot * op->row_stride);
+    }
+    const int64_t row = op->src2dst[token * op->top_k + slot];
+    const int exists = row >= 0 && row < op->num_rows;
+    return exists ? moe_convert_at(op->rows, op->dtype, row * op->row_stride) : NULL;
+}
+
 static int64_t list_terms(const struct moe_op_post_reorder *op, int64_t token, struct term *terms)
 {
     int64_t num_terms = 0;
     for (int64_t slot = 0; slot < op->top_k; slot++) {
-        const int64_t route = token * op->top_k + slot;
-        const int64_t row = op->src2dst != NULL ? op->src2dst[route] : route;
-        if (row >= 0 && row < op->num_rows) {
-            terms[num_terms].row = moe_convert_at(op->rows, op->dtype, row * op->row_stride);
+        const void *row = find_row(op, token, slot);
+        if (row != NULL) {
+            const int64_t route = token * op->top_k + slot;
+            terms[num_terms].row = row;
             terms[num_terms].weight = op->topk_weights != NULL ? op->topk_weights[route] : 1.0f;
             num_terms++;
         }

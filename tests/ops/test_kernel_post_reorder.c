@@ -169,6 +169,7 @@ static void run_variant(const struct combine_case *test, const struct data *data
         .row_stride = test->hidden,
         .num_rows = data->num_rows,
         .src2dst = test->mapping == MAP_SUM_REDUCE ? NULL : data->src2dst,
+        .token_stride = test->mapping == MAP_SUM_REDUCE ? test->top_k * test->hidden : 0,
         .topk_weights = test->has_weights ? data->weights : NULL,
         .shared = test->extra != EXTRA_NONE ? data->shared : NULL,
         .shared_stride = test->hidden,
