@@ -34,15 +34,16 @@ struct moe_op_gating {
     int64_t num_tokens;
     int32_t num_experts;
     int32_t top_k;
-    int32_t rule;          /* MOE_GATING_*, never NONE */
-    int32_t renormalize;   /* 0, 1 */
-    int32_t num_groups;    /* at least 1 */
+    int32_t rule;        /* MOE_GATING_*, never NONE */
+    int32_t renormalize; /* 0, 1 */
+    int32_t num_groups;  /* at least 1 */
     int32_t topk_groups;
-    int32_t group_score;   /* MOE_GROUP_SCORE_* */
+    int32_t group_score; /* MOE_GROUP_SCORE_* */
     int32_t logits_dtype;
     float router_jitter;
-    float scaling;         /* multiplies the weights last; 1: none */
-    int32_t num_appended;  /* ids num_experts + i with appended_weight, after the top_k; scaling does not apply to them */
+    float scaling; /* multiplies the weights last; 1: none */
+    int32_t
+        num_appended; /* ids num_experts + i with appended_weight, after the top_k; scaling does not apply to them */
     float appended_weight;
     const void *logits;
     int64_t logits_stride;
@@ -59,7 +60,7 @@ struct moe_op_filter {
     int32_t num_experts_global;
     int32_t expert_begin;
     int32_t expert_end;
-    int32_t num_experts;       /* local; a map's value at or above it is filtered */
+    int32_t num_experts; /* local; a map's value at or above it is filtered */
 };
 
 struct moe_op_align {
@@ -68,14 +69,14 @@ struct moe_op_align {
     int32_t ids_dtype;
     int32_t block_size;
     struct moe_op_filter filter;
-    int32_t filter_mode;      /* MOE_FILTER_* */
+    int32_t filter_mode; /* MOE_FILTER_* */
     int32_t reserved;
-    int32_t *sorted_ids;      /* NULL (with the next two): counts only */
+    int32_t *sorted_ids; /* NULL (with the next two): counts only */
     int64_t sorted_capacity;
     int32_t *expert_ids;
     int64_t expert_capacity;
     int32_t *num_tokens_post_pad;
-    int32_t *expert_counts;   /* NULL: not wanted */
+    int32_t *expert_counts; /* NULL: not wanted */
 };
 
 struct moe_op_ep_preprocess {
@@ -86,10 +87,10 @@ struct moe_op_ep_preprocess {
     struct moe_op_filter filter;
     int64_t *seg_indptr;
     int32_t *src2dst;
-    int32_t *dst2src;          /* NULL: not wanted, as for the next two */
+    int32_t *dst2src; /* NULL: not wanted, as for the next two */
     int32_t *reorder_ids;
     int32_t *m_indices;
-    int64_t row_capacity;      /* of dst2src and m_indices; checked to hold the worst case */
+    int64_t row_capacity; /* of dst2src and m_indices; checked to hold the worst case */
 };
 
 struct moe_op_pre_reorder {
@@ -125,7 +126,8 @@ struct moe_op_activation {
     int64_t row_stride;
     int64_t col_stride;
     int64_t up_offset; /* ungated: 0 */
-    void *output;      /* may be `input` with equal row strides and dtypes: read a group of columns before writing it */
+    void *
+        output; /* may be `input` with equal row strides and dtypes: read a group of columns before writing it */
     int64_t output_stride;
 };
 
@@ -149,21 +151,22 @@ struct moe_op_gemm {
     const int32_t *num_tokens_post_pad;
     int32_t block_size;
     int32_t num_experts;
-    int64_t num_rows;            /* seg_indptr values are clamped to [0, num_rows]; expert_ids: length of row_ids */
-    const int32_t *row_ids;      /* NULL: identity */
-    int64_t num_row_ids;         /* row_ids values at or above are skipped */
-    int32_t row_ids_div;         /* top_k for gathered tokens, else 1 */
+    int64_t
+        num_rows; /* seg_indptr values are clamped to [0, num_rows]; expert_ids: length of row_ids */
+    const int32_t *row_ids; /* NULL: identity */
+    int64_t num_row_ids;    /* row_ids values at or above are skipped */
+    int32_t row_ids_div;    /* top_k for gathered tokens, else 1 */
     int32_t scatter;
-    const float *row_weights;    /* NULL: 1 */
+    const float *row_weights; /* NULL: 1 */
     const void *input;
     int64_t input_stride;
     void *output;
     int64_t output_stride;
     int32_t input_dtype;
     int32_t output_dtype;
-    int32_t n;                   /* output channels of one matrix */
+    int32_t n; /* output channels of one matrix */
     int32_t k;
-    int32_t num_matrices;        /* 1 or 2 (0: gate, 1: up) */
+    int32_t num_matrices; /* 1 or 2 (0: gate, 1: up) */
     int32_t has_activation;
     struct moe_op_act act;
     struct moe_operand weight[2]; /* dtype set; ungated GEMM1 and down use [0] */
@@ -175,19 +178,20 @@ struct moe_op_post_reorder {
     int32_t top_k;
     int32_t hidden;
     int32_t dtype;
-    float scaling;               /* 1: none */
+    float scaling; /* 1: none */
     const void *rows;
     int64_t row_stride;
-    int64_t num_rows;            /* src2dst outside [0, num_rows): no row */
-    const int32_t *src2dst;      /* NULL: the row of (t, j) lies at t * token_stride + j * row_stride (sum_reduce) */
-    int64_t token_stride;        /* without src2dst */
-    const float *topk_weights;   /* NULL: all 1 */
-    const void *shared;          /* NULL: none */
+    int64_t num_rows; /* src2dst outside [0, num_rows): no row */
+    const int32_t *
+        src2dst; /* NULL: the row of (t, j) lies at t * token_stride + j * row_stride (sum_reduce) */
+    int64_t token_stride;      /* without src2dst */
+    const float *topk_weights; /* NULL: all 1 */
+    const void *shared;        /* NULL: none */
     int64_t shared_stride;
-    const float *shared_factor;  /* NULL: 1 */
-    const void *residual;        /* NULL: none */
+    const float *shared_factor; /* NULL: 1 */
+    const void *residual;       /* NULL: none */
     int64_t residual_stride;
-    void *output;                /* may be residual or shared with equal strides */
+    void *output; /* may be residual or shared with equal strides */
     int64_t output_stride;
 };
 

@@ -20,7 +20,7 @@ enum {
 
 /* MOE_TILE_GEMM_CPU_AVX2_4_32_2048_..., ... in the order of the file, MOE_NUM_TILES. A row that stands twice is an error here. */
 enum {
-#define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages)                                  \
+#define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages) \
     MOE_TILE_GEMM_##kernel##_##bm##_##bn##_##bk##_##group_m##_##warps##_##stages,
 #define MOE_TILE_BLOCK(op, kernel, block_size) MOE_TILE_##op##_##kernel##_##block_size,
 #include "tiles.def"
@@ -29,18 +29,18 @@ enum {
 
 /* One row of tiles.def. */
 struct moe_tile {
-    int32_t id;          /* index in the table, as tile_info counts */
-    int32_t op;          /* MOE_OP_*; MOE_OP_GEMM1 stands for router, gemm1 and gemm2 */
-    int32_t kernel;      /* MOE_KERNEL_* */
-    int32_t block_m;     /* GEMM only, else 0 */
+    int32_t id;      /* index in the table, as tile_info counts */
+    int32_t op;      /* MOE_OP_*; MOE_OP_GEMM1 stands for router, gemm1 and gemm2 */
+    int32_t kernel;  /* MOE_KERNEL_* */
+    int32_t block_m; /* GEMM only, else 0 */
     int32_t block_n;
     int32_t block_k;
     int32_t group_m;
     int32_t num_warps;
     int32_t num_stages;
-    int32_t block_size;  /* not GEMM, else 0 */
-    int32_t smem_bytes;  /* CUDA */
-    const char *name;    /* kernel and numbers in words, as shown to users */
+    int32_t block_size; /* not GEMM, else 0 */
+    int32_t smem_bytes; /* CUDA */
+    const char *name;   /* kernel and numbers in words, as shown to users */
 };
 
 #endif

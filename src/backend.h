@@ -67,34 +67,45 @@ struct moe_backend {
     int32_t (*probe)(int32_t ordinal, struct moe_device *out, struct moe_error *error);
 
     /* What a context needs beyond configuration: thread pool, loaded kernels. `device` is updated with what was chosen. */
-    int32_t (*state_create)(const struct moe_memory *memory, const struct moe_context_options *options,
-                            struct moe_device *device, void **out, struct moe_error *error);
+    int32_t (*state_create)(const struct moe_memory *memory,
+                            const struct moe_context_options *options, struct moe_device *device,
+                            void **out, struct moe_error *error);
     void (*state_destroy)(const struct moe_memory *memory, void *state);
 
     /* Refuse with a reason what is legal but not implemented. `problem` is checked; no device is touched. */
-    int32_t (*supports)(const struct moe_device *device, const struct moe_problem *problem, uint64_t ops,
-                        struct moe_error *error);
+    int32_t (*supports)(const struct moe_device *device, const struct moe_problem *problem,
+                        uint64_t ops, struct moe_error *error);
 
     /* Bytes of workspace that one call of `op` needs for up to `num_tokens` tokens with the tiles of `bucket`. */
-    uint64_t (*op_workspace)(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket, int32_t op,
-                             int64_t num_tokens);
+    uint64_t (*op_workspace)(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
+                             int32_t op, int64_t num_tokens);
 
     /* Prepared weights: bytes (0: none needed) and filling; bind checks alignment. Descriptions are checked. */
-    uint64_t (*weights_prepared_bytes)(const struct moe_problem *problem, const struct moe_weights_desc *desc);
+    uint64_t (*weights_prepared_bytes)(const struct moe_problem *problem,
+                                       const struct moe_weights_desc *desc);
     int32_t (*weights_bind)(struct moe_weights *weights, struct moe_error *error);
 
     /* Run calls. num_tokens of layer is at most the plan's chunk. */
-    int32_t (*layer)(const struct moe_run *run, const struct moe_op_layer *op, struct moe_error *error);
-    int32_t (*experts)(const struct moe_run *run, const struct moe_op_experts *op, struct moe_error *error);
-    int32_t (*router)(const struct moe_run *run, const struct moe_op_router *op, struct moe_error *error);
-    int32_t (*gating)(const struct moe_run *run, const struct moe_op_gating *op, struct moe_error *error);
-    int32_t (*align)(const struct moe_run *run, const struct moe_op_align *op, struct moe_error *error);
-    int32_t (*ep_preprocess)(const struct moe_run *run, const struct moe_op_ep_preprocess *op, struct moe_error *error);
-    int32_t (*pre_reorder)(const struct moe_run *run, const struct moe_op_pre_reorder *op, struct moe_error *error);
-    int32_t (*activation)(const struct moe_run *run, const struct moe_op_activation *op, struct moe_error *error);
-    int32_t (*grouped_gemm)(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op, struct moe_error *error);
-    int32_t (*post_reorder)(const struct moe_run *run, int32_t op_id, const struct moe_op_post_reorder *op,
+    int32_t (*layer)(const struct moe_run *run, const struct moe_op_layer *op,
+                     struct moe_error *error);
+    int32_t (*experts)(const struct moe_run *run, const struct moe_op_experts *op,
+                       struct moe_error *error);
+    int32_t (*router)(const struct moe_run *run, const struct moe_op_router *op,
+                      struct moe_error *error);
+    int32_t (*gating)(const struct moe_run *run, const struct moe_op_gating *op,
+                      struct moe_error *error);
+    int32_t (*align)(const struct moe_run *run, const struct moe_op_align *op,
+                     struct moe_error *error);
+    int32_t (*ep_preprocess)(const struct moe_run *run, const struct moe_op_ep_preprocess *op,
+                             struct moe_error *error);
+    int32_t (*pre_reorder)(const struct moe_run *run, const struct moe_op_pre_reorder *op,
+                           struct moe_error *error);
+    int32_t (*activation)(const struct moe_run *run, const struct moe_op_activation *op,
+                          struct moe_error *error);
+    int32_t (*grouped_gemm)(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
                             struct moe_error *error);
+    int32_t (*post_reorder)(const struct moe_run *run, int32_t op_id,
+                            const struct moe_op_post_reorder *op, struct moe_error *error);
 };
 
 extern const struct moe_backend moe_backend_cpu;

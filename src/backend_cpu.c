@@ -15,7 +15,8 @@
 static int32_t cpu_probe(int32_t ordinal, struct moe_device *out, struct moe_error *error)
 {
     if (ordinal != 0) {
-        return moe_error_set(error, MOE_STATUS_NO_DEVICE, "cpu device %d: there is one, 0", ordinal);
+        return moe_error_set(error, MOE_STATUS_NO_DEVICE, "cpu device %d: there is one, 0",
+                             ordinal);
     }
     out->backend = MOE_BACKEND_CPU;
     out->num_sms = moe_cpu_pool_default_threads();
@@ -25,15 +26,17 @@ static int32_t cpu_probe(int32_t ordinal, struct moe_device *out, struct moe_err
     return MOE_STATUS_OK;
 }
 
-static int32_t cpu_state_create(const struct moe_memory *memory, const struct moe_context_options *options,
+static int32_t cpu_state_create(const struct moe_memory *memory,
+                                const struct moe_context_options *options,
                                 struct moe_device *device, void **out, struct moe_error *error)
 {
     struct moe_cpu_pool *pool = NULL;
     int32_t num_threads = options->num_threads;
     if (num_threads < 0 || num_threads > NUM_THREADS_LIMIT) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "context options: num_threads is %d; it must be 1 to %d, or 0 for the affinity mask",
-                             num_threads, NUM_THREADS_LIMIT);
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "context options: num_threads is %d; it must be 1 to %d, or 0 for the affinity mask",
+            num_threads, NUM_THREADS_LIMIT);
     }
     if (num_threads == 0) {
         num_threads = device->num_sms < NUM_THREADS_LIMIT ? device->num_sms : NUM_THREADS_LIMIT;
@@ -56,21 +59,24 @@ struct moe_cpu_pool *moe_cpu_plan_pool(const struct moe_plan *plan)
 }
 
 /* Is this recipe one of plain fp32, fp16 or bf16 elements? */
-static int32_t check_recipe(const char *name, const struct moe_recipe *recipe, struct moe_error *error)
+static int32_t check_recipe(const char *name, const struct moe_recipe *recipe,
+                            struct moe_error *error)
 {
     struct moe_recipe plain;
     memset(&plain, 0, sizeof(plain));
     plain.dtype = recipe->dtype;
-    bool known = recipe->dtype == 0 || recipe->dtype == MOE_DTYPE_FP32 || recipe->dtype == MOE_DTYPE_FP16 ||
-                 recipe->dtype == MOE_DTYPE_BF16;
+    bool known = recipe->dtype == 0 || recipe->dtype == MOE_DTYPE_FP32 ||
+                 recipe->dtype == MOE_DTYPE_FP16 || recipe->dtype == MOE_DTYPE_BF16;
     if (!known) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "problem.%s is %s; the cpu backend of this version implements fp32, fp16 and bf16", name,
-                             moe_dtype_name(recipe->dtype));
+        return moe_error_set(
+            error, MOE_STATUS_UNSUPPORTED,
+            "problem.%s is %s; the cpu backend of this version implements fp32, fp16 and bf16",
+            name, moe_dtype_name(recipe->dtype));
     }
     if (memcmp(&plain, recipe, sizeof(plain)) != 0) {
         return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "problem.%s has scales, groups or a packing; the cpu backend of this version implements plain %s elements only",
+                             "problem.%s has scales, groups or a packing; the cpu backend of this "
+                             "version implements plain %s elements only",
                              name, moe_dtype_name(recipe->dtype));
     }
     return MOE_STATUS_OK;
@@ -84,16 +90,18 @@ static int32_t check_plain_dtype(const char *name, int32_t dtype, struct moe_err
     return check_recipe(name, &recipe, error);
 }
 
-static int32_t cpu_supports(const struct moe_device *device, const struct moe_problem *problem, uint64_t ops,
-                            struct moe_error *error)
+static int32_t cpu_supports(const struct moe_device *device, const struct moe_problem *problem,
+                            uint64_t ops, struct moe_error *error)
 {
     (void)device;
     if ((ops & MOE_OP_BIT(MOE_OP_QUANTIZE)) != 0) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "quantize: the cpu backend of this version has no quantized types");
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                             "quantize: the cpu backend of this version has no quantized types");
     }
     if ((ops & MOE_OP_BIT(MOE_OP_LAYER)) != 0 && problem->num_appended_experts != 0) {
         return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "num_appended_experts is %d: appended ids are for the gating operation; the layer computes shared "
+                             "num_appended_experts is %d: appended ids are for the gating "
+                             "operation; the layer computes shared "
                              "experts through shared_inter",
                              problem->num_appended_experts);
     }
@@ -105,7 +113,8 @@ static int32_t cpu_supports(const struct moe_device *device, const struct moe_pr
     return check_plain_dtype("logits_dtype", problem->logits_dtype, error);
 }
 
-static uint64_t cpu_weights_prepared_bytes(const struct moe_problem *problem, const struct moe_weights_desc *desc)
+static uint64_t cpu_weights_prepared_bytes(const struct moe_problem *problem,
+                                           const struct moe_weights_desc *desc)
 {
     (void)problem;
     (void)desc;
@@ -136,12 +145,15 @@ uint64_t moe_cpu_op_scratch(const struct moe_plan *plan, int32_t op, const struc
     const struct moe_cpu_kernels *kernels = moe_cpu_kernels_of(tile);
     switch (op) {
     case MOE_OP_ROUTER: {
-        struct moe_op_router router = {.num_experts = problem->num_experts_global, .hidden = problem->hidden};
+        struct moe_op_router router = {.num_experts = problem->num_experts_global,
+                                       .hidden = problem->hidden};
         return kernels->router.scratch_bytes(&router, tile);
     }
     case MOE_OP_GATING: {
-        struct moe_op_gating gating = {.num_experts = problem->num_experts_global, .top_k = problem->top_k,
-                                       .num_groups = problem->num_groups, .num_appended = problem->num_appended_experts};
+        struct moe_op_gating gating = {.num_experts = problem->num_experts_global,
+                                       .top_k = problem->top_k,
+                                       .num_groups = problem->num_groups,
+                                       .num_appended = problem->num_appended_experts};
         return kernels->gating.scratch_bytes(&gating, tile);
     }
     case MOE_OP_ALIGN_BLOCK_SIZE: {
@@ -163,13 +175,17 @@ uint64_t moe_cpu_op_scratch(const struct moe_plan *plan, int32_t op, const struc
     case MOE_OP_GEMM1: {
         /* The shared expert's GEMMs run with the same tiles and may be wider. */
         int32_t n = problem->inter > problem->shared_inter ? problem->inter : problem->shared_inter;
-        struct moe_op_gemm gemm = {.n = n, .k = problem->hidden, .num_experts = problem->num_experts,
-                                   .num_matrices = (problem->flags & MOE_PROBLEM_UNGATED) != 0 ? 1 : 2};
+        struct moe_op_gemm gemm = {.n = n,
+                                   .k = problem->hidden,
+                                   .num_experts = problem->num_experts,
+                                   .num_matrices =
+                                       (problem->flags & MOE_PROBLEM_UNGATED) != 0 ? 1 : 2};
         return kernels->gemm.scratch_bytes(&gemm, tile);
     }
     case MOE_OP_GEMM2: {
         int32_t k = problem->inter > problem->shared_inter ? problem->inter : problem->shared_inter;
-        struct moe_op_gemm gemm = {.n = problem->hidden, .k = k, .num_experts = problem->num_experts, .num_matrices = 1};
+        struct moe_op_gemm gemm = {
+            .n = problem->hidden, .k = k, .num_experts = problem->num_experts, .num_matrices = 1};
         return kernels->gemm.scratch_bytes(&gemm, tile);
     }
     case MOE_OP_POST_REORDER:
@@ -182,7 +198,8 @@ uint64_t moe_cpu_op_scratch(const struct moe_plan *plan, int32_t op, const struc
     }
 }
 
-static uint64_t cpu_op_workspace(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket, int32_t op,
+static uint64_t cpu_op_workspace(const struct moe_plan *plan,
+                                 const struct moe_dispatch_bucket *bucket, int32_t op,
                                  int64_t num_tokens)
 {
     if (op == MOE_OP_LAYER) {
@@ -210,19 +227,21 @@ static void run_task(void *self, int64_t task, int32_t thread)
     kernel_run->kernel->run(kernel_run->op, kernel_run->tile, task, scratch);
 }
 
-void moe_cpu_run_kernel(struct moe_cpu_run *run, const struct moe_cpu_kernel *kernel, const void *op,
-                        const struct moe_tile *tile)
+void moe_cpu_run_kernel(struct moe_cpu_run *run, const struct moe_cpu_kernel *kernel,
+                        const void *op, const struct moe_tile *tile)
 {
     struct kernel_run kernel_run = {run, kernel, op, tile};
     moe_cpu_session_run(&run->session, kernel->num_tasks(op, tile), run_task, &kernel_run);
 }
 
 /* A call that is one kernel. */
-static int32_t run_single(const struct moe_run *run, int32_t op_id, size_t kernel_offset, const void *op)
+static int32_t run_single(const struct moe_run *run, int32_t op_id, size_t kernel_offset,
+                          const void *op)
 {
     const struct moe_tile *tile = &moe_tiles[run->bucket->choices[op_id].tile];
     const char *kernels = (const char *)moe_cpu_kernels_of(tile);
-    const struct moe_cpu_kernel *kernel = (const struct moe_cpu_kernel *)(const void *)(kernels + kernel_offset);
+    const struct moe_cpu_kernel *kernel =
+        (const struct moe_cpu_kernel *)(const void *)(kernels + kernel_offset);
     struct moe_cpu_run cpu_run = {.scratch = run->workspace};
     cpu_run.scratch_stride = moe_cpu_align(moe_cpu_op_scratch(run->plan, op_id, tile));
     moe_cpu_session_begin(&cpu_run.session, moe_cpu_plan_pool(run->plan));
@@ -233,51 +252,57 @@ static int32_t run_single(const struct moe_run *run, int32_t op_id, size_t kerne
 
 #define KERNEL(member) offsetof(struct moe_cpu_kernels, member)
 
-static int32_t cpu_router(const struct moe_run *run, const struct moe_op_router *op, struct moe_error *error)
+static int32_t cpu_router(const struct moe_run *run, const struct moe_op_router *op,
+                          struct moe_error *error)
 {
     (void)error;
     return run_single(run, MOE_OP_ROUTER, KERNEL(router), op);
 }
 
-static int32_t cpu_gating(const struct moe_run *run, const struct moe_op_gating *op, struct moe_error *error)
+static int32_t cpu_gating(const struct moe_run *run, const struct moe_op_gating *op,
+                          struct moe_error *error)
 {
     (void)error;
     return run_single(run, MOE_OP_GATING, KERNEL(gating), op);
 }
 
-static int32_t cpu_align(const struct moe_run *run, const struct moe_op_align *op, struct moe_error *error)
+static int32_t cpu_align(const struct moe_run *run, const struct moe_op_align *op,
+                         struct moe_error *error)
 {
     (void)error;
     return run_single(run, MOE_OP_ALIGN_BLOCK_SIZE, KERNEL(align), op);
 }
 
-static int32_t cpu_ep_preprocess(const struct moe_run *run, const struct moe_op_ep_preprocess *op, struct moe_error *error)
+static int32_t cpu_ep_preprocess(const struct moe_run *run, const struct moe_op_ep_preprocess *op,
+                                 struct moe_error *error)
 {
     (void)error;
     return run_single(run, MOE_OP_EP_PREPROCESS, KERNEL(ep_preprocess), op);
 }
 
-static int32_t cpu_pre_reorder(const struct moe_run *run, const struct moe_op_pre_reorder *op, struct moe_error *error)
+static int32_t cpu_pre_reorder(const struct moe_run *run, const struct moe_op_pre_reorder *op,
+                               struct moe_error *error)
 {
     (void)error;
     return run_single(run, MOE_OP_PRE_REORDER, KERNEL(pre_reorder), op);
 }
 
-static int32_t cpu_activation(const struct moe_run *run, const struct moe_op_activation *op, struct moe_error *error)
+static int32_t cpu_activation(const struct moe_run *run, const struct moe_op_activation *op,
+                              struct moe_error *error)
 {
     (void)error;
     return run_single(run, MOE_OP_ACTIVATION, KERNEL(activation), op);
 }
 
-static int32_t cpu_grouped_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
-                                struct moe_error *error)
+static int32_t cpu_grouped_gemm(const struct moe_run *run, int32_t op_id,
+                                const struct moe_op_gemm *op, struct moe_error *error)
 {
     (void)error;
     return run_single(run, op_id, KERNEL(gemm), op);
 }
 
-static int32_t cpu_post_reorder(const struct moe_run *run, int32_t op_id, const struct moe_op_post_reorder *op,
-                                struct moe_error *error)
+static int32_t cpu_post_reorder(const struct moe_run *run, int32_t op_id,
+                                const struct moe_op_post_reorder *op, struct moe_error *error)
 {
     (void)error;
     return run_single(run, op_id, KERNEL(post_reorder), op);

@@ -20,8 +20,8 @@ struct moe_cpu_run {
 const struct moe_cpu_kernels *moe_cpu_kernels_of(const struct moe_tile *tile);
 
 /* Run all tasks of `kernel` on `op`; scratch must hold kernel->scratch_bytes per thread. */
-void moe_cpu_run_kernel(struct moe_cpu_run *run, const struct moe_cpu_kernel *kernel, const void *op,
-                        const struct moe_tile *tile);
+void moe_cpu_run_kernel(struct moe_cpu_run *run, const struct moe_cpu_kernel *kernel,
+                        const void *op, const struct moe_tile *tile);
 
 /* `bytes` rounded up to MOE_CPU_ALIGNMENT. */
 static inline uint64_t moe_cpu_align(uint64_t bytes)
@@ -36,10 +36,13 @@ struct moe_cpu_pool *moe_cpu_plan_pool(const struct moe_plan *plan);
 uint64_t moe_cpu_op_scratch(const struct moe_plan *plan, int32_t op, const struct moe_tile *tile);
 
 /* Workspace of layer and experts, and running them (cpu_layer.c). */
-uint64_t moe_cpu_layer_workspace(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket, int64_t num_tokens);
-uint64_t moe_cpu_experts_workspace(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
-                                   int64_t num_tokens);
-int32_t moe_cpu_layer(const struct moe_run *run, const struct moe_op_layer *op, struct moe_error *error);
-int32_t moe_cpu_experts(const struct moe_run *run, const struct moe_op_experts *op, struct moe_error *error);
+uint64_t moe_cpu_layer_workspace(const struct moe_plan *plan,
+                                 const struct moe_dispatch_bucket *bucket, int64_t num_tokens);
+uint64_t moe_cpu_experts_workspace(const struct moe_plan *plan,
+                                   const struct moe_dispatch_bucket *bucket, int64_t num_tokens);
+int32_t moe_cpu_layer(const struct moe_run *run, const struct moe_op_layer *op,
+                      struct moe_error *error);
+int32_t moe_cpu_experts(const struct moe_run *run, const struct moe_op_experts *op,
+                        struct moe_error *error);
 
 #endif

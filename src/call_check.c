@@ -7,42 +7,51 @@
 int32_t moe_call_check_plan(const struct moe_plan *plan, int32_t op, struct moe_error *error)
 {
     if (plan == NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: plan is NULL", moe_tiles_op_name(op));
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: plan is NULL",
+                             moe_tiles_op_name(op));
     }
     return MOE_STATUS_OK;
 }
 
-int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe_call *call, int64_t num_tokens,
-                       struct moe_run *run, struct moe_error *error)
+int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe_call *call,
+                       int64_t num_tokens, struct moe_run *run, struct moe_error *error)
 {
     const char *name = moe_tiles_op_name(op);
     if ((plan->ops & MOE_OP_BIT(op)) == 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: the plan was not made for this operation; set its bit in "
-                             "moe_plan_options.ops, or leave ops 0", name);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: the plan was not made for this operation; set its bit in "
+                             "moe_plan_options.ops, or leave ops 0",
+                             name);
     }
     if (call->flags != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: call.flags is 0x%x; no flag is defined", name, call->flags);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: call.flags is 0x%x; no flag is defined", name, call->flags);
     }
     if (call->num_tokens < 0 || call->num_tokens > plan->problem.max_tokens) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: num_tokens is %lld; the plan takes 0 to %lld", name,
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: num_tokens is %lld; the plan takes 0 to %lld", name,
                              (long long)call->num_tokens, (long long)plan->problem.max_tokens);
     }
     if (call->num_tokens_device != NULL) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "%s: num_tokens_device is not implemented by the %s backend of this version", name,
-                             plan->backend->name);
+        return moe_error_set(
+            error, MOE_STATUS_UNSUPPORTED,
+            "%s: num_tokens_device is not implemented by the %s backend of this version", name,
+            plan->backend->name);
     }
-    const struct moe_dispatch_bucket *bucket = moe_dispatch_find(plan->dispatch, moe_plan_pass_tokens(plan, op, num_tokens));
+    const struct moe_dispatch_bucket *bucket =
+        moe_dispatch_find(plan->dispatch, moe_plan_pass_tokens(plan, op, num_tokens));
     uint64_t needed = moe_plan_call_workspace(plan, op, num_tokens);
     if (call->workspace_bytes < needed || (needed > 0 && call->workspace == NULL)) {
         return moe_error_set(error, MOE_STATUS_WORKSPACE_TOO_SMALL,
                              "%s: the workspace has %llu bytes at %p; %lld tokens need %llu", name,
-                             (unsigned long long)call->workspace_bytes, call->workspace, (long long)call->num_tokens,
-                             (unsigned long long)needed);
+                             (unsigned long long)call->workspace_bytes, call->workspace,
+                             (long long)call->num_tokens, (unsigned long long)needed);
     }
     if (needed > 0 && (uintptr_t)call->workspace % plan->backend->workspace_alignment != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: the workspace at %p must be aligned to %llu bytes", name,
-                             call->workspace, (unsigned long long)plan->backend->workspace_alignment);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: the workspace at %p must be aligned to %llu bytes", name,
+                             call->workspace,
+                             (unsigned long long)plan->backend->workspace_alignment);
     }
     run->plan = plan;
     run->bucket = bucket;
@@ -51,34 +60,37 @@ int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe
     return MOE_STATUS_OK;
 }
 
-int32_t moe_call_check_array(const char *op, const char *name, const void *pointer, size_t element_bytes,
-                             int64_t num_elements, struct moe_error *error)
+int32_t moe_call_check_array(const char *op, const char *name, const void *pointer,
+                             size_t element_bytes, int64_t num_elements, struct moe_error *error)
 {
     if (pointer == NULL && num_elements > 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: %s is NULL", op, name);
     }
     if (element_bytes > 0 && (uintptr_t)pointer % element_bytes != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: %s at %p is not aligned to its elements of %zu bytes",
-                             op, name, pointer, element_bytes);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: %s at %p is not aligned to its elements of %zu bytes", op, name,
+                             pointer, element_bytes);
     }
     return MOE_STATUS_OK;
 }
 
-int32_t moe_call_check_tensor(const char *op, const char *name, const void *pointer, int32_t dtype, int64_t num_elements,
-                              struct moe_error *error)
+int32_t moe_call_check_tensor(const char *op, const char *name, const void *pointer, int32_t dtype,
+                              int64_t num_elements, struct moe_error *error)
 {
-    return moe_call_check_array(op, name, pointer, (size_t)moe_dtype_bytes(dtype), num_elements, error);
+    return moe_call_check_array(op, name, pointer, (size_t)moe_dtype_bytes(dtype), num_elements,
+                                error);
 }
 
-int32_t moe_call_resolve_stride(const char *op, const char *name, int64_t *stride, int64_t packed, struct moe_error *error)
+int32_t moe_call_resolve_stride(const char *op, const char *name, int64_t *stride, int64_t packed,
+                                struct moe_error *error)
 {
     if (*stride == 0) {
         *stride = packed;
     }
     if (*stride < packed || *stride > INT64_MAX / 16 / INT32_MAX) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "%s: %s is %lld elements; rows have %lld, and 0 stands for packed", op, name, (long long)*stride,
-                             (long long)packed);
+                             "%s: %s is %lld elements; rows have %lld, and 0 stands for packed", op,
+                             name, (long long)*stride, (long long)packed);
     }
     return MOE_STATUS_OK;
 }
@@ -88,35 +100,42 @@ int32_t moe_call_refuse(const char *op, const char *name, int is_set, struct moe
     if (!is_set) {
         return MOE_STATUS_OK;
     }
-    return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "%s: %s is not implemented in this version; leave it zero", op, name);
+    return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                         "%s: %s is not implemented in this version; leave it zero", op, name);
 }
 
 int32_t moe_call_check_ids(const char *op, int32_t ids_dtype, struct moe_error *error)
 {
     if (ids_dtype != MOE_IDS_INT32 && ids_dtype != MOE_IDS_INT64) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: ids_dtype is %d; it must be int32 (%d) or int64 (%d)", op,
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: ids_dtype is %d; it must be int32 (%d) or int64 (%d)", op,
                              ids_dtype, MOE_IDS_INT32, MOE_IDS_INT64);
     }
     return MOE_STATUS_OK;
 }
 
-int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem, const struct moe_route_filter *filter,
-                             struct moe_op_filter *out, struct moe_error *error)
+int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem,
+                             const struct moe_route_filter *filter, struct moe_op_filter *out,
+                             struct moe_error *error)
 {
     int32_t num_global = problem->num_experts_global;
-    if (filter->reserved != 0 || (filter->mode != MOE_FILTER_DROP && filter->mode != MOE_FILTER_KEEP)) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: filter.mode is %d; it must be drop (%d) or keep (%d)", op,
+    if (filter->reserved != 0 ||
+        (filter->mode != MOE_FILTER_DROP && filter->mode != MOE_FILTER_KEEP)) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: filter.mode is %d; it must be drop (%d) or keep (%d)", op,
                              filter->mode, MOE_FILTER_DROP, MOE_FILTER_KEEP);
     }
     if (filter->expert_begin < 0 || filter->expert_end < 0 || filter->expert_end > num_global ||
         (filter->expert_end > 0 && filter->expert_begin > filter->expert_end) ||
         (filter->expert_end == 0 && filter->expert_begin != 0)) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "%s: filter range [%d, %d) must lie in [0, %d); 0 and 0 stand for no range", op,
-                             filter->expert_begin, filter->expert_end, num_global);
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "%s: filter range [%d, %d) must lie in [0, %d); 0 and 0 stand for no range", op,
+            filter->expert_begin, filter->expert_end, num_global);
     }
     if ((uintptr_t)filter->expert_map % sizeof(int32_t) != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: filter.expert_map is not aligned", op);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: filter.expert_map is not aligned", op);
     }
     out->expert_map = filter->expert_map;
     out->num_experts_global = num_global;
@@ -126,40 +145,47 @@ int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem, 
     return MOE_STATUS_OK;
 }
 
-int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan, const struct moe_weights *weights,
-                               struct moe_error *error)
+int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan,
+                               const struct moe_weights *weights, struct moe_error *error)
 {
     if (weights == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: weights is NULL", op);
     }
-    if (weights->backend != plan->backend || !moe_problem_same_weights(&weights->problem, &plan->problem)) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "%s: the weights were bound for another backend or problem (E %d of %d, hidden %d, inter %d, shared %d; the plan "
-                             "has E %d of %d, hidden %d, inter %d, shared %d; recipes and biases must be equal too)",
-                             op, weights->problem.num_experts, weights->problem.num_experts_global, weights->problem.hidden,
-                             weights->problem.inter, weights->problem.shared_inter, plan->problem.num_experts,
-                             plan->problem.num_experts_global, plan->problem.hidden, plan->problem.inter,
-                             plan->problem.shared_inter);
+    if (weights->backend != plan->backend ||
+        !moe_problem_same_weights(&weights->problem, &plan->problem)) {
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "%s: the weights were bound for another backend or problem (E %d of %d, hidden %d, "
+            "inter %d, shared %d; the plan "
+            "has E %d of %d, hidden %d, inter %d, shared %d; recipes and biases must be equal too)",
+            op, weights->problem.num_experts, weights->problem.num_experts_global,
+            weights->problem.hidden, weights->problem.inter, weights->problem.shared_inter,
+            plan->problem.num_experts, plan->problem.num_experts_global, plan->problem.hidden,
+            plan->problem.inter, plan->problem.shared_inter);
     }
     return MOE_STATUS_OK;
 }
 
-struct moe_span moe_call_span(const void *base, int64_t num_rows, int64_t row_elements, int64_t stride, int32_t dtype)
+struct moe_span moe_call_span(const void *base, int64_t num_rows, int64_t row_elements,
+                              int64_t stride, int32_t dtype)
 {
     int64_t bytes = moe_dtype_bytes(dtype);
     struct moe_span span = {base, num_rows, row_elements * bytes, stride * bytes};
     return span;
 }
 
-int32_t moe_call_check_overlap(const char *op, const char *output_name, struct moe_span output, const char *input_name,
-                               struct moe_span input, int in_place, struct moe_error *error)
+int32_t moe_call_check_overlap(const char *op, const char *output_name, struct moe_span output,
+                               const char *input_name, struct moe_span input, int in_place,
+                               struct moe_error *error)
 {
     if (output.base == NULL || input.base == NULL || output.num_rows <= 0 || input.num_rows <= 0) {
         return MOE_STATUS_OK;
     }
     uintptr_t output_first = (uintptr_t)output.base, input_first = (uintptr_t)input.base;
-    uintptr_t output_end = output_first + (uintptr_t)((output.num_rows - 1) * output.stride_bytes + output.row_bytes);
-    uintptr_t input_end = input_first + (uintptr_t)((input.num_rows - 1) * input.stride_bytes + input.row_bytes);
+    uintptr_t output_end =
+        output_first + (uintptr_t)((output.num_rows - 1) * output.stride_bytes + output.row_bytes);
+    uintptr_t input_end =
+        input_first + (uintptr_t)((input.num_rows - 1) * input.stride_bytes + input.row_bytes);
     if (output_end <= input_first || input_end <= output_first) {
         return MOE_STATUS_OK;
     }
@@ -167,6 +193,7 @@ int32_t moe_call_check_overlap(const char *op, const char *output_name, struct m
         output.row_bytes == input.row_bytes) {
         return MOE_STATUS_OK;
     }
-    return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: %s overlaps %s%s", op, output_name, input_name,
+    return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: %s overlaps %s%s", op,
+                         output_name, input_name,
                          in_place ? ", and is not the same rows with equal strides and types" : "");
 }

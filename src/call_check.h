@@ -10,22 +10,23 @@
  * Begin a call: operation in the plan, number of tokens, flags, workspace size and alignment. `call` is the first member of args already
  * read. `num_tokens` selects the bucket: call->num_tokens, or what stands for it where an operation counts rows. Fills `run`.
  */
-int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe_call *call, int64_t num_tokens,
-                       struct moe_run *run, struct moe_error *error);
+int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe_call *call,
+                       int64_t num_tokens, struct moe_run *run, struct moe_error *error);
 
 /* plan is not NULL. Before args are read. */
 int32_t moe_call_check_plan(const struct moe_plan *plan, int32_t op, struct moe_error *error);
 
 /* A tensor argument: not NULL if `num_elements` > 0, aligned to its elements. */
-int32_t moe_call_check_tensor(const char *op, const char *name, const void *pointer, int32_t dtype, int64_t num_elements,
-                              struct moe_error *error);
+int32_t moe_call_check_tensor(const char *op, const char *name, const void *pointer, int32_t dtype,
+                              int64_t num_elements, struct moe_error *error);
 
 /* The same for int32, int64 or float arrays of `element_bytes`. */
-int32_t moe_call_check_array(const char *op, const char *name, const void *pointer, size_t element_bytes,
-                             int64_t num_elements, struct moe_error *error);
+int32_t moe_call_check_array(const char *op, const char *name, const void *pointer,
+                             size_t element_bytes, int64_t num_elements, struct moe_error *error);
 
 /* 0 becomes `packed`; a stride below `packed` is refused. */
-int32_t moe_call_resolve_stride(const char *op, const char *name, int64_t *stride, int64_t packed, struct moe_error *error);
+int32_t moe_call_resolve_stride(const char *op, const char *name, int64_t *stride, int64_t packed,
+                                struct moe_error *error);
 
 /* A member that this version does not implement must be zero: refuse with what it would mean. */
 int32_t moe_call_refuse(const char *op, const char *name, int is_set, struct moe_error *error);
@@ -33,12 +34,13 @@ int32_t moe_call_refuse(const char *op, const char *name, int is_set, struct moe
 int32_t moe_call_check_ids(const char *op, int32_t ids_dtype, struct moe_error *error);
 
 /* Resolve a filter with the plan's numbers. */
-int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem, const struct moe_route_filter *filter,
-                             struct moe_op_filter *out, struct moe_error *error);
+int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem,
+                             const struct moe_route_filter *filter, struct moe_op_filter *out,
+                             struct moe_error *error);
 
 /* Weights: bound for the plan's backend and problem. */
-int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan, const struct moe_weights *weights,
-                               struct moe_error *error);
+int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan,
+                               const struct moe_weights *weights, struct moe_error *error);
 
 /* One side of an aliasing check: `num_rows` rows of `row_bytes` with `stride_bytes` between them. */
 struct moe_span {
@@ -48,10 +50,12 @@ struct moe_span {
     int64_t stride_bytes;
 };
 
-struct moe_span moe_call_span(const void *base, int64_t num_rows, int64_t row_elements, int64_t stride, int32_t dtype);
+struct moe_span moe_call_span(const void *base, int64_t num_rows, int64_t row_elements,
+                              int64_t stride, int32_t dtype);
 
 /* Refuse an output that overlaps an input, unless `in_place` and both are the same rows. */
-int32_t moe_call_check_overlap(const char *op, const char *output_name, struct moe_span output, const char *input_name,
-                               struct moe_span input, int in_place, struct moe_error *error);
+int32_t moe_call_check_overlap(const char *op, const char *output_name, struct moe_span output,
+                               const char *input_name, struct moe_span input, int in_place,
+                               struct moe_error *error);
 
 #endif

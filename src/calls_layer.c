@@ -6,10 +6,12 @@
 #include "structs.h"
 
 /* Operands that a call needs to have been bound. */
-static int32_t check_bound(const char *op, const char *name, const struct moe_operand *operand, struct moe_error *error)
+static int32_t check_bound(const char *op, const char *name, const struct moe_operand *operand,
+                           struct moe_error *error)
 {
     if (operand->base == NULL && operand->table == NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: the weights were bound without %s", op, name);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: the weights were bound without %s", op, name);
     }
     return MOE_STATUS_OK;
 }
@@ -23,30 +25,33 @@ struct gemm_shape {
     int32_t output_dtype;
 };
 
-static int32_t read_gemm_shape(const struct moe_problem *problem, int32_t which, struct gemm_shape *out, struct moe_error *error)
+static int32_t read_gemm_shape(const struct moe_problem *problem, int32_t which,
+                               struct gemm_shape *out, struct moe_error *error)
 {
     const int32_t num_matrices = (problem->flags & MOE_PROBLEM_UNGATED) != 0 ? 1 : 2;
     switch (which) {
     case MOE_GEMM_GATE_UP:
-        *out = (struct gemm_shape){MOE_OP_GEMM1, problem->hidden, problem->tokens.dtype, num_matrices * problem->inter,
-                                   problem->tokens.dtype};
+        *out = (struct gemm_shape){MOE_OP_GEMM1, problem->hidden, problem->tokens.dtype,
+                                   num_matrices * problem->inter, problem->tokens.dtype};
         return MOE_STATUS_OK;
     case MOE_GEMM_GATE_UP_ACT:
-        *out = (struct gemm_shape){MOE_OP_GEMM1, problem->hidden, problem->tokens.dtype, problem->inter,
-                                   problem->intermediate.dtype};
+        *out = (struct gemm_shape){MOE_OP_GEMM1, problem->hidden, problem->tokens.dtype,
+                                   problem->inter, problem->intermediate.dtype};
         return MOE_STATUS_OK;
     case MOE_GEMM_DOWN:
-        *out = (struct gemm_shape){MOE_OP_GEMM2, problem->inter, problem->intermediate.dtype, problem->hidden,
-                                   problem->output_dtype};
+        *out = (struct gemm_shape){MOE_OP_GEMM2, problem->inter, problem->intermediate.dtype,
+                                   problem->hidden, problem->output_dtype};
         return MOE_STATUS_OK;
     default:
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "grouped_gemm: which is %d; it must be gate_up (%d), gate_up with activation (%d) or down (%d)", which,
-                             MOE_GEMM_GATE_UP, MOE_GEMM_GATE_UP_ACT, MOE_GEMM_DOWN);
+                             "grouped_gemm: which is %d; it must be gate_up (%d), gate_up with "
+                             "activation (%d) or down (%d)",
+                             which, MOE_GEMM_GATE_UP, MOE_GEMM_GATE_UP_ACT, MOE_GEMM_DOWN);
     }
 }
 
-static void fill_gemm_weights(const struct moe_problem *problem, const struct moe_weights_desc *desc, int32_t which,
+static void fill_gemm_weights(const struct moe_problem *problem,
+                              const struct moe_weights_desc *desc, int32_t which,
                               struct moe_op_gemm *gemm)
 {
     const bool ungated = (problem->flags & MOE_PROBLEM_UNGATED) != 0;
@@ -67,19 +72,23 @@ static void fill_gemm_weights(const struct moe_problem *problem, const struct mo
     gemm->bias[0] = ungated ? desc->up_bias : desc->gate_bias;
     gemm->bias[1] = desc->up_bias;
     gemm->has_activation = which == MOE_GEMM_GATE_UP_ACT;
-    gemm->act = (struct moe_op_act){problem->activation, ungated, problem->act_alpha, problem->act_limit};
+    gemm->act =
+        (struct moe_op_act){problem->activation, ungated, problem->act_alpha, problem->act_limit};
 }
 
 /* Where the experts of the rows come from. */
-static int32_t fill_gemm_segments(const struct moe_plan *plan, const struct moe_grouped_gemm_args *own,
-                                  struct moe_op_gemm *gemm, struct moe_error *error)
+static int32_t fill_gemm_segments(const struct moe_plan *plan,
+                                  const struct moe_grouped_gemm_args *own, struct moe_op_gemm *gemm,
+                                  struct moe_error *error)
 {
     static const char op[] = "grouped_gemm";
     const struct moe_problem *problem = &plan->problem;
-    const bool gathered = own->sorted_ids != NULL || own->expert_ids != NULL || own->num_tokens_post_pad != NULL;
+    const bool gathered =
+        own->sorted_ids != NULL || own->expert_ids != NULL || own->num_tokens_post_pad != NULL;
     if ((own->seg_indptr != NULL) + gathered != 1) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "grouped_gemm: give either seg_indptr, or sorted_ids with expert_ids and num_tokens_post_pad");
+                             "grouped_gemm: give either seg_indptr, or sorted_ids with expert_ids "
+                             "and num_tokens_post_pad");
     }
     if (!gathered) {
         MOE_TRY(moe_call_check_array(op, "seg_indptr", own->seg_indptr, sizeof(int64_t), 1, error));
@@ -93,14 +102,16 @@ static int32_t fill_gemm_segments(const struct moe_plan *plan, const struct moe_
     int64_t sorted_capacity = 0, num_blocks = 0;
     MOE_TRY(moe_call_check_array(op, "sorted_ids", own->sorted_ids, sizeof(int32_t), 1, error));
     MOE_TRY(moe_call_check_array(op, "expert_ids", own->expert_ids, sizeof(int32_t), 1, error));
-    MOE_TRY(moe_call_check_array(op, "num_tokens_post_pad", own->num_tokens_post_pad, sizeof(int32_t), 1, error));
+    MOE_TRY(moe_call_check_array(op, "num_tokens_post_pad", own->num_tokens_post_pad,
+                                 sizeof(int32_t), 1, error));
     if (own->num_rows < num_routes) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "grouped_gemm: num_rows is %lld, but outputs are written at %lld route indices",
-                             (long long)own->num_rows, (long long)num_routes);
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "grouped_gemm: num_rows is %lld, but outputs are written at %lld route indices",
+            (long long)own->num_rows, (long long)num_routes);
     }
-    MOE_TRY(moe_calls_align_capacity(num_routes, problem->num_experts, own->block_size, MOE_FILTER_KEEP, &sorted_capacity,
-                                     &num_blocks, error));
+    MOE_TRY(moe_calls_align_capacity(num_routes, problem->num_experts, own->block_size,
+                                     MOE_FILTER_KEEP, &sorted_capacity, &num_blocks, error));
     gemm->num_segments = num_blocks;
     gemm->expert_ids = own->expert_ids;
     gemm->num_tokens_post_pad = own->num_tokens_post_pad;
@@ -113,8 +124,8 @@ static int32_t fill_gemm_segments(const struct moe_plan *plan, const struct moe_
     return MOE_STATUS_OK;
 }
 
-int32_t moe_calls_grouped_gemm(const struct moe_plan *plan, const struct moe_grouped_gemm_args *args,
-                               struct moe_error *error)
+int32_t moe_calls_grouped_gemm(const struct moe_plan *plan,
+                               const struct moe_grouped_gemm_args *args, struct moe_error *error)
 {
     static const char op[] = "grouped_gemm";
     struct moe_grouped_gemm_args own;
@@ -125,29 +136,39 @@ int32_t moe_calls_grouped_gemm(const struct moe_plan *plan, const struct moe_gro
     const struct moe_problem *problem = &plan->problem;
     MOE_TRY(read_gemm_shape(problem, own.which, &shape, error));
     MOE_TRY(moe_call_begin(plan, shape.op, &own.call, own.call.num_tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)", own.masked_m != NULL || own.max_masked_rows != 0, error));
-    MOE_TRY(moe_call_refuse(op, "input_scales", own.input_scales != NULL || own.input_scale_stride != 0, error));
+    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)",
+                            own.masked_m != NULL || own.max_masked_rows != 0, error));
+    MOE_TRY(moe_call_refuse(op, "input_scales",
+                            own.input_scales != NULL || own.input_scale_stride != 0, error));
     MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
     const struct moe_weights_desc *desc = &own.weights->desc;
     MOE_TRY(check_bound(op, own.which == MOE_GEMM_DOWN ? "down" : "gate and up",
                         own.which == MOE_GEMM_DOWN ? &desc->down : &desc->up, error));
     if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "grouped_gemm: num_rows is %lld; the plan takes 0 to %lld",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "grouped_gemm: num_rows is %lld; the plan takes 0 to %lld",
                              (long long)own.num_rows, (long long)plan->max_rows);
     }
     struct moe_op_gemm gemm = {0};
     fill_gemm_weights(problem, desc, own.which, &gemm);
     MOE_TRY(fill_gemm_segments(plan, &own, &gemm, error));
-    MOE_TRY(moe_call_resolve_stride(op, "input_stride", &own.input_stride, shape.input_width, error));
-    MOE_TRY(moe_call_resolve_stride(op, "output_stride", &own.output_stride, shape.output_width, error));
+    MOE_TRY(
+        moe_call_resolve_stride(op, "input_stride", &own.input_stride, shape.input_width, error));
+    MOE_TRY(moe_call_resolve_stride(op, "output_stride", &own.output_stride, shape.output_width,
+                                    error));
     MOE_TRY(moe_call_check_tensor(op, "input", own.input, shape.input_dtype, own.num_rows, error));
-    MOE_TRY(moe_call_check_tensor(op, "output", own.output, shape.output_dtype, own.num_rows, error));
+    MOE_TRY(
+        moe_call_check_tensor(op, "output", own.output, shape.output_dtype, own.num_rows, error));
     MOE_TRY(moe_call_check_array(op, "row_weights", own.row_weights, sizeof(float), 0, error));
     const bool from_tokens = gemm.row_ids != NULL && own.which != MOE_GEMM_DOWN;
     const int64_t num_inputs = from_tokens ? own.call.num_tokens : own.num_rows;
-    MOE_TRY(moe_call_check_overlap(
-        op, "output", moe_call_span(own.output, own.num_rows, shape.output_width, own.output_stride, shape.output_dtype), "input",
-        moe_call_span(own.input, num_inputs, shape.input_width, own.input_stride, shape.input_dtype), 0, error));
+    MOE_TRY(moe_call_check_overlap(op, "output",
+                                   moe_call_span(own.output, own.num_rows, shape.output_width,
+                                                 own.output_stride, shape.output_dtype),
+                                   "input",
+                                   moe_call_span(own.input, num_inputs, shape.input_width,
+                                                 own.input_stride, shape.input_dtype),
+                                   0, error));
     if (own.num_rows == 0) {
         return MOE_STATUS_OK;
     }
@@ -161,7 +182,8 @@ int32_t moe_calls_grouped_gemm(const struct moe_plan *plan, const struct moe_gro
     return plan->backend->grouped_gemm(&run, shape.op, &gemm, error);
 }
 
-int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_args *args, struct moe_error *error)
+int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_args *args,
+                          struct moe_error *error)
 {
     static const char op[] = "experts";
     struct moe_experts_args own;
@@ -170,31 +192,43 @@ int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_experts_args, error));
     const struct moe_problem *problem = &plan->problem;
     if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "experts: num_rows is %lld; the plan takes 0 to %lld",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "experts: num_rows is %lld; the plan takes 0 to %lld",
                              (long long)own.num_rows, (long long)plan->max_rows);
     }
     const int64_t top_k = problem->top_k > 0 ? problem->top_k : 1;
     const int64_t tokens = (own.num_rows + top_k - 1) / top_k;
     MOE_TRY(moe_call_begin(plan, MOE_OP_EXPERTS, &own.call, tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)", own.masked_m != NULL || own.max_masked_rows != 0, error));
-    MOE_TRY(moe_call_refuse(op, "input_scales", own.input_scales != NULL || own.input_scale_stride != 0, error));
+    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)",
+                            own.masked_m != NULL || own.max_masked_rows != 0, error));
+    MOE_TRY(moe_call_refuse(op, "input_scales",
+                            own.input_scales != NULL || own.input_scale_stride != 0, error));
     MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
     MOE_TRY(check_bound(op, "gate and up", &own.weights->desc.up, error));
     MOE_TRY(check_bound(op, "down", &own.weights->desc.down, error));
     MOE_TRY(moe_call_check_array(op, "seg_indptr", own.seg_indptr, sizeof(int64_t), 1, error));
     MOE_TRY(moe_call_resolve_stride(op, "row_stride", &own.row_stride, problem->hidden, error));
-    MOE_TRY(moe_call_resolve_stride(op, "output_stride", &own.output_stride, problem->hidden, error));
-    MOE_TRY(moe_call_check_tensor(op, "rows", own.rows, problem->tokens.dtype, own.num_rows, error));
-    MOE_TRY(moe_call_check_tensor(op, "output", own.output, problem->output_dtype, own.num_rows, error));
+    MOE_TRY(
+        moe_call_resolve_stride(op, "output_stride", &own.output_stride, problem->hidden, error));
+    MOE_TRY(
+        moe_call_check_tensor(op, "rows", own.rows, problem->tokens.dtype, own.num_rows, error));
+    MOE_TRY(moe_call_check_tensor(op, "output", own.output, problem->output_dtype, own.num_rows,
+                                  error));
     const bool on_input = (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0;
-    MOE_TRY(moe_call_check_array(op, "row_weights", own.row_weights, sizeof(float), on_input ? own.num_rows : 0, error));
+    MOE_TRY(moe_call_check_array(op, "row_weights", own.row_weights, sizeof(float),
+                                 on_input ? own.num_rows : 0, error));
     if (own.row_weights != NULL && !on_input) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "experts: row_weights are given, but the problem lacks MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT");
+                             "experts: row_weights are given, but the problem lacks "
+                             "MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT");
     }
-    MOE_TRY(moe_call_check_overlap(
-        op, "output", moe_call_span(own.output, own.num_rows, problem->hidden, own.output_stride, problem->output_dtype), "rows",
-        moe_call_span(own.rows, own.num_rows, problem->hidden, own.row_stride, problem->tokens.dtype), 0, error));
+    MOE_TRY(moe_call_check_overlap(op, "output",
+                                   moe_call_span(own.output, own.num_rows, problem->hidden,
+                                                 own.output_stride, problem->output_dtype),
+                                   "rows",
+                                   moe_call_span(own.rows, own.num_rows, problem->hidden,
+                                                 own.row_stride, problem->tokens.dtype),
+                                   0, error));
     if (own.num_rows == 0) {
         return MOE_STATUS_OK;
     }
@@ -212,7 +246,8 @@ int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_
 }
 
 /* Routing comes from ids and weights, from logits, or from the bound router. */
-static int32_t check_layer_routing(const struct moe_plan *plan, const struct moe_layer_args *own, struct moe_error *error)
+static int32_t check_layer_routing(const struct moe_plan *plan, const struct moe_layer_args *own,
+                                   struct moe_error *error)
 {
     static const char op[] = "layer";
     const struct moe_problem *problem = &plan->problem;
@@ -221,37 +256,47 @@ static int32_t check_layer_routing(const struct moe_plan *plan, const struct moe
     MOE_TRY(moe_call_check_ids(op, own->ids_dtype, error));
     MOE_TRY(moe_call_check_array(op, "topk_ids", own->topk_ids, id_bytes, 0, error));
     MOE_TRY(moe_call_check_array(op, "topk_ids_out", own->topk_ids_out, id_bytes, 0, error));
-    MOE_TRY(moe_call_check_array(op, "topk_weights_out", own->topk_weights_out, sizeof(float), 0, error));
+    MOE_TRY(moe_call_check_array(op, "topk_weights_out", own->topk_weights_out, sizeof(float), 0,
+                                 error));
     MOE_TRY(moe_call_check_tensor(op, "logits", own->logits, problem->logits_dtype, 0, error));
-    MOE_TRY(moe_call_check_tensor(op, "logits_out", own->logits_out, problem->logits_dtype, 0, error));
+    MOE_TRY(
+        moe_call_check_tensor(op, "logits_out", own->logits_out, problem->logits_dtype, 0, error));
     if (own->topk_ids != NULL) {
-        MOE_TRY(moe_call_check_array(op, "topk_weights", own->topk_weights, sizeof(float), num_tokens, error));
-        if (own->logits != NULL || own->logits_out != NULL || own->topk_ids_out != NULL || own->topk_weights_out != NULL) {
+        MOE_TRY(moe_call_check_array(op, "topk_weights", own->topk_weights, sizeof(float),
+                                     num_tokens, error));
+        if (own->logits != NULL || own->logits_out != NULL || own->topk_ids_out != NULL ||
+            own->topk_weights_out != NULL) {
             return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                                 "layer: with topk_ids given, logits, logits_out, topk_ids_out and topk_weights_out must be NULL");
+                                 "layer: with topk_ids given, logits, logits_out, topk_ids_out and "
+                                 "topk_weights_out must be NULL");
         }
         return MOE_STATUS_OK;
     }
     if (own->topk_weights != NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "layer: topk_weights are given without topk_ids");
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "layer: topk_weights are given without topk_ids");
     }
     if (problem->gating == MOE_GATING_NONE) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "layer: the problem has no gating rule, so topk_ids and topk_weights must be given");
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "layer: the problem has no gating rule, so topk_ids and topk_weights must be given");
     }
     if ((problem->flags & MOE_PROBLEM_CORRECTION_BIAS) != 0) {
         MOE_TRY(check_bound(op, "correction_bias", &own->weights->desc.correction_bias, error));
     }
     if (own->logits == NULL) {
-        return check_bound(op, "router (and neither logits nor topk_ids are given)", &own->weights->desc.router, error);
+        return check_bound(op, "router (and neither logits nor topk_ids are given)",
+                           &own->weights->desc.router, error);
     }
     if (own->logits_out != NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "layer: logits_out is for the router's logits, but logits are given");
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "layer: logits_out is for the router's logits, but logits are given");
     }
     return MOE_STATUS_OK;
 }
 
-static int32_t check_layer_tensors(const struct moe_plan *plan, struct moe_layer_args *own, struct moe_error *error)
+static int32_t check_layer_tensors(const struct moe_plan *plan, struct moe_layer_args *own,
+                                   struct moe_error *error)
 {
     static const char op[] = "layer";
     const struct moe_problem *problem = &plan->problem;
@@ -260,16 +305,21 @@ static int32_t check_layer_tensors(const struct moe_plan *plan, struct moe_layer
     MOE_TRY(moe_call_resolve_stride(op, "token_stride", &own->token_stride, hidden, error));
     MOE_TRY(moe_call_resolve_stride(op, "residual_stride", &own->residual_stride, hidden, error));
     MOE_TRY(moe_call_resolve_stride(op, "output_stride", &own->output_stride, hidden, error));
-    MOE_TRY(moe_call_resolve_stride(op, "logits_stride", &own->logits_stride, problem->num_experts_global, error));
+    MOE_TRY(moe_call_resolve_stride(op, "logits_stride", &own->logits_stride,
+                                    problem->num_experts_global, error));
     MOE_TRY(moe_call_check_tensor(op, "tokens", own->tokens, token_dtype, num_tokens, error));
     MOE_TRY(moe_call_check_tensor(op, "output", own->output, output_dtype, num_tokens, error));
     MOE_TRY(moe_call_check_tensor(op, "residual", own->residual, output_dtype, 0, error));
-    struct moe_span output = moe_call_span(own->output, num_tokens, hidden, own->output_stride, output_dtype);
-    MOE_TRY(moe_call_check_overlap(op, "output", output, "tokens",
-                                   moe_call_span(own->tokens, num_tokens, hidden, own->token_stride, token_dtype),
-                                   token_dtype == output_dtype, error));
-    return moe_call_check_overlap(op, "output", output, "residual",
-                                  moe_call_span(own->residual, num_tokens, hidden, own->residual_stride, output_dtype), 1, error);
+    struct moe_span output =
+        moe_call_span(own->output, num_tokens, hidden, own->output_stride, output_dtype);
+    MOE_TRY(moe_call_check_overlap(
+        op, "output", output, "tokens",
+        moe_call_span(own->tokens, num_tokens, hidden, own->token_stride, token_dtype),
+        token_dtype == output_dtype, error));
+    return moe_call_check_overlap(
+        op, "output", output, "residual",
+        moe_call_span(own->residual, num_tokens, hidden, own->residual_stride, output_dtype), 1,
+        error);
 }
 
 static int32_t check_layer_features(const struct moe_layer_args *own, struct moe_error *error)
@@ -279,12 +329,16 @@ static int32_t check_layer_features(const struct moe_layer_args *own, struct moe
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "layer: reserved must be 0");
     }
     if (own->filter.mode != MOE_FILTER_DROP) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "layer: filter.mode must be drop (%d)", MOE_FILTER_DROP);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "layer: filter.mode must be drop (%d)", MOE_FILTER_DROP);
     }
-    MOE_TRY(moe_call_refuse(op, "input_scales", own->input_scales != NULL || own->input_scale_stride != 0, error));
-    MOE_TRY(moe_call_refuse(op, "num_valid_tokens (padded tokens)", own->num_valid_tokens != NULL, error));
-    MOE_TRY(moe_call_refuse(op, "physical_ids (logical-to-physical map)",
-                            own->physical_ids != NULL || own->num_replicas != NULL || own->max_replicas != 0, error));
+    MOE_TRY(moe_call_refuse(op, "input_scales",
+                            own->input_scales != NULL || own->input_scale_stride != 0, error));
+    MOE_TRY(moe_call_refuse(op, "num_valid_tokens (padded tokens)", own->num_valid_tokens != NULL,
+                            error));
+    MOE_TRY(moe_call_refuse(
+        op, "physical_ids (logical-to-physical map)",
+        own->physical_ids != NULL || own->num_replicas != NULL || own->max_replicas != 0, error));
     return moe_call_refuse(op, "load_counters", own->load_counters != NULL, error);
 }
 
@@ -300,8 +354,10 @@ static void *advance_output(void *pointer, int64_t elements, int64_t bytes)
 }
 
 /* The tokens [first, first + num_tokens) of a call as a call of their own. */
-static struct moe_op_layer slice_layer(const struct moe_problem *problem, const struct moe_layer_args *own,
-                                       const struct moe_op_filter *filter, int64_t first, int64_t num_tokens)
+static struct moe_op_layer slice_layer(const struct moe_problem *problem,
+                                       const struct moe_layer_args *own,
+                                       const struct moe_op_filter *filter, int64_t first,
+                                       int64_t num_tokens)
 {
     const int64_t token_bytes = moe_dtype_bytes(problem->tokens.dtype);
     const int64_t output_bytes = moe_dtype_bytes(problem->output_dtype);
@@ -323,14 +379,17 @@ static struct moe_op_layer slice_layer(const struct moe_problem *problem, const 
         .residual_stride = own->residual_stride,
         .output = advance_output(own->output, first * own->output_stride, output_bytes),
         .output_stride = own->output_stride,
-        .logits_out = advance_output(own->logits_out, first * problem->num_experts_global, logit_bytes),
+        .logits_out =
+            advance_output(own->logits_out, first * problem->num_experts_global, logit_bytes),
         .topk_ids_out = advance_output(own->topk_ids_out, first_route, id_bytes),
-        .topk_weights_out = advance_output(own->topk_weights_out, first_route, (int64_t)sizeof(float)),
+        .topk_weights_out =
+            advance_output(own->topk_weights_out, first_route, (int64_t)sizeof(float)),
     };
     return slice;
 }
 
-int32_t moe_calls_layer(const struct moe_plan *plan, const struct moe_layer_args *args, struct moe_error *error)
+int32_t moe_calls_layer(const struct moe_plan *plan, const struct moe_layer_args *args,
+                        struct moe_error *error)
 {
     static const char op[] = "layer";
     struct moe_layer_args own;
@@ -354,7 +413,8 @@ int32_t moe_calls_layer(const struct moe_plan *plan, const struct moe_layer_args
     MOE_TRY(check_layer_tensors(plan, &own, error));
     for (int64_t first = 0; first < num_tokens; first += chunk) {
         const int64_t rest = num_tokens - first;
-        const struct moe_op_layer slice = slice_layer(problem, &own, &filter, first, rest < chunk ? rest : chunk);
+        const struct moe_op_layer slice =
+            slice_layer(problem, &own, &filter, first, rest < chunk ? rest : chunk);
         run.bucket = moe_dispatch_find(plan->dispatch, slice.num_tokens);
         MOE_TRY(plan->backend->layer(&run, &slice, error));
     }

@@ -6,7 +6,8 @@
 #include "structs.h"
 #include "tiles.h"
 
-int32_t moe_calls_router(const struct moe_plan *plan, const struct moe_router_args *args, struct moe_error *error)
+int32_t moe_calls_router(const struct moe_plan *plan, const struct moe_router_args *args,
+                         struct moe_error *error)
 {
     static const char op[] = "router";
     struct moe_router_args own;
@@ -19,17 +20,22 @@ int32_t moe_calls_router(const struct moe_plan *plan, const struct moe_router_ar
     const int64_t num_tokens = own.call.num_tokens;
     const struct moe_operand *weight = &own.weights->desc.router;
     if (weight->base == NULL && weight->table == NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "router: the weights were bound without a router");
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "router: the weights were bound without a router");
     }
     MOE_TRY(moe_call_resolve_stride(op, "token_stride", &own.token_stride, problem->hidden, error));
-    MOE_TRY(moe_call_resolve_stride(op, "logits_stride", &own.logits_stride, problem->num_experts_global, error));
-    MOE_TRY(moe_call_check_tensor(op, "tokens", own.tokens, problem->tokens.dtype, num_tokens, error));
-    MOE_TRY(moe_call_check_tensor(op, "logits", own.logits, problem->logits_dtype, num_tokens, error));
+    MOE_TRY(moe_call_resolve_stride(op, "logits_stride", &own.logits_stride,
+                                    problem->num_experts_global, error));
+    MOE_TRY(
+        moe_call_check_tensor(op, "tokens", own.tokens, problem->tokens.dtype, num_tokens, error));
+    MOE_TRY(
+        moe_call_check_tensor(op, "logits", own.logits, problem->logits_dtype, num_tokens, error));
     const int64_t token_bytes = moe_dtype_bytes(problem->tokens.dtype);
     const int64_t logit_bytes = moe_dtype_bytes(problem->logits_dtype);
     struct moe_span logits = {own.logits, num_tokens, problem->num_experts_global * logit_bytes,
                               own.logits_stride * logit_bytes};
-    struct moe_span tokens = {own.tokens, num_tokens, problem->hidden * token_bytes, own.token_stride * token_bytes};
+    struct moe_span tokens = {own.tokens, num_tokens, problem->hidden * token_bytes,
+                              own.token_stride * token_bytes};
     MOE_TRY(moe_call_check_overlap(op, "logits", logits, "tokens", tokens, 0, error));
     if (num_tokens == 0) {
         return MOE_STATUS_OK;
@@ -50,7 +56,8 @@ int32_t moe_calls_router(const struct moe_plan *plan, const struct moe_router_ar
     return plan->backend->router(&run, &router, error);
 }
 
-int32_t moe_calls_gating(const struct moe_plan *plan, const struct moe_gating_args *args, struct moe_error *error)
+int32_t moe_calls_gating(const struct moe_plan *plan, const struct moe_gating_args *args,
+                         struct moe_error *error)
 {
     static const char op[] = "gating";
     struct moe_gating_args own;
@@ -62,21 +69,31 @@ int32_t moe_calls_gating(const struct moe_plan *plan, const struct moe_gating_ar
     const int64_t num_tokens = own.call.num_tokens;
     const bool biased = (problem->flags & MOE_PROBLEM_CORRECTION_BIAS) != 0;
     if (problem->gating == MOE_GATING_NONE) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "gating: the plan's problem has no gating rule");
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "gating: the plan's problem has no gating rule");
     }
-    MOE_TRY(moe_call_refuse(op, "max_replicas (logical-to-physical map)", own.max_replicas != 0, error));
-    MOE_TRY(moe_call_refuse(op, "physical_ids", own.physical_ids != NULL || own.num_replicas != NULL, error));
-    MOE_TRY(moe_call_refuse(op, "num_valid_tokens (padded tokens)", own.num_valid_tokens != NULL, error));
+    MOE_TRY(moe_call_refuse(op, "max_replicas (logical-to-physical map)", own.max_replicas != 0,
+                            error));
+    MOE_TRY(moe_call_refuse(op, "physical_ids",
+                            own.physical_ids != NULL || own.num_replicas != NULL, error));
+    MOE_TRY(moe_call_refuse(op, "num_valid_tokens (padded tokens)", own.num_valid_tokens != NULL,
+                            error));
     MOE_TRY(moe_call_refuse(op, "load_counters", own.load_counters != NULL, error));
     MOE_TRY(moe_call_check_ids(op, own.ids_dtype, error));
-    MOE_TRY(moe_call_resolve_stride(op, "logits_stride", &own.logits_stride, problem->num_experts_global, error));
-    MOE_TRY(moe_call_check_tensor(op, "logits", own.logits, problem->logits_dtype, num_tokens, error));
-    MOE_TRY(moe_call_check_array(op, "correction_bias", own.correction_bias, sizeof(float), biased, error));
-    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids, own.ids_dtype == MOE_IDS_INT64 ? 8 : 4, num_tokens, error));
-    MOE_TRY(moe_call_check_array(op, "topk_weights", own.topk_weights, sizeof(float), num_tokens, error));
+    MOE_TRY(moe_call_resolve_stride(op, "logits_stride", &own.logits_stride,
+                                    problem->num_experts_global, error));
+    MOE_TRY(
+        moe_call_check_tensor(op, "logits", own.logits, problem->logits_dtype, num_tokens, error));
+    MOE_TRY(moe_call_check_array(op, "correction_bias", own.correction_bias, sizeof(float), biased,
+                                 error));
+    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids,
+                                 own.ids_dtype == MOE_IDS_INT64 ? 8 : 4, num_tokens, error));
+    MOE_TRY(moe_call_check_array(op, "topk_weights", own.topk_weights, sizeof(float), num_tokens,
+                                 error));
     if (own.correction_bias != NULL && !biased) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "gating: correction_bias is given, but the problem lacks MOE_PROBLEM_CORRECTION_BIAS");
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "gating: correction_bias is given, but the problem lacks MOE_PROBLEM_CORRECTION_BIAS");
     }
     if (num_tokens == 0) {
         return MOE_STATUS_OK;
@@ -112,25 +129,30 @@ static int64_t worst_padded(int64_t num_routes, int64_t num_buckets, int64_t blo
     return (num_routes + used_buckets * (block_size - 1)) / block_size * block_size;
 }
 
-int32_t moe_calls_align_capacity(int64_t num_routes, int32_t num_experts, int32_t block_size, int32_t filter_mode,
-                                 int64_t *sorted_capacity, int64_t *expert_capacity, struct moe_error *error)
+int32_t moe_calls_align_capacity(int64_t num_routes, int32_t num_experts, int32_t block_size,
+                                 int32_t filter_mode, int64_t *sorted_capacity,
+                                 int64_t *expert_capacity, struct moe_error *error)
 {
     if (sorted_capacity == NULL || expert_capacity == NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "align_capacity: an output is NULL");
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "align_capacity: an output is NULL");
     }
     if (num_routes < 0 || num_routes > INT32_MAX || num_experts < 1 || block_size < 1) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "align_capacity: num_routes %lld must be 0 to 2^31-1, num_experts %d and block_size %d at least 1",
+                             "align_capacity: num_routes %lld must be 0 to 2^31-1, num_experts %d "
+                             "and block_size %d at least 1",
                              (long long)num_routes, num_experts, block_size);
     }
     if (filter_mode != MOE_FILTER_DROP && filter_mode != MOE_FILTER_KEEP) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "align_capacity: filter_mode is %d; drop is %d, keep is %d",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "align_capacity: filter_mode is %d; drop is %d, keep is %d",
                              filter_mode, MOE_FILTER_DROP, MOE_FILTER_KEEP);
     }
     int64_t num_buckets = (int64_t)num_experts + (filter_mode == MOE_FILTER_KEEP);
     int64_t padded = worst_padded(num_routes, num_buckets, block_size);
     if (padded > INT32_MAX) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "align_capacity: %lld padded entries do not fit int32",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "align_capacity: %lld padded entries do not fit int32",
                              (long long)padded);
     }
     *sorted_capacity = padded;
@@ -138,40 +160,50 @@ int32_t moe_calls_align_capacity(int64_t num_routes, int32_t num_experts, int32_
     return MOE_STATUS_OK;
 }
 
-static int32_t check_align_outputs(const struct moe_align_args *own, int64_t num_routes, int32_t num_experts,
-                                   int32_t block_size, struct moe_error *error)
+static int32_t check_align_outputs(const struct moe_align_args *own, int64_t num_routes,
+                                   int32_t num_experts, int32_t block_size, struct moe_error *error)
 {
     static const char op[] = "align_block_size";
-    bool counts_only = own->sorted_ids == NULL && own->expert_ids == NULL && own->num_tokens_post_pad == NULL;
-    MOE_TRY(moe_call_check_array(op, "expert_counts", own->expert_counts, sizeof(int32_t), counts_only, error));
+    bool counts_only =
+        own->sorted_ids == NULL && own->expert_ids == NULL && own->num_tokens_post_pad == NULL;
+    MOE_TRY(moe_call_check_array(op, "expert_counts", own->expert_counts, sizeof(int32_t),
+                                 counts_only, error));
     if (counts_only) {
         return MOE_STATUS_OK;
     }
     int64_t sorted_needed = 0, expert_needed = 0;
-    MOE_TRY(moe_calls_align_capacity(num_routes, num_experts, block_size, own->filter.mode, &sorted_needed, &expert_needed,
-                                     error));
+    MOE_TRY(moe_calls_align_capacity(num_routes, num_experts, block_size, own->filter.mode,
+                                     &sorted_needed, &expert_needed, error));
     if (own->sorted_capacity < sorted_needed || own->expert_capacity < expert_needed ||
         own->sorted_capacity > INT32_MAX || own->expert_capacity > INT32_MAX) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "align_block_size: capacities are %lld sorted and %lld expert ids; %lld routes in blocks of %d need %lld and %lld "
+                             "align_block_size: capacities are %lld sorted and %lld expert ids; "
+                             "%lld routes in blocks of %d need %lld and %lld "
                              "(align_capacity), below 2^31",
-                             (long long)own->sorted_capacity, (long long)own->expert_capacity, (long long)num_routes,
-                             block_size, (long long)sorted_needed, (long long)expert_needed);
+                             (long long)own->sorted_capacity, (long long)own->expert_capacity,
+                             (long long)num_routes, block_size, (long long)sorted_needed,
+                             (long long)expert_needed);
     }
-    MOE_TRY(moe_call_check_array(op, "sorted_ids", own->sorted_ids, sizeof(int32_t), own->sorted_capacity, error));
-    MOE_TRY(moe_call_check_array(op, "expert_ids", own->expert_ids, sizeof(int32_t), own->expert_capacity, error));
-    return moe_call_check_array(op, "num_tokens_post_pad", own->num_tokens_post_pad, sizeof(int32_t), 1, error);
+    MOE_TRY(moe_call_check_array(op, "sorted_ids", own->sorted_ids, sizeof(int32_t),
+                                 own->sorted_capacity, error));
+    MOE_TRY(moe_call_check_array(op, "expert_ids", own->expert_ids, sizeof(int32_t),
+                                 own->expert_capacity, error));
+    return moe_call_check_array(op, "num_tokens_post_pad", own->num_tokens_post_pad,
+                                sizeof(int32_t), 1, error);
 }
 
-int32_t moe_calls_align(const struct moe_plan *plan, const struct moe_align_args *args, struct moe_error *error)
+int32_t moe_calls_align(const struct moe_plan *plan, const struct moe_align_args *args,
+                        struct moe_error *error)
 {
     static const char op[] = "align_block_size";
     struct moe_align_args own;
     struct moe_run run;
     MOE_TRY(moe_call_check_plan(plan, MOE_OP_ALIGN_BLOCK_SIZE, error));
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_align_args, error));
-    MOE_TRY(moe_call_begin(plan, MOE_OP_ALIGN_BLOCK_SIZE, &own.call, own.call.num_tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "batch_counts (batched form)", own.batch_counts != NULL || own.max_batch_rows != 0, error));
+    MOE_TRY(
+        moe_call_begin(plan, MOE_OP_ALIGN_BLOCK_SIZE, &own.call, own.call.num_tokens, &run, error));
+    MOE_TRY(moe_call_refuse(op, "batch_counts (batched form)",
+                            own.batch_counts != NULL || own.max_batch_rows != 0, error));
     MOE_TRY(moe_call_check_ids(op, own.ids_dtype, error));
     const int64_t num_routes = own.call.num_tokens * plan->problem.top_k;
     int32_t block_size = own.block_size;
@@ -180,7 +212,9 @@ int32_t moe_calls_align(const struct moe_plan *plan, const struct moe_align_args
     }
     if (block_size < 1) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "align_block_size: block_size is %d; it must be at least 1, or 0 in a plan that has gemm1", own.block_size);
+                             "align_block_size: block_size is %d; it must be at least 1, or 0 in a "
+                             "plan that has gemm1",
+                             own.block_size);
     }
     struct moe_op_align align = {
         .num_routes = num_routes,
@@ -196,53 +230,63 @@ int32_t moe_calls_align(const struct moe_plan *plan, const struct moe_align_args
         .expert_counts = own.expert_counts,
     };
     MOE_TRY(moe_call_read_filter(op, &plan->problem, &own.filter, &align.filter, error));
-    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids, own.ids_dtype == MOE_IDS_INT64 ? 8 : 4, num_routes, error));
+    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids,
+                                 own.ids_dtype == MOE_IDS_INT64 ? 8 : 4, num_routes, error));
     MOE_TRY(check_align_outputs(&own, num_routes, plan->problem.num_experts, block_size, error));
     return plan->backend->align(&run, &align, error);
 }
 
 /* Rows that aligned segments can take at most. */
-static int32_t check_row_capacity(const struct moe_ep_preprocess_args *own, int64_t num_routes, int32_t num_experts,
-                                  int64_t alignment, struct moe_error *error)
+static int32_t check_row_capacity(const struct moe_ep_preprocess_args *own, int64_t num_routes,
+                                  int32_t num_experts, int64_t alignment, struct moe_error *error)
 {
     int64_t worst = alignment == 1 ? num_routes : worst_padded(num_routes, num_experts, alignment);
     if (worst > INT32_MAX) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "ep_preprocess: %lld rows with segments aligned to %lld do not fit int32", (long long)worst,
-                             (long long)alignment);
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "ep_preprocess: %lld rows with segments aligned to %lld do not fit int32",
+            (long long)worst, (long long)alignment);
     }
     bool wants_rows = own->dst2src != NULL || own->m_indices != NULL;
     if (wants_rows && (own->row_capacity < worst || own->row_capacity > INT32_MAX)) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "ep_preprocess: row_capacity is %lld; %lld routes with segments aligned to %lld need %lld, below 2^31",
-                             (long long)own->row_capacity, (long long)num_routes, (long long)alignment, (long long)worst);
+                             "ep_preprocess: row_capacity is %lld; %lld routes with segments "
+                             "aligned to %lld need %lld, below 2^31",
+                             (long long)own->row_capacity, (long long)num_routes,
+                             (long long)alignment, (long long)worst);
     }
     return MOE_STATUS_OK;
 }
 
-int32_t moe_calls_ep_preprocess(const struct moe_plan *plan, const struct moe_ep_preprocess_args *args,
-                                struct moe_error *error)
+int32_t moe_calls_ep_preprocess(const struct moe_plan *plan,
+                                const struct moe_ep_preprocess_args *args, struct moe_error *error)
 {
     static const char op[] = "ep_preprocess";
     struct moe_ep_preprocess_args own;
     struct moe_run run;
     MOE_TRY(moe_call_check_plan(plan, MOE_OP_EP_PREPROCESS, error));
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_ep_preprocess_args, error));
-    MOE_TRY(moe_call_begin(plan, MOE_OP_EP_PREPROCESS, &own.call, own.call.num_tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)", own.masked_m != NULL || own.max_masked_rows != 0, error));
+    MOE_TRY(
+        moe_call_begin(plan, MOE_OP_EP_PREPROCESS, &own.call, own.call.num_tokens, &run, error));
+    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)",
+                            own.masked_m != NULL || own.max_masked_rows != 0, error));
     MOE_TRY(moe_call_check_ids(op, own.ids_dtype, error));
     const int64_t num_routes = own.call.num_tokens * plan->problem.top_k;
     const int32_t num_experts = plan->problem.num_experts;
     const int32_t alignment = own.segment_alignment == 0 ? 1 : own.segment_alignment;
     if (alignment < 1) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "ep_preprocess: segment_alignment is %d", alignment);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "ep_preprocess: segment_alignment is %d", alignment);
     }
     if (own.filter.mode != MOE_FILTER_DROP) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "ep_preprocess: filter.mode must be drop (%d): filtered routes have no row", MOE_FILTER_DROP);
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "ep_preprocess: filter.mode must be drop (%d): filtered routes have no row",
+            MOE_FILTER_DROP);
     }
     MOE_TRY(check_row_capacity(&own, num_routes, num_experts, alignment, error));
-    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids, own.ids_dtype == MOE_IDS_INT64 ? 8 : 4, num_routes, error));
+    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids,
+                                 own.ids_dtype == MOE_IDS_INT64 ? 8 : 4, num_routes, error));
     MOE_TRY(moe_call_check_array(op, "seg_indptr", own.seg_indptr, sizeof(int64_t), 1, error));
     MOE_TRY(moe_call_check_array(op, "src2dst", own.src2dst, sizeof(int32_t), num_routes, error));
     MOE_TRY(moe_call_check_array(op, "dst2src", own.dst2src, sizeof(int32_t), 0, error));

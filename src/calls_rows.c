@@ -15,19 +15,21 @@ static bool is_plain(const struct moe_recipe *recipe)
 }
 
 /* Every destination lies in the rows, or is negative: a CPU can look, so a wrong one is refused before anything is written. */
-static int32_t check_destinations(const char *op, const int32_t *src2dst, int64_t num_routes, int64_t num_rows,
-                                  struct moe_error *error)
+static int32_t check_destinations(const char *op, const int32_t *src2dst, int64_t num_routes,
+                                  int64_t num_rows, struct moe_error *error)
 {
     for (int64_t route = 0; route < num_routes; route++) {
         if (src2dst[route] >= num_rows) {
-            return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: src2dst[%lld] is %d, but there are %lld rows", op,
+            return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                                 "%s: src2dst[%lld] is %d, but there are %lld rows", op,
                                  (long long)route, src2dst[route], (long long)num_rows);
         }
     }
     return MOE_STATUS_OK;
 }
 
-int32_t moe_calls_pre_reorder(const struct moe_plan *plan, const struct moe_pre_reorder_args *args, struct moe_error *error)
+int32_t moe_calls_pre_reorder(const struct moe_plan *plan, const struct moe_pre_reorder_args *args,
+                              struct moe_error *error)
 {
     static const char op[] = "pre_reorder";
     struct moe_pre_reorder_args own;
@@ -40,22 +42,31 @@ int32_t moe_calls_pre_reorder(const struct moe_plan *plan, const struct moe_pre_
     const int64_t num_routes = num_tokens * problem->top_k;
     MOE_TRY(moe_call_refuse(op, "quantization", !is_plain(&own.quantization), error));
     MOE_TRY(moe_call_refuse(op, "input_scales", own.input_scales != NULL, error));
-    MOE_TRY(moe_call_refuse(op, "output_scales", own.output_scales != NULL || own.output_scale_stride != 0, error));
+    MOE_TRY(moe_call_refuse(op, "output_scales",
+                            own.output_scales != NULL || own.output_scale_stride != 0, error));
     MOE_TRY(moe_call_refuse(op, "an output_dtype other than the tokens'",
-                            own.output_dtype != 0 && own.output_dtype != problem->tokens.dtype, error));
+                            own.output_dtype != 0 && own.output_dtype != problem->tokens.dtype,
+                            error));
     MOE_TRY(moe_call_refuse(op, "topk_ids (per-expert scales)", own.topk_ids != NULL, error));
     MOE_TRY(moe_call_resolve_stride(op, "token_stride", &own.token_stride, problem->hidden, error));
     MOE_TRY(moe_call_resolve_stride(op, "row_stride", &own.row_stride, problem->hidden, error));
     if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "pre_reorder: num_rows is %lld; the plan takes 0 to %lld",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "pre_reorder: num_rows is %lld; the plan takes 0 to %lld",
                              (long long)own.num_rows, (long long)plan->max_rows);
     }
-    MOE_TRY(moe_call_check_tensor(op, "tokens", own.tokens, problem->tokens.dtype, num_tokens, error));
-    MOE_TRY(moe_call_check_tensor(op, "rows", own.rows, problem->tokens.dtype, own.num_rows, error));
+    MOE_TRY(
+        moe_call_check_tensor(op, "tokens", own.tokens, problem->tokens.dtype, num_tokens, error));
+    MOE_TRY(
+        moe_call_check_tensor(op, "rows", own.rows, problem->tokens.dtype, own.num_rows, error));
     MOE_TRY(moe_call_check_array(op, "src2dst", own.src2dst, sizeof(int32_t), num_routes, error));
-    MOE_TRY(moe_call_check_overlap(
-        op, "rows", moe_call_span(own.rows, own.num_rows, problem->hidden, own.row_stride, problem->tokens.dtype), "tokens",
-        moe_call_span(own.tokens, num_tokens, problem->hidden, own.token_stride, problem->tokens.dtype), 0, error));
+    MOE_TRY(moe_call_check_overlap(op, "rows",
+                                   moe_call_span(own.rows, own.num_rows, problem->hidden,
+                                                 own.row_stride, problem->tokens.dtype),
+                                   "tokens",
+                                   moe_call_span(own.tokens, num_tokens, problem->hidden,
+                                                 own.token_stride, problem->tokens.dtype),
+                                   0, error));
     if (plan->backend->id == MOE_BACKEND_CPU) {
         MOE_TRY(check_destinations(op, own.src2dst, num_routes, own.num_rows, error));
     }
@@ -77,30 +88,34 @@ int32_t moe_calls_pre_reorder(const struct moe_plan *plan, const struct moe_pre_
     return plan->backend->pre_reorder(&run, &reorder, error);
 }
 
-int32_t moe_calls_quantize(const struct moe_plan *plan, const struct moe_quantize_args *args, struct moe_error *error)
+int32_t moe_calls_quantize(const struct moe_plan *plan, const struct moe_quantize_args *args,
+                           struct moe_error *error)
 {
     struct moe_quantize_args own;
     MOE_TRY(moe_call_check_plan(plan, MOE_OP_QUANTIZE, error));
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_quantize_args, error));
-    return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "quantize: the %s backend of this version has no quantized types",
+    return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                         "quantize: the %s backend of this version has no quantized types",
                          plan->backend->name);
 }
 
-static int32_t resolve_activation_strides(const struct moe_problem *problem, struct moe_activation_args *own,
-                                          struct moe_error *error)
+static int32_t resolve_activation_strides(const struct moe_problem *problem,
+                                          struct moe_activation_args *own, struct moe_error *error)
 {
     static const char op[] = "activation";
     const bool ungated = (problem->flags & MOE_PROBLEM_UNGATED) != 0;
     const int64_t inter = problem->inter;
     if (ungated && own->up_offset != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "activation: up_offset is %lld, but ungated experts have one operand at `input`",
-                             (long long)own->up_offset);
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "activation: up_offset is %lld, but ungated experts have one operand at `input`",
+            (long long)own->up_offset);
     }
-    if (own->col_stride < 0 || own->up_offset < 0 || own->col_stride > INT32_MAX || own->up_offset > INT32_MAX) {
+    if (own->col_stride < 0 || own->up_offset < 0 || own->col_stride > INT32_MAX ||
+        own->up_offset > INT32_MAX) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "activation: col_stride %lld and up_offset %lld must be 0 to 2^31-1", (long long)own->col_stride,
-                             (long long)own->up_offset);
+                             "activation: col_stride %lld and up_offset %lld must be 0 to 2^31-1",
+                             (long long)own->col_stride, (long long)own->up_offset);
     }
     own->col_stride = own->col_stride == 0 ? 1 : own->col_stride;
     own->up_offset = !ungated && own->up_offset == 0 ? inter : own->up_offset;
@@ -113,20 +128,26 @@ static int32_t resolve_activation_strides(const struct moe_problem *problem, str
 }
 
 /* In place is legal for equal row strides and types; the rows then begin at the same address. */
-static int32_t check_activation_overlap(const struct moe_problem *problem, const struct moe_activation_args *own,
+static int32_t check_activation_overlap(const struct moe_problem *problem,
+                                        const struct moe_activation_args *own,
                                         struct moe_error *error)
 {
     const int32_t input_dtype = problem->tokens.dtype, output_dtype = problem->intermediate.dtype;
-    if (own->output == own->input && own->output_stride == own->row_stride && input_dtype == output_dtype) {
+    if (own->output == own->input && own->output_stride == own->row_stride &&
+        input_dtype == output_dtype) {
         return MOE_STATUS_OK;
     }
     int64_t row_elements = (problem->inter - 1) * own->col_stride + own->up_offset + 1;
-    return moe_call_check_overlap("activation", "output",
-                                  moe_call_span(own->output, own->num_rows, problem->inter, own->output_stride, output_dtype), "input",
-                                  moe_call_span(own->input, own->num_rows, row_elements, own->row_stride, input_dtype), 0, error);
+    return moe_call_check_overlap(
+        "activation", "output",
+        moe_call_span(own->output, own->num_rows, problem->inter, own->output_stride, output_dtype),
+        "input",
+        moe_call_span(own->input, own->num_rows, row_elements, own->row_stride, input_dtype), 0,
+        error);
 }
 
-int32_t moe_calls_activation(const struct moe_plan *plan, const struct moe_activation_args *args, struct moe_error *error)
+int32_t moe_calls_activation(const struct moe_plan *plan, const struct moe_activation_args *args,
+                             struct moe_error *error)
 {
     static const char op[] = "activation";
     struct moe_activation_args own;
@@ -135,20 +156,26 @@ int32_t moe_calls_activation(const struct moe_plan *plan, const struct moe_activ
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_activation_args, error));
     const struct moe_problem *problem = &plan->problem;
     if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "activation: num_rows is %lld; the plan takes 0 to %lld",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "activation: num_rows is %lld; the plan takes 0 to %lld",
                              (long long)own.num_rows, (long long)plan->max_rows);
     }
     const int64_t top_k = problem->top_k > 0 ? problem->top_k : 1;
     const int64_t tokens = (own.num_rows + top_k - 1) / top_k;
-    MOE_TRY(moe_call_begin(plan, MOE_OP_ACTIVATION, &own.call, tokens < problem->max_tokens ? tokens : problem->max_tokens,
-                           &run, error));
-    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)", own.masked_m != NULL || own.max_masked_rows != 0, error));
+    MOE_TRY(moe_call_begin(plan, MOE_OP_ACTIVATION, &own.call,
+                           tokens < problem->max_tokens ? tokens : problem->max_tokens, &run,
+                           error));
+    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)",
+                            own.masked_m != NULL || own.max_masked_rows != 0, error));
     MOE_TRY(moe_call_refuse(op, "quantization", !is_plain(&own.quantization), error));
     MOE_TRY(moe_call_refuse(op, "input_scales", own.input_scales != NULL, error));
-    MOE_TRY(moe_call_refuse(op, "output_scales", own.output_scales != NULL || own.output_scale_stride != 0, error));
+    MOE_TRY(moe_call_refuse(op, "output_scales",
+                            own.output_scales != NULL || own.output_scale_stride != 0, error));
     MOE_TRY(resolve_activation_strides(problem, &own, error));
-    MOE_TRY(moe_call_check_tensor(op, "input", own.input, problem->tokens.dtype, own.num_rows, error));
-    MOE_TRY(moe_call_check_tensor(op, "output", own.output, problem->intermediate.dtype, own.num_rows, error));
+    MOE_TRY(
+        moe_call_check_tensor(op, "input", own.input, problem->tokens.dtype, own.num_rows, error));
+    MOE_TRY(moe_call_check_tensor(op, "output", own.output, problem->intermediate.dtype,
+                                  own.num_rows, error));
     MOE_TRY(check_activation_overlap(problem, &own, error));
     if (own.num_rows == 0) {
         return MOE_STATUS_OK;
@@ -158,7 +185,8 @@ int32_t moe_calls_activation(const struct moe_plan *plan, const struct moe_activ
         .inter = problem->inter,
         .input_dtype = problem->tokens.dtype,
         .output_dtype = problem->intermediate.dtype,
-        .act = {problem->activation, (problem->flags & MOE_PROBLEM_UNGATED) != 0, problem->act_alpha, problem->act_limit},
+        .act = {problem->activation, (problem->flags & MOE_PROBLEM_UNGATED) != 0,
+                problem->act_alpha, problem->act_limit},
         .input = own.input,
         .row_stride = own.row_stride,
         .col_stride = own.col_stride,
@@ -169,8 +197,8 @@ int32_t moe_calls_activation(const struct moe_plan *plan, const struct moe_activ
     return plan->backend->activation(&run, &activation, error);
 }
 
-int32_t moe_calls_post_reorder(const struct moe_plan *plan, const struct moe_post_reorder_args *args,
-                               struct moe_error *error)
+int32_t moe_calls_post_reorder(const struct moe_plan *plan,
+                               const struct moe_post_reorder_args *args, struct moe_error *error)
 {
     static const char op[] = "post_reorder";
     struct moe_post_reorder_args own;
@@ -182,15 +210,18 @@ int32_t moe_calls_post_reorder(const struct moe_plan *plan, const struct moe_pos
     const int64_t num_tokens = own.call.num_tokens, hidden = problem->hidden;
     const int32_t dtype = problem->output_dtype;
     if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "post_reorder: num_rows is %lld; the plan takes 0 to %lld",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "post_reorder: num_rows is %lld; the plan takes 0 to %lld",
                              (long long)own.num_rows, (long long)plan->max_rows);
     }
     if (own.topk_weights != NULL && (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "post_reorder: topk_weights are given, but the problem applies the routing weight on the input");
+                             "post_reorder: topk_weights are given, but the problem applies the "
+                             "routing weight on the input");
     }
     if (own.shared_factor != NULL && own.shared == NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "post_reorder: shared_factor is given without shared");
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "post_reorder: shared_factor is given without shared");
     }
     MOE_TRY(moe_call_resolve_stride(op, "row_stride", &own.row_stride, hidden, error));
     MOE_TRY(moe_call_resolve_stride(op, "shared_stride", &own.shared_stride, hidden, error));
@@ -203,15 +234,20 @@ int32_t moe_calls_post_reorder(const struct moe_plan *plan, const struct moe_pos
     MOE_TRY(moe_call_check_array(op, "src2dst", own.src2dst, sizeof(int32_t), num_tokens, error));
     MOE_TRY(moe_call_check_array(op, "topk_weights", own.topk_weights, sizeof(float), 0, error));
     MOE_TRY(moe_call_check_array(op, "shared_factor", own.shared_factor, sizeof(float), 0, error));
-    struct moe_span output = moe_call_span(own.output, num_tokens, hidden, own.output_stride, dtype);
-    MOE_TRY(moe_call_check_overlap(op, "output", output, "rows", moe_call_span(own.rows, own.num_rows, hidden, own.row_stride, dtype), 0,
-                                   error));
-    MOE_TRY(moe_call_check_overlap(op, "output", output, "shared",
-                                   moe_call_span(own.shared, num_tokens, hidden, own.shared_stride, dtype), 1, error));
-    MOE_TRY(moe_call_check_overlap(op, "output", output, "residual",
-                                   moe_call_span(own.residual, num_tokens, hidden, own.residual_stride, dtype), 1, error));
+    struct moe_span output =
+        moe_call_span(own.output, num_tokens, hidden, own.output_stride, dtype);
+    MOE_TRY(moe_call_check_overlap(
+        op, "output", output, "rows",
+        moe_call_span(own.rows, own.num_rows, hidden, own.row_stride, dtype), 0, error));
+    MOE_TRY(moe_call_check_overlap(
+        op, "output", output, "shared",
+        moe_call_span(own.shared, num_tokens, hidden, own.shared_stride, dtype), 1, error));
+    MOE_TRY(moe_call_check_overlap(
+        op, "output", output, "residual",
+        moe_call_span(own.residual, num_tokens, hidden, own.residual_stride, dtype), 1, error));
     if (plan->backend->id == MOE_BACKEND_CPU) {
-        MOE_TRY(check_destinations(op, own.src2dst, num_tokens * problem->top_k, own.num_rows, error));
+        MOE_TRY(
+            check_destinations(op, own.src2dst, num_tokens * problem->top_k, own.num_rows, error));
     }
     if (num_tokens == 0) {
         return MOE_STATUS_OK;
@@ -238,7 +274,8 @@ int32_t moe_calls_post_reorder(const struct moe_plan *plan, const struct moe_pos
     return plan->backend->post_reorder(&run, MOE_OP_POST_REORDER, &reorder, error);
 }
 
-int32_t moe_calls_sum_reduce(const struct moe_plan *plan, const struct moe_sum_reduce_args *args, struct moe_error *error)
+int32_t moe_calls_sum_reduce(const struct moe_plan *plan, const struct moe_sum_reduce_args *args,
+                             struct moe_error *error)
 {
     static const char op[] = "sum_reduce";
     struct moe_sum_reduce_args own;
@@ -254,8 +291,9 @@ int32_t moe_calls_sum_reduce(const struct moe_plan *plan, const struct moe_sum_r
     MOE_TRY(moe_call_resolve_stride(op, "output_stride", &own.output_stride, hidden, error));
     MOE_TRY(moe_call_check_tensor(op, "input", own.input, dtype, num_tokens, error));
     MOE_TRY(moe_call_check_tensor(op, "output", own.output, dtype, num_tokens, error));
-    MOE_TRY(moe_call_check_overlap(op, "output", moe_call_span(own.output, num_tokens, hidden, own.output_stride, dtype), "input",
-                                   moe_call_span(own.input, num_tokens, packed, own.token_stride, dtype), 0, error));
+    MOE_TRY(moe_call_check_overlap(
+        op, "output", moe_call_span(own.output, num_tokens, hidden, own.output_stride, dtype),
+        "input", moe_call_span(own.input, num_tokens, packed, own.token_stride, dtype), 0, error));
     if (num_tokens == 0) {
         return MOE_STATUS_OK;
     }

@@ -14,12 +14,19 @@
 static int32_t read_host(struct moe_host *own, const struct moe_host *host, struct moe_error *error)
 {
     MOE_TRY(MOE_STRUCT_READ(own, host, moe_host, error));
-    if (own->abi_major != MOE_ABI_MAJOR || own->abi_minor != MOE_ABI_MINOR || own->layout_hash != MOE_ABI_LAYOUT_HASH) {
-        return moe_error_set(error, MOE_STATUS_VERSION, "host has ABI %u.%u, this plugin %d.%d; 0.x versions must be equal",
+    if (own->abi_major != MOE_ABI_MAJOR || own->abi_minor != MOE_ABI_MINOR ||
+        own->layout_hash != MOE_ABI_LAYOUT_HASH) {
+        return moe_error_set(error, MOE_STATUS_VERSION,
+                             "host has ABI %u.%u, this plugin %d.%d; 0.x versions must be equal",
                              own->abi_major, own->abi_minor, MOE_ABI_MAJOR, MOE_ABI_MINOR);
     }
+    if (own->flags != 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "host.flags is 0x%x; no flag is defined", own->flags);
+    }
     if ((own->memory_alloc == NULL) != (own->memory_free == NULL)) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "host: set both memory_alloc and memory_free, or neither");
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "host: set both memory_alloc and memory_free, or neither");
     }
     return MOE_STATUS_OK;
 }
@@ -42,13 +49,14 @@ void moe_context_log(const struct moe_context *context, int32_t level, const cha
 }
 
 /* Read `num_sources` host structs into an array of ours. */
-static int32_t read_sources(const struct moe_memory *memory, const struct moe_config_source *sources, int32_t num_sources,
+static int32_t read_sources(const struct moe_memory *memory,
+                            const struct moe_config_source *sources, int32_t num_sources,
                             struct moe_config_source **out, struct moe_error *error)
 {
     *out = NULL;
     if (num_sources < 0 || (num_sources > 0 && sources == NULL)) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "configuration: %d sources at %p", num_sources,
-                             (const void *)sources);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "configuration: %d sources at %p",
+                             num_sources, (const void *)sources);
     }
     if (num_sources == 0) {
         return MOE_STATUS_OK;
@@ -56,7 +64,8 @@ static int32_t read_sources(const struct moe_memory *memory, const struct moe_co
     size_t bytes = (size_t)num_sources * sizeof(struct moe_config_source);
     struct moe_config_source *own = moe_memory_alloc(memory, bytes);
     if (own == NULL) {
-        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes", bytes);
+        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes",
+                             bytes);
     }
     /* The host's array has the host's stride. */
     const char *source = (const char *)sources;
@@ -66,13 +75,15 @@ static int32_t read_sources(const struct moe_memory *memory, const struct moe_co
         memcpy(&stride, source, sizeof(stride));
         MOE_TRY_GOTO(MOE_STRUCT_READ(&own[i], source, moe_config_source, error));
         if (own[i].path == NULL && own[i].text == NULL) {
-            status = moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "configuration source %d has neither path nor text", i);
+            status = moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                                   "configuration source %d has neither path nor text", i);
             goto fail;
         }
         if ((own[i].flags & ~MOE_CONFIG_REPLACE) != 0) {
             status = moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                                   "configuration source %d has unknown flags 0x%x; MOE_CONFIG_REPLACE is the only one", i,
-                                   own[i].flags);
+                                   "configuration source %d has unknown flags 0x%x; "
+                                   "MOE_CONFIG_REPLACE is the only one",
+                                   i, own[i].flags);
             goto fail;
         }
         source += stride;
@@ -86,8 +97,9 @@ fail:
 }
 
 /* Read and check all layers for `device`. */
-static int32_t load_config(const struct moe_memory *memory, const struct moe_config_source *sources, int32_t num_sources,
-                           int32_t use_environment, const struct moe_device *device, moe_diagnostic_fn *diagnostic,
+static int32_t load_config(const struct moe_memory *memory, const struct moe_config_source *sources,
+                           int32_t num_sources, int32_t use_environment,
+                           const struct moe_device *device, moe_diagnostic_fn *diagnostic,
                            void *diagnostic_self, struct moe_config **out, struct moe_error *error)
 {
     struct moe_config_source *own = NULL;
@@ -120,9 +132,10 @@ static struct moe_config *publish(struct moe_context *context, struct moe_config
 static void log_config(const struct moe_context *context, const struct moe_config_info *info)
 {
     moe_context_log(context, MOE_LEVEL_INFO,
-                    "moe-plugin: %s backend (%s, %d threads or SMs), configuration %" PRIu64 ": %d rules of %s, fingerprint %016" PRIx64,
-                    context->backend->name, context->device.name, context->device.num_sms, info->generation, info->num_rules,
-                    info->layers, info->fingerprint);
+                    "moe-plugin: %s backend (%s, %d threads or SMs), configuration %" PRIu64
+                    ": %d rules of %s, fingerprint %016" PRIx64,
+                    context->backend->name, context->device.name, context->device.num_sms,
+                    info->generation, info->num_rules, info->layers, info->fingerprint);
 }
 
 int32_t moe_context_create(const struct moe_host *host, const struct moe_context_options *options,
@@ -140,19 +153,21 @@ int32_t moe_context_create(const struct moe_host *host, const struct moe_context
         MOE_TRY(MOE_STRUCT_READ(&own_options, options, moe_context_options, error));
     }
     if ((own_options.flags & ~MOE_CONTEXT_IGNORE_ENVIRONMENT) != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "context options: unknown flags 0x%x; MOE_CONTEXT_IGNORE_ENVIRONMENT is the only one",
-                             own_options.flags);
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "context options: unknown flags 0x%x; MOE_CONTEXT_IGNORE_ENVIRONMENT is the only one",
+            own_options.flags);
     }
     const struct moe_backend *backend = moe_backend_find(own_options.backend);
     if (backend == NULL) {
-        return moe_error_set(error, MOE_STATUS_UNAVAILABLE, "context options: backend %d: %s", own_options.backend,
-                             moe_device_absence(own_options.backend));
+        return moe_error_set(error, MOE_STATUS_UNAVAILABLE, "context options: backend %d: %s",
+                             own_options.backend, moe_device_absence(own_options.backend));
     }
     moe_memory_init(&memory, &own_host);
     struct moe_context *context = moe_memory_alloc(&memory, sizeof(*context));
     if (context == NULL) {
-        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes", sizeof(*context));
+        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes",
+                             sizeof(*context));
     }
     int32_t status = MOE_STATUS_OK;
     context->memory = memory;
@@ -162,11 +177,13 @@ int32_t moe_context_create(const struct moe_host *host, const struct moe_context
     pthread_mutex_init(&context->mutex, NULL);
     MOE_INIT(context->device);
     MOE_TRY_GOTO(backend->probe(own_options.ordinal, &context->device, error));
-    MOE_TRY_GOTO(backend->state_create(&context->memory, &own_options, &context->device, &context->state, error));
+    MOE_TRY_GOTO(backend->state_create(&context->memory, &own_options, &context->device,
+                                       &context->state, error));
     struct moe_config *config = NULL;
-    MOE_TRY_GOTO(load_config(&context->memory, own_options.config_sources, own_options.num_config_sources,
-                             context->use_environment, &context->device, own_options.diagnostic,
-                             own_options.diagnostic_self, &config, error));
+    MOE_TRY_GOTO(load_config(&context->memory, own_options.config_sources,
+                             own_options.num_config_sources, context->use_environment,
+                             &context->device, own_options.diagnostic, own_options.diagnostic_self,
+                             &config, error));
     publish(context, config);
     log_config(context, &context->info);
     *out = context;
@@ -200,15 +217,16 @@ struct moe_config *moe_context_take_config(struct moe_context *context, uint64_t
     return config;
 }
 
-int32_t moe_context_reload(struct moe_context *context, const struct moe_config_source *sources, int32_t num_sources,
-                           moe_diagnostic_fn *diagnostic, void *diagnostic_self, struct moe_error *error)
+int32_t moe_context_reload(struct moe_context *context, const struct moe_config_source *sources,
+                           int32_t num_sources, moe_diagnostic_fn *diagnostic,
+                           void *diagnostic_self, struct moe_error *error)
 {
     if (context == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "context is NULL");
     }
     struct moe_config *config = NULL;
-    int32_t status = load_config(&context->memory, sources, num_sources, context->use_environment, &context->device,
-                                 diagnostic, diagnostic_self, &config, error);
+    int32_t status = load_config(&context->memory, sources, num_sources, context->use_environment,
+                                 &context->device, diagnostic, diagnostic_self, &config, error);
     if (status != MOE_STATUS_OK) {
         atomic_fetch_add_explicit(&context->num_reloads_refused, 1, memory_order_relaxed);
         return status;
@@ -223,8 +241,9 @@ int32_t moe_context_reload(struct moe_context *context, const struct moe_config_
     return MOE_STATUS_OK;
 }
 
-int32_t moe_context_validate(const struct moe_host *host, const struct moe_config_source *sources, int32_t num_sources,
-                             const struct moe_device *device, moe_diagnostic_fn *diagnostic, void *diagnostic_self,
+int32_t moe_context_validate(const struct moe_host *host, const struct moe_config_source *sources,
+                             int32_t num_sources, const struct moe_device *device,
+                             moe_diagnostic_fn *diagnostic, void *diagnostic_self,
                              struct moe_error *error)
 {
     struct moe_host own_host;
@@ -239,13 +258,14 @@ int32_t moe_context_validate(const struct moe_host *host, const struct moe_confi
     if (device != NULL) {
         MOE_TRY(moe_device_read(&own_device, device, error));
     }
-    MOE_TRY(load_config(&memory, sources, num_sources, 0, device != NULL ? &own_device : NULL, diagnostic,
-                        diagnostic_self, &config, error));
+    MOE_TRY(load_config(&memory, sources, num_sources, 0, device != NULL ? &own_device : NULL,
+                        diagnostic, diagnostic_self, &config, error));
     moe_config_unref(config);
     return MOE_STATUS_OK;
 }
 
-int32_t moe_context_config_info(const struct moe_context *context, struct moe_config_info *out, struct moe_error *error)
+int32_t moe_context_config_info(const struct moe_context *context, struct moe_config_info *out,
+                                struct moe_error *error)
 {
     if (context == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "context is NULL");
@@ -257,7 +277,8 @@ int32_t moe_context_config_info(const struct moe_context *context, struct moe_co
     return MOE_STRUCT_WRITE(out, &info, moe_config_info, error);
 }
 
-int32_t moe_context_device(const struct moe_context *context, struct moe_device *out, struct moe_error *error)
+int32_t moe_context_device(const struct moe_context *context, struct moe_device *out,
+                           struct moe_error *error)
 {
     if (context == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "context is NULL");
@@ -265,18 +286,24 @@ int32_t moe_context_device(const struct moe_context *context, struct moe_device 
     return MOE_STRUCT_WRITE(out, &context->device, moe_device, error);
 }
 
-int32_t moe_context_stats(const struct moe_context *context, struct moe_stats *out, struct moe_error *error)
+int32_t moe_context_stats(const struct moe_context *context, struct moe_stats *out,
+                          struct moe_error *error)
 {
     if (context == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "context is NULL");
     }
     struct moe_stats stats;
     MOE_INIT(stats);
-    stats.num_plans_created = atomic_load_explicit(&context->num_plans_created, memory_order_relaxed);
-    stats.num_choices_by_rule = atomic_load_explicit(&context->num_choices_by_rule, memory_order_relaxed);
-    stats.num_choices_by_heuristic = atomic_load_explicit(&context->num_choices_by_heuristic, memory_order_relaxed);
-    stats.num_buckets_skipped = atomic_load_explicit(&context->num_buckets_skipped, memory_order_relaxed);
+    stats.num_plans_created =
+        atomic_load_explicit(&context->num_plans_created, memory_order_relaxed);
+    stats.num_choices_by_rule =
+        atomic_load_explicit(&context->num_choices_by_rule, memory_order_relaxed);
+    stats.num_choices_by_heuristic =
+        atomic_load_explicit(&context->num_choices_by_heuristic, memory_order_relaxed);
+    stats.num_buckets_skipped =
+        atomic_load_explicit(&context->num_buckets_skipped, memory_order_relaxed);
     stats.num_reloads = atomic_load_explicit(&context->num_reloads, memory_order_relaxed);
-    stats.num_reloads_refused = atomic_load_explicit(&context->num_reloads_refused, memory_order_relaxed);
+    stats.num_reloads_refused =
+        atomic_load_explicit(&context->num_reloads_refused, memory_order_relaxed);
     return MOE_STRUCT_WRITE(out, &stats, moe_stats, error);
 }

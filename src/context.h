@@ -11,15 +11,15 @@
 
 struct moe_context {
     struct moe_memory memory;
-    struct moe_host host;                /* log and its self; sizes as of this header */
+    struct moe_host host; /* log and its self; sizes as of this header */
     const struct moe_backend *backend;
-    void *state;                         /* the backend's */
+    void *state; /* the backend's */
     struct moe_device device;
     int32_t use_environment;
-    pthread_mutex_t mutex;               /* guards config and generation; never taken by a run call */
+    pthread_mutex_t mutex; /* guards config and generation; never taken by a run call */
     struct moe_config *config;
     uint64_t generation;
-    struct moe_config_info info;         /* of `config`; guarded */
+    struct moe_config_info info; /* of `config`; guarded */
     _Atomic uint64_t num_plans_created;
     _Atomic uint64_t num_choices_by_rule;
     _Atomic uint64_t num_choices_by_heuristic;
@@ -40,13 +40,18 @@ void moe_context_log(const struct moe_context *context, int32_t level, const cha
 struct moe_config *moe_context_take_config(struct moe_context *context, uint64_t *generation);
 
 /* Entries of the function table. */
-int32_t moe_context_device(const struct moe_context *context, struct moe_device *out, struct moe_error *error);
-int32_t moe_context_validate(const struct moe_host *host, const struct moe_config_source *sources, int32_t num_sources,
-                             const struct moe_device *device, moe_diagnostic_fn *diagnostic, void *diagnostic_self,
+int32_t moe_context_device(const struct moe_context *context, struct moe_device *out,
+                           struct moe_error *error);
+int32_t moe_context_validate(const struct moe_host *host, const struct moe_config_source *sources,
+                             int32_t num_sources, const struct moe_device *device,
+                             moe_diagnostic_fn *diagnostic, void *diagnostic_self,
                              struct moe_error *error);
-int32_t moe_context_reload(struct moe_context *context, const struct moe_config_source *sources, int32_t num_sources,
-                           moe_diagnostic_fn *diagnostic, void *diagnostic_self, struct moe_error *error);
-int32_t moe_context_config_info(const struct moe_context *context, struct moe_config_info *out, struct moe_error *error);
-int32_t moe_context_stats(const struct moe_context *context, struct moe_stats *out, struct moe_error *error);
+int32_t moe_context_reload(struct moe_context *context, const struct moe_config_source *sources,
+                           int32_t num_sources, moe_diagnostic_fn *diagnostic,
+                           void *diagnostic_self, struct moe_error *error);
+int32_t moe_context_config_info(const struct moe_context *context, struct moe_config_info *out,
+                                struct moe_error *error);
+int32_t moe_context_stats(const struct moe_context *context, struct moe_stats *out,
+                          struct moe_error *error);
 
 #endif

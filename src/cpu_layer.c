@@ -49,7 +49,8 @@ static const struct moe_tile *tile_of(const struct moe_dispatch_bucket *bucket, 
 }
 
 /* Scratch per thread that the stages in `ops` need at most. */
-static uint64_t scratch_of(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket, uint64_t ops)
+static uint64_t scratch_of(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
+                           uint64_t ops)
 {
     uint64_t largest = 0;
     for (int32_t op = 0; op < MOE_NUM_OPS; op++) {
@@ -61,8 +62,8 @@ static uint64_t scratch_of(const struct moe_plan *plan, const struct moe_dispatc
     return moe_cpu_align(largest);
 }
 
-static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket, int64_t num_tokens,
-                          struct layer_layout *out)
+static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
+                          int64_t num_tokens, struct layer_layout *out)
 {
     const struct moe_problem *problem = &plan->problem;
     const uint64_t tokens = (uint64_t)num_tokens;
@@ -70,13 +71,14 @@ static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch
     const uint64_t hidden = (uint64_t)problem->hidden, inter = (uint64_t)problem->inter;
     const uint64_t inter_bytes = (uint64_t)moe_dtype_bytes(problem->intermediate.dtype);
     const uint64_t output_bytes = (uint64_t)moe_dtype_bytes(problem->output_dtype);
-    const uint64_t stages = MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS) |
-                            MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2) | MOE_OP_BIT(MOE_OP_POST_REORDER);
+    const uint64_t stages = MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING) |
+                            MOE_OP_BIT(MOE_OP_EP_PREPROCESS) | MOE_OP_BIT(MOE_OP_GEMM1) |
+                            MOE_OP_BIT(MOE_OP_GEMM2) | MOE_OP_BIT(MOE_OP_POST_REORDER);
     uint64_t total = 0;
     memset(out, 0, sizeof(*out));
     if (problem->gating != MOE_GATING_NONE) {
-        out->logits =
-            append(&total, tokens * (uint64_t)problem->num_experts_global * (uint64_t)moe_dtype_bytes(problem->logits_dtype));
+        out->logits = append(&total, tokens * (uint64_t)problem->num_experts_global *
+                                         (uint64_t)moe_dtype_bytes(problem->logits_dtype));
         out->ids = append(&total, routes * sizeof(int32_t));
         out->weights = append(&total, routes * sizeof(float));
     }
@@ -95,11 +97,13 @@ static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch
         out->shared_factor = append(&total, tokens * sizeof(float));
     }
     out->scratch_stride = scratch_of(plan, bucket, stages);
-    out->scratch = append(&total, out->scratch_stride * (uint64_t)moe_cpu_pool_num_threads(moe_cpu_plan_pool(plan)));
+    out->scratch = append(&total, out->scratch_stride *
+                                      (uint64_t)moe_cpu_pool_num_threads(moe_cpu_plan_pool(plan)));
     out->total = total;
 }
 
-uint64_t moe_cpu_layer_workspace(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket, int64_t num_tokens)
+uint64_t moe_cpu_layer_workspace(const struct moe_plan *plan,
+                                 const struct moe_dispatch_bucket *bucket, int64_t num_tokens)
 {
     struct layer_layout layout;
     lay_out_layer(plan, bucket, num_tokens, &layout);
@@ -165,7 +169,8 @@ static void run_routing(struct layer_run *layer)
     }
     bool wants_ids = op->topk_ids_out != NULL;
     void *ids = wants_ids ? op->topk_ids_out : at(layer, layer->layout.ids);
-    float *weights = op->topk_weights_out != NULL ? op->topk_weights_out : at(layer, layer->layout.weights);
+    float *weights =
+        op->topk_weights_out != NULL ? op->topk_weights_out : at(layer, layer->layout.weights);
     struct moe_op_gating gating = {
         .num_tokens = op->num_tokens,
         .num_experts = problem->num_experts_global,
@@ -211,9 +216,9 @@ static void run_sort(struct layer_run *layer)
 }
 
 /* The part of a GEMM1 that depends on the problem and these operands only. */
-static void fill_gemm1(const struct moe_problem *problem, const struct moe_operand *gate, const struct moe_operand *up,
-                       const struct moe_operand *gate_bias, const struct moe_operand *up_bias, int32_t inter,
-                       struct moe_op_gemm *gemm)
+static void fill_gemm1(const struct moe_problem *problem, const struct moe_operand *gate,
+                       const struct moe_operand *up, const struct moe_operand *gate_bias,
+                       const struct moe_operand *up_bias, int32_t inter, struct moe_op_gemm *gemm)
 {
     bool ungated = (problem->flags & MOE_PROBLEM_UNGATED) != 0;
     gemm->row_ids_div = 1;
@@ -248,7 +253,8 @@ static void fill_gemm2(const struct moe_problem *problem, const struct moe_opera
     gemm->bias[0] = *down_bias;
 }
 
-static void run_gemm(struct moe_cpu_run *cpu, const struct moe_run *run, int32_t op, const struct moe_op_gemm *gemm)
+static void run_gemm(struct moe_cpu_run *cpu, const struct moe_run *run, int32_t op,
+                     const struct moe_op_gemm *gemm)
 {
     const struct moe_tile *tile = tile_of(run->bucket, op);
     moe_cpu_run_kernel(cpu, &moe_cpu_kernels_of(tile)->gemm, gemm, tile);
@@ -261,7 +267,8 @@ static void run_experts(struct layer_run *layer)
     int64_t num_routes = layer->op->num_tokens * problem->top_k;
     struct moe_op_gemm gemm1 = {0}, gemm2 = {0};
 
-    fill_gemm1(problem, &desc->gate, &desc->up, &desc->gate_bias, &desc->up_bias, problem->inter, &gemm1);
+    fill_gemm1(problem, &desc->gate, &desc->up, &desc->gate_bias, &desc->up_bias, problem->inter,
+               &gemm1);
     gemm1.num_segments = problem->num_experts;
     gemm1.num_experts = problem->num_experts;
     gemm1.seg_indptr = at(layer, layer->layout.seg_indptr);
@@ -269,7 +276,8 @@ static void run_experts(struct layer_run *layer)
     gemm1.row_ids = at(layer, layer->layout.dst2src);
     gemm1.num_row_ids = num_routes;
     gemm1.row_ids_div = problem->top_k;
-    gemm1.row_weights = (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0 ? layer->topk_weights : NULL;
+    gemm1.row_weights =
+        (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0 ? layer->topk_weights : NULL;
     gemm1.input = layer->op->tokens;
     gemm1.input_stride = layer->op->token_stride;
     gemm1.output = at(layer, layer->layout.inter);
@@ -295,7 +303,8 @@ static void run_shared(struct layer_run *layer)
     const int64_t segment[2] = {0, layer->op->num_tokens};
     struct moe_op_gemm gemm1 = {0}, gemm2 = {0};
 
-    fill_gemm1(problem, &desc->shared_gate, &desc->shared_up, &no_bias, &no_bias, problem->shared_inter, &gemm1);
+    fill_gemm1(problem, &desc->shared_gate, &desc->shared_up, &no_bias, &no_bias,
+               problem->shared_inter, &gemm1);
     gemm1.num_segments = 1;
     gemm1.num_experts = 1;
     gemm1.seg_indptr = segment;
@@ -382,7 +391,8 @@ static void run_combine(struct layer_run *layer)
                        tile_of(layer->run->bucket, MOE_OP_POST_REORDER));
 }
 
-int32_t moe_cpu_layer(const struct moe_run *run, const struct moe_op_layer *op, struct moe_error *error)
+int32_t moe_cpu_layer(const struct moe_run *run, const struct moe_op_layer *op,
+                      struct moe_error *error)
 {
     (void)error;
     struct layer_run layer = {.run = run, .problem = &run->plan->problem, .op = op};
@@ -413,16 +423,19 @@ struct experts_layout {
     uint64_t total;
 };
 
-static void lay_out_experts(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket, int64_t num_rows,
-                            struct experts_layout *out)
+static void lay_out_experts(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
+                            int64_t num_rows, struct experts_layout *out)
 {
     const struct moe_problem *problem = &plan->problem;
-    uint64_t row_bytes = (uint64_t)problem->inter * (uint64_t)moe_dtype_bytes(problem->intermediate.dtype);
+    uint64_t row_bytes =
+        (uint64_t)problem->inter * (uint64_t)moe_dtype_bytes(problem->intermediate.dtype);
     uint64_t total = 0;
     out->seg_indptr = append(&total, ((uint64_t)problem->num_experts + 1) * sizeof(int64_t));
     out->inter = append(&total, (uint64_t)num_rows * row_bytes);
-    out->scratch_stride = scratch_of(plan, bucket, MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2));
-    out->scratch = append(&total, out->scratch_stride * (uint64_t)moe_cpu_pool_num_threads(moe_cpu_plan_pool(plan)));
+    out->scratch_stride =
+        scratch_of(plan, bucket, MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2));
+    out->scratch = append(&total, out->scratch_stride *
+                                      (uint64_t)moe_cpu_pool_num_threads(moe_cpu_plan_pool(plan)));
     out->total = total;
 }
 
@@ -433,8 +446,8 @@ static int64_t pass_rows(const struct moe_plan *plan, int64_t num_tokens)
     return (num_tokens > 0 ? num_tokens : 1) * top_k;
 }
 
-uint64_t moe_cpu_experts_workspace(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
-                                   int64_t num_tokens)
+uint64_t moe_cpu_experts_workspace(const struct moe_plan *plan,
+                                   const struct moe_dispatch_bucket *bucket, int64_t num_tokens)
 {
     struct experts_layout layout;
     lay_out_experts(plan, bucket, pass_rows(plan, num_tokens), &layout);
@@ -442,7 +455,8 @@ uint64_t moe_cpu_experts_workspace(const struct moe_plan *plan, const struct moe
 }
 
 /* The part of the segments that lies in rows [first, last), counted from `first`. */
-static void clip_segments(const int64_t *seg_indptr, int32_t num_experts, int64_t first, int64_t last, int64_t *out)
+static void clip_segments(const int64_t *seg_indptr, int32_t num_experts, int64_t first,
+                          int64_t last, int64_t *out)
 {
     for (int32_t e = 0; e <= num_experts; e++) {
         int64_t row = seg_indptr[e] < first ? first : seg_indptr[e];
@@ -450,7 +464,8 @@ static void clip_segments(const int64_t *seg_indptr, int32_t num_experts, int64_
     }
 }
 
-int32_t moe_cpu_experts(const struct moe_run *run, const struct moe_op_experts *op, struct moe_error *error)
+int32_t moe_cpu_experts(const struct moe_run *run, const struct moe_op_experts *op,
+                        struct moe_error *error)
 {
     (void)error;
     const struct moe_plan *plan = run->plan;
@@ -460,13 +475,16 @@ int32_t moe_cpu_experts(const struct moe_run *run, const struct moe_op_experts *
     const int64_t token_bytes = moe_dtype_bytes(problem->tokens.dtype);
     const int64_t output_bytes = moe_dtype_bytes(problem->output_dtype);
     struct experts_layout layout;
-    lay_out_experts(plan, run->bucket, op->num_rows < rows_per_pass ? op->num_rows : rows_per_pass, &layout);
+    lay_out_experts(plan, run->bucket, op->num_rows < rows_per_pass ? op->num_rows : rows_per_pass,
+                    &layout);
     char *workspace = run->workspace;
     int64_t *segments = (int64_t *)(void *)(workspace + layout.seg_indptr);
-    struct moe_cpu_run cpu = {.scratch = workspace + layout.scratch, .scratch_stride = layout.scratch_stride};
+    struct moe_cpu_run cpu = {.scratch = workspace + layout.scratch,
+                              .scratch_stride = layout.scratch_stride};
 
     struct moe_op_gemm gemm1 = {0}, gemm2 = {0};
-    fill_gemm1(problem, &desc->gate, &desc->up, &desc->gate_bias, &desc->up_bias, problem->inter, &gemm1);
+    fill_gemm1(problem, &desc->gate, &desc->up, &desc->gate_bias, &desc->up_bias, problem->inter,
+               &gemm1);
     gemm1.num_segments = problem->num_experts;
     gemm1.num_experts = problem->num_experts;
     gemm1.seg_indptr = segments;

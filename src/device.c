@@ -53,7 +53,8 @@ const char *moe_device_absence(int32_t backend)
     return "no such backend; backend_info lists those that this plugin knows";
 }
 
-int32_t moe_device_probe(int32_t backend, int32_t ordinal, struct moe_device *out, struct moe_error *error)
+int32_t moe_device_probe(int32_t backend, int32_t ordinal, struct moe_device *out,
+                         struct moe_error *error)
 {
     const struct moe_backend *found = moe_backend_find(backend);
     if (found == NULL) {
@@ -65,10 +66,12 @@ int32_t moe_device_probe(int32_t backend, int32_t ordinal, struct moe_device *ou
     return MOE_STRUCT_WRITE(out, &device, moe_device, error);
 }
 
-int32_t moe_device_backend_info(int32_t index, struct moe_backend_info *out, struct moe_error *error)
+int32_t moe_device_backend_info(int32_t index, struct moe_backend_info *out,
+                                struct moe_error *error)
 {
     if (index < 0 || index >= NUM_BACKENDS) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "backend index %d; there are %d", index, NUM_BACKENDS);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "backend index %d; there are %d",
+                             index, NUM_BACKENDS);
     }
     const struct backend_entry *entry = &backend_entries[index];
     struct moe_backend_info info;
@@ -84,7 +87,8 @@ int32_t moe_device_backend_info(int32_t index, struct moe_backend_info *out, str
     } else {
         info.min_driver = entry->backend->min_driver;
         info.available = entry->backend->probe(0, &device, &why) == MOE_STATUS_OK;
-        snprintf(info.reason, sizeof(info.reason), "%.*s", (int)sizeof(info.reason) - 1, why.message);
+        snprintf(info.reason, sizeof(info.reason), "%.*s", (int)sizeof(info.reason) - 1,
+                 why.message);
     }
     return MOE_STRUCT_WRITE(out, &info, moe_backend_info, error);
 }
@@ -92,7 +96,8 @@ int32_t moe_device_backend_info(int32_t index, struct moe_backend_info *out, str
 int32_t moe_device_tile_info(int32_t index, struct moe_tile_info *out, struct moe_error *error)
 {
     if (index < 0 || index >= MOE_NUM_TILES) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "tile index %d; there are %d", index, MOE_NUM_TILES);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "tile index %d; there are %d",
+                             index, MOE_NUM_TILES);
     }
     const struct moe_tile *tile = &moe_tiles[index];
     const struct moe_kernel *kernel = &moe_kernels[tile->kernel];
@@ -116,15 +121,19 @@ int32_t moe_device_tile_info(int32_t index, struct moe_tile_info *out, struct mo
     return MOE_STRUCT_WRITE(out, &info, moe_tile_info, error);
 }
 
-int32_t moe_device_read(struct moe_device *own, const struct moe_device *caller, struct moe_error *error)
+int32_t moe_device_read(struct moe_device *own, const struct moe_device *caller,
+                        struct moe_error *error)
 {
     MOE_TRY(MOE_STRUCT_READ(own, caller, moe_device, error));
     if (own->backend != MOE_BACKEND_CPU && own->backend != MOE_BACKEND_CUDA) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "device.backend is %d; it must be cpu (%d) or cuda (%d)",
-                             own->backend, MOE_BACKEND_CPU, MOE_BACKEND_CUDA);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "device.backend is %d; it must be cpu (%d) or cuda (%d)", own->backend,
+                             MOE_BACKEND_CPU, MOE_BACKEND_CUDA);
     }
-    if (memchr(own->isa, '\0', sizeof(own->isa)) == NULL || memchr(own->name, '\0', sizeof(own->name)) == NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "device.isa and device.name must be terminated");
+    if (memchr(own->isa, '\0', sizeof(own->isa)) == NULL ||
+        memchr(own->name, '\0', sizeof(own->name)) == NULL) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "device.isa and device.name must be terminated");
     }
     return MOE_STATUS_OK;
 }

@@ -5,14 +5,17 @@
 
 #include "moe_plugin.h"
 
-int32_t moe_device_probe(int32_t backend, int32_t ordinal, struct moe_device *out, struct moe_error *error);
-int32_t moe_device_backend_info(int32_t index, struct moe_backend_info *out, struct moe_error *error);
+int32_t moe_device_probe(int32_t backend, int32_t ordinal, struct moe_device *out,
+                         struct moe_error *error);
+int32_t moe_device_backend_info(int32_t index, struct moe_backend_info *out,
+                                struct moe_error *error);
 int32_t moe_device_tile_info(int32_t index, struct moe_tile_info *out, struct moe_error *error);
 
 /* Why a backend of MOE_BACKEND_LIST is not in this build, as a sentence; "" if it is. */
 const char *moe_device_absence(int32_t backend);
 
 /* Read a host's description of a device; its backend is one of the list and its strings are terminated. */
-int32_t moe_device_read(struct moe_device *own, const struct moe_device *caller, struct moe_error *error);
+int32_t moe_device_read(struct moe_device *own, const struct moe_device *caller,
+                        struct moe_error *error);
 
 #endif

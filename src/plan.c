@@ -23,8 +23,8 @@ static uint64_t tiled_ops(uint64_t ops)
 
 /* Read, check and accept a problem for a device; the part of plan_create that needs no context. */
 static int32_t accept_problem(const struct moe_backend *backend, const struct moe_device *device,
-                              const struct moe_problem *problem, uint64_t ops, struct moe_problem *own,
-                              uint64_t *expanded, struct moe_error *error)
+                              const struct moe_problem *problem, uint64_t ops,
+                              struct moe_problem *own, uint64_t *expanded, struct moe_error *error)
 {
     MOE_TRY(moe_problem_read(own, problem, error));
     MOE_TRY(moe_problem_expand_ops(own, ops, expanded, error));
@@ -32,8 +32,8 @@ static int32_t accept_problem(const struct moe_backend *backend, const struct mo
     return backend->supports(device, own, *expanded, error);
 }
 
-int32_t moe_plan_supports(const struct moe_device *device, const struct moe_problem *problem, uint64_t ops,
-                          struct moe_error *error)
+int32_t moe_plan_supports(const struct moe_device *device, const struct moe_problem *problem,
+                          uint64_t ops, struct moe_error *error)
 {
     struct moe_device own_device;
     struct moe_problem own_problem;
@@ -41,7 +41,8 @@ int32_t moe_plan_supports(const struct moe_device *device, const struct moe_prob
     MOE_TRY(moe_device_read(&own_device, device, error));
     const struct moe_backend *backend = moe_backend_find(own_device.backend);
     if (backend == NULL) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "%s", moe_device_absence(own_device.backend));
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "%s",
+                             moe_device_absence(own_device.backend));
     }
     return accept_problem(backend, &own_device, problem, ops, &own_problem, &expanded, error);
 }
@@ -76,9 +77,11 @@ uint64_t moe_plan_call_workspace(const struct moe_plan *plan, int32_t op, int64_
 {
     int64_t pass_tokens = moe_plan_pass_tokens(plan, op, num_tokens);
     if (pass_tokens < num_tokens) {
-        return moe_plan_op_workspace(plan, op, pass_tokens); /* the last pass may fall in any smaller bucket */
+        return moe_plan_op_workspace(
+            plan, op, pass_tokens); /* the last pass may fall in any smaller bucket */
     }
-    return plan->backend->op_workspace(plan, moe_dispatch_find(plan->dispatch, num_tokens), op, num_tokens);
+    return plan->backend->op_workspace(plan, moe_dispatch_find(plan->dispatch, num_tokens), op,
+                                       num_tokens);
 }
 
 /* Largest workspace of the operations of a plan when the layer runs in chunks of `chunk_tokens`. */
@@ -89,7 +92,8 @@ static uint64_t workspace_for_chunk(const struct moe_plan *plan, int64_t chunk_t
         if ((plan->ops & MOE_OP_BIT(op)) == 0) {
             continue;
         }
-        uint64_t bytes = moe_plan_op_workspace(plan, op, is_chunked(op) ? chunk_tokens : plan->problem.max_tokens);
+        uint64_t bytes = moe_plan_op_workspace(
+            plan, op, is_chunked(op) ? chunk_tokens : plan->problem.max_tokens);
         largest = bytes > largest ? bytes : largest;
     }
     return largest;
@@ -138,47 +142,55 @@ static void report_choices(const struct moe_plan *plan)
             continue;
         }
         bool by_rule = choice->source == MOE_CHOICE_RULE;
-        atomic_fetch_add_explicit(by_rule ? &context->num_choices_by_rule : &context->num_choices_by_heuristic, 1,
-                                  memory_order_relaxed);
-        int written = by_rule ? snprintf(live + length, sizeof(live) - length, "; T<=%lld %s (%s:%d)",
-                                         (long long)bucket->max_tokens, choice->rule, choice->file, choice->line)
-                              : snprintf(live + length, sizeof(live) - length, "; T<=%lld heuristic",
-                                         (long long)bucket->max_tokens);
-        length = written < 0 || (size_t)written >= sizeof(live) - length ? sizeof(live) - 1 : length + (size_t)written;
+        atomic_fetch_add_explicit(by_rule ? &context->num_choices_by_rule
+                                          : &context->num_choices_by_heuristic,
+                                  1, memory_order_relaxed);
+        int written = by_rule ? snprintf(live + length, sizeof(live) - length,
+                                         "; T<=%lld %s (%s:%d)", (long long)bucket->max_tokens,
+                                         choice->rule, choice->file, choice->line)
+                              : snprintf(live + length, sizeof(live) - length,
+                                         "; T<=%lld heuristic", (long long)bucket->max_tokens);
+        length = written < 0 || (size_t)written >= sizeof(live) - length ? sizeof(live) - 1
+                                                                         : length + (size_t)written;
     }
     atomic_fetch_add_explicit(&context->num_plans_created, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&context->num_buckets_skipped, (uint64_t)plan->dispatch->num_buckets_skipped,
-                              memory_order_relaxed);
-    moe_context_log(context, MOE_LEVEL_INFO,
-                    "moe-plugin: plan E %d top_k %d hidden %d inter %d %s, configuration %llu, gemm1%s", problem->num_experts,
-                    problem->top_k, problem->hidden, problem->inter, moe_dtype_name(problem->gate_up.dtype),
-                    (unsigned long long)plan->config_generation, live);
+    atomic_fetch_add_explicit(&context->num_buckets_skipped,
+                              (uint64_t)plan->dispatch->num_buckets_skipped, memory_order_relaxed);
+    moe_context_log(
+        context, MOE_LEVEL_INFO,
+        "moe-plugin: plan E %d top_k %d hidden %d inter %d %s, configuration %llu, gemm1%s",
+        problem->num_experts, problem->top_k, problem->hidden, problem->inter,
+        moe_dtype_name(problem->gate_up.dtype), (unsigned long long)plan->config_generation, live);
 }
 
 int32_t moe_plan_create(struct moe_context *context, const struct moe_problem *problem,
-                        const struct moe_plan_options *options, struct moe_plan **out, struct moe_error *error)
+                        const struct moe_plan_options *options, struct moe_plan **out,
+                        struct moe_error *error)
 {
     struct moe_plan_options own_options;
     struct moe_problem own_problem;
     uint64_t ops = 0;
     if (context == NULL || out == NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "plan_create: context or out is NULL");
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "plan_create: context or out is NULL");
     }
     MOE_INIT(own_options);
     if (options != NULL) {
         MOE_TRY(MOE_STRUCT_READ(&own_options, options, moe_plan_options, error));
     }
     if (own_options.flags != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "plan options: flags is 0x%x; no flag is defined",
-                             own_options.flags);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "plan options: flags is 0x%x; no flag is defined", own_options.flags);
     }
-    MOE_TRY(accept_problem(context->backend, &context->device, problem, own_options.ops, &own_problem, &ops, error));
+    MOE_TRY(accept_problem(context->backend, &context->device, problem, own_options.ops,
+                           &own_problem, &ops, error));
 
     int32_t status = MOE_STATUS_OK;
     struct moe_config *config = NULL;
     struct moe_plan *plan = moe_memory_alloc(&context->memory, sizeof(*plan));
     if (plan == NULL) {
-        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "plan_create: no host memory for %zu bytes", sizeof(*plan));
+        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                             "plan_create: no host memory for %zu bytes", sizeof(*plan));
     }
     plan->memory = context->memory;
     plan->context = context;
@@ -187,8 +199,8 @@ int32_t moe_plan_create(struct moe_context *context, const struct moe_problem *p
     plan->ops = ops;
     plan->max_rows = moe_problem_max_rows(&own_problem);
     config = moe_context_take_config(context, &plan->config_generation);
-    MOE_TRY_GOTO(moe_dispatch_create(&context->memory, config, &context->device, &plan->problem, tiled_ops(ops),
-                                     &plan->dispatch, error));
+    MOE_TRY_GOTO(moe_dispatch_create(&context->memory, config, &context->device, &plan->problem,
+                                     tiled_ops(ops), &plan->dispatch, error));
     MOE_TRY_GOTO(size_workspace(plan, own_options.workspace_cap, error));
     moe_config_unref(config);
     report_choices(plan);
@@ -211,7 +223,8 @@ void moe_plan_destroy(struct moe_plan *plan)
     moe_memory_free(&memory, plan, sizeof(*plan));
 }
 
-int32_t moe_plan_info(const struct moe_plan *plan, struct moe_plan_info *out, struct moe_error *error)
+int32_t moe_plan_info(const struct moe_plan *plan, struct moe_plan_info *out,
+                      struct moe_error *error)
 {
     if (plan == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "plan is NULL");
@@ -233,15 +246,17 @@ static int32_t choice_op(int32_t op)
     return moe_tiles_op_has_tiles(op) ? op : MOE_OP_GEMM1;
 }
 
-int32_t moe_plan_op_info(const struct moe_plan *plan, int32_t op, int64_t num_tokens, struct moe_choice *out,
-                         struct moe_error *error)
+int32_t moe_plan_op_info(const struct moe_plan *plan, int32_t op, int64_t num_tokens,
+                         struct moe_choice *out, struct moe_error *error)
 {
     if (plan == NULL || op < 0 || op >= MOE_NUM_OPS || (plan->ops & MOE_OP_BIT(op)) == 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "plan_op_info: operation %s (%d) is not part of the plan",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "plan_op_info: operation %s (%d) is not part of the plan",
                              moe_tiles_op_name(op), op);
     }
     if (num_tokens < 0 || num_tokens > plan->problem.max_tokens) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "plan_op_info: num_tokens is %lld; the plan has 0 to %lld",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "plan_op_info: num_tokens is %lld; the plan has 0 to %lld",
                              (long long)num_tokens, (long long)plan->problem.max_tokens);
     }
     const struct moe_dispatch_bucket *bucket =
@@ -263,8 +278,8 @@ int32_t moe_plan_op_info(const struct moe_plan *plan, int32_t op, int64_t num_to
 }
 
 int32_t moe_plan_explain(const struct moe_context *context, const struct moe_device *device,
-                         const struct moe_problem *problem, int64_t num_tokens, const struct moe_explain_sink *sink,
-                         struct moe_error *error)
+                         const struct moe_problem *problem, int64_t num_tokens,
+                         const struct moe_explain_sink *sink, struct moe_error *error)
 {
     struct moe_device own_device;
     struct moe_problem own_problem;
@@ -279,7 +294,8 @@ int32_t moe_plan_explain(const struct moe_context *context, const struct moe_dev
     }
     MOE_TRY(moe_problem_read(&own_problem, problem, error));
     if (num_tokens < 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "explain: num_tokens is %lld", (long long)num_tokens);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "explain: num_tokens is %lld",
+                             (long long)num_tokens);
     }
     if (own_problem.max_tokens < num_tokens || own_problem.max_tokens == 0) {
         own_problem.max_tokens = num_tokens > 0 ? num_tokens : 1;
@@ -287,9 +303,10 @@ int32_t moe_plan_explain(const struct moe_context *context, const struct moe_dev
     MOE_TRY(moe_problem_expand_ops(&own_problem, 0, &ops, error));
     MOE_TRY(moe_problem_check(&own_problem, ops, error));
     MOE_TRY(MOE_STRUCT_READ(&own_sink, sink, moe_explain_sink, error));
-    struct moe_config *config = moe_context_take_config((struct moe_context *)(uintptr_t)context, &generation);
-    int32_t status = moe_explain(&context->memory, config, &own_device, &own_problem, tiled_ops(ops), num_tokens,
-                                 &own_sink, error);
+    struct moe_config *config =
+        moe_context_take_config((struct moe_context *)(uintptr_t)context, &generation);
+    int32_t status = moe_explain(&context->memory, config, &own_device, &own_problem,
+                                 tiled_ops(ops), num_tokens, &own_sink, error);
     moe_config_unref(config);
     return status;
 }

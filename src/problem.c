@@ -30,8 +30,8 @@ int64_t moe_dtype_bytes(int32_t dtype)
     }
 }
 
-#define CASE_NAME(name, value, text)                                                               \
-    case value:                                                                                    \
+#define CASE_NAME(name, value, text) \
+    case value:                      \
         return text;
 
 const char *moe_dtype_name(int32_t dtype)
@@ -68,11 +68,13 @@ static const char activation_choices[] = MOE_ACTIVATION_LIST(LIST_NAME);
 static const char gating_choices[] = MOE_GATING_LIST(LIST_NAME);
 #define CHOICES(list) ((list) + 2)
 
-int32_t moe_problem_read(struct moe_problem *own, const struct moe_problem *caller, struct moe_error *error)
+int32_t moe_problem_read(struct moe_problem *own, const struct moe_problem *caller,
+                         struct moe_error *error)
 {
     MOE_TRY(MOE_STRUCT_READ(own, caller, moe_problem, error));
     if (own->reserved != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "problem.reserved is %d; it must be 0", own->reserved);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "problem.reserved is %d; it must be 0", own->reserved);
     }
     if (own->num_experts_global == 0) {
         own->num_experts_global = own->num_experts;
@@ -98,13 +100,14 @@ int32_t moe_problem_read(struct moe_problem *own, const struct moe_problem *call
     return MOE_STATUS_OK;
 }
 
-int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, uint64_t *expanded, struct moe_error *error)
+int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, uint64_t *expanded,
+                               struct moe_error *error)
 {
     const uint64_t all = MOE_OP_BIT(MOE_NUM_OPS) - 1;
     if ((ops & ~all) != 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "ops has bits beyond the %d operations of MOE_OP_LIST: 0x%llx", MOE_NUM_OPS,
-                             (unsigned long long)(ops & ~all));
+                             "ops has bits beyond the %d operations of MOE_OP_LIST: 0x%llx",
+                             MOE_NUM_OPS, (unsigned long long)(ops & ~all));
     }
     uint64_t result = ops;
     if (ops == 0) {
@@ -114,8 +117,10 @@ int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, 
         }
     }
     if ((result & MOE_OP_BIT(MOE_OP_LAYER)) != 0) {
-        result |= MOE_OP_BIT(MOE_OP_EXPERTS) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS) | MOE_OP_BIT(MOE_OP_POST_REORDER);
-        if (problem->gating != MOE_GATING_NONE || (problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
+        result |= MOE_OP_BIT(MOE_OP_EXPERTS) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS) |
+                  MOE_OP_BIT(MOE_OP_POST_REORDER);
+        if (problem->gating != MOE_GATING_NONE ||
+            (problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
             result |= MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING);
         }
     }
@@ -126,11 +131,13 @@ int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, 
     return MOE_STATUS_OK;
 }
 
-static int32_t check_dimension(const char *name, int64_t value, int64_t low, int64_t high, struct moe_error *error)
+static int32_t check_dimension(const char *name, int64_t value, int64_t low, int64_t high,
+                               struct moe_error *error)
 {
     if (value < low || value > high) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "problem.%s is %lld; it must be %lld to %lld", name,
-                             (long long)value, (long long)low, (long long)high);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "problem.%s is %lld; it must be %lld to %lld", name, (long long)value,
+                             (long long)low, (long long)high);
     }
     return MOE_STATUS_OK;
 }
@@ -138,7 +145,8 @@ static int32_t check_dimension(const char *name, int64_t value, int64_t low, int
 static int32_t check_dtype(const char *name, int32_t dtype, struct moe_error *error)
 {
     if (strcmp(moe_dtype_name(dtype), "unknown") == 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "problem.%s is %d; the types are %s", name, dtype,
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "problem.%s is %d; the types are %s", name, dtype,
                              CHOICES(dtype_choices));
     }
     return MOE_STATUS_OK;
@@ -147,7 +155,8 @@ static int32_t check_dtype(const char *name, int32_t dtype, struct moe_error *er
 static int32_t check_experts(const struct moe_problem *problem, struct moe_error *error)
 {
     MOE_TRY(check_dimension("num_experts", problem->num_experts, 1, DIMENSION_LIMIT, error));
-    return check_dimension("num_experts_global", problem->num_experts_global, problem->num_experts, DIMENSION_LIMIT, error);
+    return check_dimension("num_experts_global", problem->num_experts_global, problem->num_experts,
+                           DIMENSION_LIMIT, error);
 }
 
 static int32_t check_routes(const struct moe_problem *problem, struct moe_error *error)
@@ -155,39 +164,47 @@ static int32_t check_routes(const struct moe_problem *problem, struct moe_error 
     MOE_TRY(check_dimension("top_k", problem->top_k, 1, problem->num_experts_global, error));
     if (moe_problem_max_rows(problem) > INT32_MAX) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.max_tokens %lld * top_k %d, with segments padded to %d rows, is 2^31 or more; use fewer tokens a call",
-                             (long long)problem->max_tokens, problem->top_k, SEGMENT_ALIGNMENT_LIMIT);
+                             "problem.max_tokens %lld * top_k %d, with segments padded to %d rows, "
+                             "is 2^31 or more; use fewer tokens a call",
+                             (long long)problem->max_tokens, problem->top_k,
+                             SEGMENT_ALIGNMENT_LIMIT);
     }
     return MOE_STATUS_OK;
 }
 
 static int32_t check_groups(const struct moe_problem *problem, struct moe_error *error)
 {
-    MOE_TRY(check_dimension("num_groups", problem->num_groups, 1, problem->num_experts_global, error));
+    MOE_TRY(
+        check_dimension("num_groups", problem->num_groups, 1, problem->num_experts_global, error));
     if (problem->num_groups == 1) {
         return MOE_STATUS_OK;
     }
     if (problem->gating != MOE_GATING_SOFTMAX && problem->gating != MOE_GATING_SIGMOID) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.num_groups is %d, but only softmax and sigmoid gating know groups, not %s",
-                             problem->num_groups, moe_gating_name(problem->gating));
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "problem.num_groups is %d, but only softmax and sigmoid gating know groups, not %s",
+            problem->num_groups, moe_gating_name(problem->gating));
     }
     if (problem->num_experts_global % problem->num_groups != 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.num_groups %d does not divide the %d experts", problem->num_groups,
-                             problem->num_experts_global);
+                             "problem.num_groups %d does not divide the %d experts",
+                             problem->num_groups, problem->num_experts_global);
     }
     MOE_TRY(check_dimension("topk_groups", problem->topk_groups, 1, problem->num_groups, error));
-    MOE_TRY(check_dimension("group_score", problem->group_score, MOE_GROUP_SCORE_MAX, MOE_GROUP_SCORE_TOP2_SUM, error));
+    MOE_TRY(check_dimension("group_score", problem->group_score, MOE_GROUP_SCORE_MAX,
+                            MOE_GROUP_SCORE_TOP2_SUM, error));
     int64_t group_experts = problem->num_experts_global / problem->num_groups;
     if (group_experts * problem->topk_groups < problem->top_k) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.top_k %d is more than the %d experts of topk_groups %d groups", problem->top_k,
-                             (int)(group_experts * problem->topk_groups), problem->topk_groups);
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "problem.top_k %d is more than the %d experts of topk_groups %d groups", problem->top_k,
+            (int)(group_experts * problem->topk_groups), problem->topk_groups);
     }
     if (problem->group_score == MOE_GROUP_SCORE_TOP2_SUM && group_experts < 2) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.group_score top2_sum needs groups of 2 experts or more, not %d", (int)group_experts);
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "problem.group_score top2_sum needs groups of 2 experts or more, not %d",
+            (int)group_experts);
     }
     return MOE_STATUS_OK;
 }
@@ -197,23 +214,29 @@ static int32_t check_gating(const struct moe_problem *problem, struct moe_error 
     bool known = strcmp(moe_gating_name(problem->gating), "unknown") != 0;
     if (!known || problem->gating == MOE_GATING_NONE) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.gating is %d (%s), but the operation gating needs a rule: %s", problem->gating,
-                             moe_gating_name(problem->gating), CHOICES(gating_choices));
+                             "problem.gating is %d (%s), but the operation gating needs a rule: %s",
+                             problem->gating, moe_gating_name(problem->gating),
+                             CHOICES(gating_choices));
     }
     MOE_TRY(check_groups(problem, error));
     bool scored = problem->gating == MOE_GATING_SOFTMAX || problem->gating == MOE_GATING_SIGMOID;
-    if (!scored && (problem->flags & (MOE_PROBLEM_RENORMALIZE | MOE_PROBLEM_CORRECTION_BIAS)) != 0) {
+    if (!scored &&
+        (problem->flags & (MOE_PROBLEM_RENORMALIZE | MOE_PROBLEM_CORRECTION_BIAS)) != 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "MOE_PROBLEM_RENORMALIZE and _CORRECTION_BIAS belong to softmax and sigmoid gating, not to %s",
+                             "MOE_PROBLEM_RENORMALIZE and _CORRECTION_BIAS belong to softmax and "
+                             "sigmoid gating, not to %s",
                              moe_gating_name(problem->gating));
     }
-    if (problem->gating == MOE_GATING_SPARSEMIXER && (problem->top_k != 2 || !(problem->router_jitter >= 0.0f))) {
+    if (problem->gating == MOE_GATING_SPARSEMIXER &&
+        (problem->top_k != 2 || !(problem->router_jitter >= 0.0f))) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "sparsemixer gating is defined for top_k 2 and router_jitter >= 0, not for top_k %d and %g",
+                             "sparsemixer gating is defined for top_k 2 and router_jitter >= 0, "
+                             "not for top_k %d and %g",
                              problem->top_k, (double)problem->router_jitter);
     }
     if (problem->gating != MOE_GATING_SPARSEMIXER && problem->router_jitter != 0.0f) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "problem.router_jitter belongs to sparsemixer gating, not to %s",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "problem.router_jitter belongs to sparsemixer gating, not to %s",
                              moe_gating_name(problem->gating));
     }
     return check_dimension("num_appended_experts", problem->num_appended_experts, 0,
@@ -223,41 +246,49 @@ static int32_t check_gating(const struct moe_problem *problem, struct moe_error 
 static int32_t check_activation(const struct moe_problem *problem, struct moe_error *error)
 {
     if (strcmp(moe_activation_name(problem->activation), "unknown") == 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "problem.activation is %d; the activations are %s",
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "problem.activation is %d; the activations are %s",
                              problem->activation, CHOICES(activation_choices));
     }
     bool oai = problem->activation == MOE_ACTIVATION_SWIGLU_OAI;
     if (!oai && (problem->act_alpha != 0.0f || problem->act_limit != 0.0f)) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.act_alpha and act_limit belong to swiglu_oai; %s would ignore them",
-                             moe_activation_name(problem->activation));
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "problem.act_alpha and act_limit belong to swiglu_oai; %s would ignore them",
+            moe_activation_name(problem->activation));
     }
     if (oai && ((problem->flags & MOE_PROBLEM_UNGATED) != 0 || !(problem->act_limit >= 0.0f))) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "swiglu_oai is gated, with act_limit >= 0");
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "swiglu_oai is gated, with act_limit >= 0");
     }
     return MOE_STATUS_OK;
 }
 
 static int32_t check_flags(const struct moe_problem *problem, struct moe_error *error)
 {
-    const uint32_t known = MOE_PROBLEM_UNGATED | MOE_PROBLEM_RENORMALIZE | MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT |
-                           MOE_PROBLEM_GATE_UP_BIAS | MOE_PROBLEM_DOWN_BIAS | MOE_PROBLEM_ROUTER_BIAS |
+    const uint32_t known = MOE_PROBLEM_UNGATED | MOE_PROBLEM_RENORMALIZE |
+                           MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT | MOE_PROBLEM_GATE_UP_BIAS |
+                           MOE_PROBLEM_DOWN_BIAS | MOE_PROBLEM_ROUTER_BIAS |
                            MOE_PROBLEM_CORRECTION_BIAS | MOE_PROBLEM_SHARED_SIGMOID;
     if ((problem->flags & ~known) != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "problem.flags has unknown bits 0x%x",
-                             problem->flags & ~known);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "problem.flags has unknown bits 0x%x", problem->flags & ~known);
     }
     if ((problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0 && problem->shared_inter == 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "MOE_PROBLEM_SHARED_SIGMOID is set, but shared_inter is 0: there is no shared expert");
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "MOE_PROBLEM_SHARED_SIGMOID is set, but shared_inter is 0: there is no shared expert");
     }
-    MOE_TRY(check_dimension("scaling_on", problem->scaling_on, MOE_SCALING_NONE, MOE_SCALING_OUTPUT, error));
+    MOE_TRY(check_dimension("scaling_on", problem->scaling_on, MOE_SCALING_NONE, MOE_SCALING_OUTPUT,
+                            error));
     if (problem->scaling_on == MOE_SCALING_NONE && problem->routed_scaling != 1.0f) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.routed_scaling is %g, but scaling_on says nowhere: use MOE_SCALING_WEIGHTS or _OUTPUT",
+                             "problem.routed_scaling is %g, but scaling_on says nowhere: use "
+                             "MOE_SCALING_WEIGHTS or _OUTPUT",
                              (double)problem->routed_scaling);
     }
-    return check_dimension("determinism", problem->determinism, MOE_DETERMINISM_CANONICAL, MOE_DETERMINISM_NONE, error);
+    return check_dimension("determinism", problem->determinism, MOE_DETERMINISM_CANONICAL,
+                           MOE_DETERMINISM_NONE, error);
 }
 
 /* Does any of the operations `wanted` take part? */
@@ -270,9 +301,11 @@ int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struc
 {
     const uint64_t gemms = MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2);
     const uint64_t sorts = MOE_OP_BIT(MOE_OP_ALIGN_BLOCK_SIZE) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS);
-    const uint64_t moves = MOE_OP_BIT(MOE_OP_PRE_REORDER) | MOE_OP_BIT(MOE_OP_POST_REORDER) | MOE_OP_BIT(MOE_OP_SUM_REDUCE);
+    const uint64_t moves = MOE_OP_BIT(MOE_OP_PRE_REORDER) | MOE_OP_BIT(MOE_OP_POST_REORDER) |
+                           MOE_OP_BIT(MOE_OP_SUM_REDUCE);
     const uint64_t router = MOE_OP_BIT(MOE_OP_ROUTER), gating = MOE_OP_BIT(MOE_OP_GATING);
-    const uint64_t activation = MOE_OP_BIT(MOE_OP_ACTIVATION), quantize = MOE_OP_BIT(MOE_OP_QUANTIZE);
+    const uint64_t activation = MOE_OP_BIT(MOE_OP_ACTIVATION),
+                   quantize = MOE_OP_BIT(MOE_OP_QUANTIZE);
 
     MOE_TRY(check_dimension("max_tokens", problem->max_tokens, 1, INT32_MAX, error));
     MOE_TRY(check_flags(problem, error));
@@ -314,14 +347,18 @@ int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struc
 int64_t moe_problem_max_rows(const struct moe_problem *problem)
 {
     int64_t top_k = problem->top_k > 0 ? problem->top_k : 1;
-    return problem->max_tokens * top_k + (int64_t)problem->num_experts * (SEGMENT_ALIGNMENT_LIMIT - 1);
+    return problem->max_tokens * top_k +
+           (int64_t)problem->num_experts * (SEGMENT_ALIGNMENT_LIMIT - 1);
 }
 
 bool moe_problem_same_weights(const struct moe_problem *a, const struct moe_problem *b)
 {
     const uint32_t flags = MOE_PROBLEM_UNGATED | MOE_PROBLEM_GATE_UP_BIAS | MOE_PROBLEM_DOWN_BIAS |
-                           MOE_PROBLEM_ROUTER_BIAS | MOE_PROBLEM_CORRECTION_BIAS | MOE_PROBLEM_SHARED_SIGMOID;
-    return a->num_experts == b->num_experts && a->num_experts_global == b->num_experts_global && a->hidden == b->hidden &&
-           a->inter == b->inter && a->shared_inter == b->shared_inter && ((a->flags ^ b->flags) & flags) == 0 &&
-           memcmp(&a->gate_up, &b->gate_up, sizeof(a->gate_up)) == 0 && memcmp(&a->down, &b->down, sizeof(a->down)) == 0;
+                           MOE_PROBLEM_ROUTER_BIAS | MOE_PROBLEM_CORRECTION_BIAS |
+                           MOE_PROBLEM_SHARED_SIGMOID;
+    return a->num_experts == b->num_experts && a->num_experts_global == b->num_experts_global &&
+           a->hidden == b->hidden && a->inter == b->inter && a->shared_inter == b->shared_inter &&
+           ((a->flags ^ b->flags) & flags) == 0 &&
+           memcmp(&a->gate_up, &b->gate_up, sizeof(a->gate_up)) == 0 &&
+           memcmp(&a->down, &b->down, sizeof(a->down)) == 0;
 }

@@ -46,7 +46,8 @@ static int32_t expected_output(const struct self_test_data *data, int32_t token,
         for (int32_t i = 0; i < INTER; i++) {
             int32_t up = 0;
             for (int32_t h = 0; h < HIDDEN; h++) {
-                up += (int32_t)data->up[(expert * INTER + i) * HIDDEN + h] * (int32_t)data->tokens[token * HIDDEN + h];
+                up += (int32_t)data->up[(expert * INTER + i) * HIDDEN + h] *
+                      (int32_t)data->tokens[token * HIDDEN + h];
             }
             int32_t activated = up > 0 ? up * up : 0;
             row += (int32_t)data->down[(expert * HIDDEN + channel) * INTER + i] * activated;
@@ -96,7 +97,8 @@ static void store_exact(int32_t dtype, const float *values, int64_t num_values, 
     }
 }
 
-static int32_t check_output(const struct self_test_data *data, int32_t dtype, struct moe_error *error)
+static int32_t check_output(const struct self_test_data *data, int32_t dtype,
+                            struct moe_error *error)
 {
     const int64_t element_bytes = moe_dtype_bytes(dtype);
     for (int32_t i = 0; i < NUM_TOKENS * HIDDEN; i++) {
@@ -107,9 +109,10 @@ static int32_t check_output(const struct self_test_data *data, int32_t dtype, st
         uint32_t sign = element_bytes == 4 ? 0x80000000u : 0x8000u;
         bool both_zero = (got & ~sign) == 0 && (wanted & ~sign) == 0;
         if (got != wanted && !both_zero) {
-            return moe_error_set(error, MOE_STATUS_SELF_TEST,
-                                 "self-test: layer in %s, token %d, channel %d: bits 0x%x instead of 0x%x", moe_dtype_name(dtype),
-                                 i / HIDDEN, i % HIDDEN, got, wanted);
+            return moe_error_set(
+                error, MOE_STATUS_SELF_TEST,
+                "self-test: layer in %s, token %d, channel %d: bits 0x%x instead of 0x%x",
+                moe_dtype_name(dtype), i / HIDDEN, i % HIDDEN, got, wanted);
         }
     }
     return MOE_STATUS_OK;
@@ -140,7 +143,8 @@ static void describe(int32_t dtype, const struct self_test_data *data, struct mo
     desc->down.col_stride = 1;
 }
 
-static int32_t run_layer(struct moe_context *context, int32_t dtype, struct self_test_data *data, struct moe_error *error)
+static int32_t run_layer(struct moe_context *context, int32_t dtype, struct self_test_data *data,
+                         struct moe_error *error)
 {
     struct moe_problem problem;
     struct moe_weights_desc desc;
@@ -159,7 +163,8 @@ static int32_t run_layer(struct moe_context *context, int32_t dtype, struct self
     workspace_bytes = plan->workspace_bytes;
     workspace = moe_memory_alloc(&context->memory, (size_t)workspace_bytes);
     if (workspace == NULL) {
-        status = moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "self-test: no host memory for %llu bytes",
+        status = moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                               "self-test: no host memory for %llu bytes",
                                (unsigned long long)workspace_bytes);
         goto fail;
     }
@@ -191,7 +196,8 @@ int32_t moe_self_test(struct moe_context *context, struct moe_error *error)
     }
     struct self_test_data *data = moe_memory_alloc(&context->memory, sizeof(*data));
     if (data == NULL) {
-        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "self-test: no host memory for %zu bytes", sizeof(*data));
+        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                             "self-test: no host memory for %zu bytes", sizeof(*data));
     }
     make_data(data);
     int32_t status = MOE_STATUS_OK;

@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static void set_error(struct moe_error *error, int32_t status, int32_t native, int32_t line, int32_t column,
-                      const char *format, va_list values)
+static void set_error(struct moe_error *error, int32_t status, int32_t native, int32_t line,
+                      int32_t column, const char *format, va_list values)
 {
     if (error == NULL) {
         return;
@@ -41,8 +41,8 @@ int32_t moe_error_set(struct moe_error *error, int32_t status, const char *forma
     return status;
 }
 
-int32_t moe_error_set_at(struct moe_error *error, int32_t status, int32_t native, int32_t line, int32_t column,
-                         const char *format, ...)
+int32_t moe_error_set_at(struct moe_error *error, int32_t status, int32_t native, int32_t line,
+                         int32_t column, const char *format, ...)
 {
     va_list values;
     va_start(values, format);
@@ -54,8 +54,8 @@ int32_t moe_error_set_at(struct moe_error *error, int32_t status, int32_t native
 const char *moe_status_name(int32_t status)
 {
     switch (status) {
-#define STATUS_NAME(name, value, text)                                                             \
-    case value:                                                                                    \
+#define STATUS_NAME(name, value, text) \
+    case value:                        \
         return #name;
         MOE_STATUS_LIST(STATUS_NAME)
 #undef STATUS_NAME
@@ -67,8 +67,8 @@ const char *moe_status_name(int32_t status)
 const char *moe_status_text(int32_t status)
 {
     switch (status) {
-#define STATUS_TEXT(name, value, text)                                                             \
-    case value:                                                                                    \
+#define STATUS_TEXT(name, value, text) \
+    case value:                        \
         return text;
         MOE_STATUS_LIST(STATUS_TEXT)
 #undef STATUS_TEXT

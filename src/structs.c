@@ -8,8 +8,8 @@
 /* No struct of this ABI will ever be this large; a bigger struct_size is an uninitialized one. */
 #define STRUCT_BYTES_LIMIT 65536u
 
-int32_t moe_struct_read(void *own, size_t own_bytes, const void *caller, size_t introduction_bytes, const char *name,
-                        struct moe_error *error)
+int32_t moe_struct_read(void *own, size_t own_bytes, const void *caller, size_t introduction_bytes,
+                        const char *name, struct moe_error *error)
 {
     if (caller == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s is NULL", name);
@@ -18,14 +18,15 @@ int32_t moe_struct_read(void *own, size_t own_bytes, const void *caller, size_t 
     memcpy(&caller_bytes, caller, sizeof(caller_bytes));
     if (caller_bytes < introduction_bytes || caller_bytes > STRUCT_BYTES_LIMIT) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "%s has struct_size %u; it must be %zu to %u (set it to sizeof)", name, caller_bytes,
-                             introduction_bytes, STRUCT_BYTES_LIMIT);
+                             "%s has struct_size %u; it must be %zu to %u (set it to sizeof)", name,
+                             caller_bytes, introduction_bytes, STRUCT_BYTES_LIMIT);
     }
     const unsigned char *bytes = caller;
     for (size_t i = own_bytes; i < caller_bytes; i++) {
         if (bytes[i] != 0) {
             return moe_error_set(error, MOE_STATUS_UNKNOWN_FIELD,
-                                 "%s: byte %zu is set, but this plugin knows %zu bytes (ABI %d.%d); leave newer members zero",
+                                 "%s: byte %zu is set, but this plugin knows %zu bytes (ABI "
+                                 "%d.%d); leave newer members zero",
                                  name, i, own_bytes, MOE_ABI_MAJOR, MOE_ABI_MINOR);
         }
     }
@@ -37,7 +38,8 @@ int32_t moe_struct_read(void *own, size_t own_bytes, const void *caller, size_t 
     return MOE_STATUS_OK;
 }
 
-int32_t moe_struct_write(void *caller, const void *own, size_t own_bytes, const char *name, struct moe_error *error)
+int32_t moe_struct_write(void *caller, const void *own, size_t own_bytes, const char *name,
+                         struct moe_error *error)
 {
     if (caller == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s is NULL", name);
@@ -45,11 +47,11 @@ int32_t moe_struct_write(void *caller, const void *own, size_t own_bytes, const 
     uint32_t caller_bytes;
     memcpy(&caller_bytes, caller, sizeof(caller_bytes));
     if (caller_bytes < sizeof(caller_bytes) || caller_bytes > STRUCT_BYTES_LIMIT) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s has struct_size %u; set it to sizeof", name,
-                             caller_bytes);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s has struct_size %u; set it to sizeof", name, caller_bytes);
     }
     size_t num_bytes = caller_bytes < own_bytes ? caller_bytes : own_bytes;
-    memcpy((unsigned char *)caller + sizeof(caller_bytes), (const unsigned char *)own + sizeof(caller_bytes),
-           num_bytes - sizeof(caller_bytes));
+    memcpy((unsigned char *)caller + sizeof(caller_bytes),
+           (const unsigned char *)own + sizeof(caller_bytes), num_bytes - sizeof(caller_bytes));
     return MOE_STATUS_OK;
 }

@@ -5,29 +5,30 @@
 #include <string.h>
 
 const struct moe_kernel moe_kernels[MOE_NUM_KERNELS] = {
-#define MOE_KERNEL(id, name, backend, isa, min_sm, built) {name, backend, isa, min_sm, (built) != 0},
+#define MOE_KERNEL(id, name, backend, isa, min_sm, built) \
+    {name, backend, isa, min_sm, (built) != 0},
 #include "tiles.def"
 };
 
 const struct moe_tile moe_tiles[MOE_NUM_TILES] = {
-#define MOE_TILE_GEMM(kernel_id, bm, bn, bk, group, warps, stages)                                 \
-    {.id = MOE_TILE_GEMM_##kernel_id##_##bm##_##bn##_##bk##_##group##_##warps##_##stages,          \
-     .op = MOE_OP_GEMM1,                                                                           \
-     .kernel = MOE_KERNEL_##kernel_id,                                                             \
-     .block_m = (bm),                                                                              \
-     .block_n = (bn),                                                                              \
-     .block_k = (bk),                                                                              \
-     .group_m = (group),                                                                           \
-     .num_warps = (warps),                                                                         \
-     .num_stages = (stages),                                                                       \
-     .name = MOE_KERNEL_NAME_##kernel_id " BLOCK_SIZE_M " #bm " BLOCK_SIZE_N " #bn                 \
-                                         " BLOCK_SIZE_K " #bk " GROUP_SIZE_M " #group              \
+#define MOE_TILE_GEMM(kernel_id, bm, bn, bk, group, warps, stages)                        \
+    {.id = MOE_TILE_GEMM_##kernel_id##_##bm##_##bn##_##bk##_##group##_##warps##_##stages, \
+     .op = MOE_OP_GEMM1,                                                                  \
+     .kernel = MOE_KERNEL_##kernel_id,                                                    \
+     .block_m = (bm),                                                                     \
+     .block_n = (bn),                                                                     \
+     .block_k = (bk),                                                                     \
+     .group_m = (group),                                                                  \
+     .num_warps = (warps),                                                                \
+     .num_stages = (stages),                                                              \
+     .name = MOE_KERNEL_NAME_##kernel_id " BLOCK_SIZE_M " #bm " BLOCK_SIZE_N " #bn        \
+                                         " BLOCK_SIZE_K " #bk " GROUP_SIZE_M " #group     \
                                          " num_warps " #warps " num_stages " #stages},
-#define MOE_TILE_BLOCK(op_id, kernel_id, size)                                                     \
-    {.id = MOE_TILE_##op_id##_##kernel_id##_##size,                                                \
-     .op = MOE_OP_##op_id,                                                                         \
-     .kernel = MOE_KERNEL_##kernel_id,                                                             \
-     .block_size = (size),                                                                         \
+#define MOE_TILE_BLOCK(op_id, kernel_id, size)      \
+    {.id = MOE_TILE_##op_id##_##kernel_id##_##size, \
+     .op = MOE_OP_##op_id,                          \
+     .kernel = MOE_KERNEL_##kernel_id,              \
+     .block_size = (size),                          \
      .name = MOE_KERNEL_NAME_##kernel_id " BLOCK_SIZE " #size},
 #include "tiles.def"
 };
@@ -42,7 +43,8 @@ bool moe_tiles_op_has_tiles(int32_t op)
     return op != MOE_OP_EXPERTS && op != MOE_OP_LAYER;
 }
 
-bool moe_tiles_fits(const struct moe_tile *tile, const struct moe_device *device, const char **reason)
+bool moe_tiles_fits(const struct moe_tile *tile, const struct moe_device *device,
+                    const char **reason)
 {
     const struct moe_kernel *kernel = &moe_kernels[tile->kernel];
     const char *why = NULL;
@@ -67,8 +69,8 @@ bool moe_tiles_fits(const struct moe_tile *tile, const struct moe_device *device
 const char *moe_tiles_op_name(int32_t op)
 {
     switch (op) {
-#define OP_NAME(name, value, text)                                                                 \
-    case value:                                                                                    \
+#define OP_NAME(name, value, text) \
+    case value:                    \
         return text;
         MOE_OP_LIST(OP_NAME)
 #undef OP_NAME

@@ -28,7 +28,8 @@ bool moe_tiles_op_has_tiles(int32_t op);
  * Can `tile` run on `device` in this build? If not, and `reason` is given, why: "not built", "needs avx2", ...
  * A row does not need its kernel to be built to be known.
  */
-bool moe_tiles_fits(const struct moe_tile *tile, const struct moe_device *device, const char **reason);
+bool moe_tiles_fits(const struct moe_tile *tile, const struct moe_device *device,
+                    const char **reason);
 
 /* Name of an operation of MOE_OP_LIST, and back; -1 when there is none of that name. */
 const char *moe_tiles_op_name(int32_t op);

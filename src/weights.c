@@ -79,16 +79,17 @@ static int32_t default_dtype(const struct operand_rule *rule, const struct moe_p
     return rule->group == GROUP_DOWN ? problem->down.dtype : problem->gate_up.dtype;
 }
 
-static int32_t check_pointer(const struct operand_rule *rule, const void *pointer, int64_t alignment, int64_t expert,
-                             struct moe_error *error)
+static int32_t check_pointer(const struct operand_rule *rule, const void *pointer,
+                             int64_t alignment, int64_t expert, struct moe_error *error)
 {
     if (pointer == NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s.table[%lld] is NULL", rule->name,
-                             (long long)expert);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s.table[%lld] is NULL",
+                             rule->name, (long long)expert);
     }
     if ((uintptr_t)pointer % (uintptr_t)alignment != 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "weights: %s is not aligned to its elements of %lld bytes", rule->name, (long long)alignment);
+                             "weights: %s is not aligned to its elements of %lld bytes", rule->name,
+                             (long long)alignment);
     }
     return MOE_STATUS_OK;
 }
@@ -97,24 +98,30 @@ static int32_t check_operand(const struct operand_rule *rule, const struct moe_p
                              struct moe_operand *operand, struct moe_error *error)
 {
     if (operand->base != NULL && operand->table != NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s has both base and table; set one", rule->name);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "weights: %s has both base and table; set one", rule->name);
     }
     if (operand->reserved != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s.reserved must be 0", rule->name);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s.reserved must be 0",
+                             rule->name);
     }
     if (operand->expert_stride < 0 || operand->row_stride < 0 || operand->col_stride < 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s has a negative stride", rule->name);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "weights: %s has a negative stride", rule->name);
     }
     if (operand->dtype == 0) {
         operand->dtype = default_dtype(rule, problem);
     }
     int64_t element_bytes = moe_dtype_bytes(operand->dtype);
     if (element_bytes != 4 && element_bytes != 2) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "weights: %s is of type %s; fp32, fp16 and bf16 are implemented",
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                             "weights: %s is of type %s; fp32, fp16 and bf16 are implemented",
                              rule->name, moe_dtype_name(operand->dtype));
     }
-    if (rule->is_fp32 && (operand->dtype != MOE_DTYPE_FP32 || operand->row_stride != 1 || operand->base == NULL)) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "weights: %s must be fp32 with base and row_stride 1", rule->name);
+    if (rule->is_fp32 &&
+        (operand->dtype != MOE_DTYPE_FP32 || operand->row_stride != 1 || operand->base == NULL)) {
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                             "weights: %s must be fp32 with base and row_stride 1", rule->name);
     }
     if (operand->base != NULL) {
         return check_pointer(rule, operand->base, element_bytes, 0, error);
@@ -127,14 +134,15 @@ static int32_t check_operand(const struct operand_rule *rule, const struct moe_p
 }
 
 /* Check the whole description; resolve dtypes in place; count entries of tables. */
-static int32_t check_desc(const struct moe_problem *problem, struct moe_weights_desc *desc, size_t *num_table_entries,
-                          struct moe_error *error)
+static int32_t check_desc(const struct moe_problem *problem, struct moe_weights_desc *desc,
+                          size_t *num_table_entries, struct moe_error *error)
 {
     const char *present[NUM_GROUPS] = {NULL};
     const char *missing[NUM_GROUPS] = {NULL};
     *num_table_entries = 0;
     if (desc->flags != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: flags is 0x%x; no flag is defined", desc->flags);
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "weights: flags is 0x%x; no flag is defined", desc->flags);
     }
     for (int32_t i = 0; i < NUM_OPERANDS; i++) {
         const struct operand_rule *rule = &operand_rules[i];
@@ -142,7 +150,8 @@ static int32_t check_desc(const struct moe_problem *problem, struct moe_weights_
         bool wanted = is_wanted(rule, problem);
         if (is_present(operand) && !wanted) {
             return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                                 "weights: %s is given, but the problem does not use it (flags 0x%x, shared_inter %d)",
+                                 "weights: %s is given, but the problem does not use it (flags "
+                                 "0x%x, shared_inter %d)",
                                  rule->name, problem->flags, problem->shared_inter);
         }
         if (!wanted) {
@@ -160,9 +169,10 @@ static int32_t check_desc(const struct moe_problem *problem, struct moe_weights_
     }
     for (int32_t group = 0; group < NUM_GROUPS; group++) {
         if (present[group] != NULL && missing[group] != NULL) {
-            return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                                 "weights: %s is missing, although %s is given and the problem uses both", missing[group],
-                                 present[group]);
+            return moe_error_set(
+                error, MOE_STATUS_INVALID_ARGUMENT,
+                "weights: %s is missing, although %s is given and the problem uses both",
+                missing[group], present[group]);
         }
     }
     return MOE_STATUS_OK;
@@ -171,7 +181,8 @@ static int32_t check_desc(const struct moe_problem *problem, struct moe_weights_
 /* Read and check what query, prepare and bind have in common. */
 static int32_t read_request(const struct moe_context *context, const struct moe_problem *problem,
                             const struct moe_weights_desc *desc, struct moe_problem *own_problem,
-                            struct moe_weights_desc *own_desc, size_t *num_table_entries, struct moe_error *error)
+                            struct moe_weights_desc *own_desc, size_t *num_table_entries,
+                            struct moe_error *error)
 {
     if (context == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "context is NULL");
@@ -189,12 +200,14 @@ static int32_t read_request(const struct moe_context *context, const struct moe_
 }
 
 int32_t moe_weights_query(struct moe_context *context, const struct moe_problem *problem,
-                          const struct moe_weights_desc *desc, struct moe_weights_info *out, struct moe_error *error)
+                          const struct moe_weights_desc *desc, struct moe_weights_info *out,
+                          struct moe_error *error)
 {
     struct moe_problem own_problem;
     struct moe_weights_desc own_desc;
     size_t num_table_entries = 0;
-    MOE_TRY(read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
+    MOE_TRY(
+        read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
     struct moe_weights_info info;
     MOE_INIT(info);
     info.prepared_bytes = context->backend->weights_prepared_bytes(&own_problem, &own_desc);
@@ -203,8 +216,8 @@ int32_t moe_weights_query(struct moe_context *context, const struct moe_problem 
 }
 
 int32_t moe_weights_prepare(struct moe_context *context, const struct moe_problem *problem,
-                            const struct moe_weights_desc *desc, void *prepared, uint64_t prepared_bytes, void *stream,
-                            struct moe_error *error)
+                            const struct moe_weights_desc *desc, void *prepared,
+                            uint64_t prepared_bytes, void *stream, struct moe_error *error)
 {
     struct moe_problem own_problem;
     struct moe_weights_desc own_desc;
@@ -212,15 +225,17 @@ int32_t moe_weights_prepare(struct moe_context *context, const struct moe_proble
     (void)prepared;
     (void)prepared_bytes;
     (void)stream;
-    MOE_TRY(read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
-    return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                         "weights_query said 0 bytes: these weights run as they are on the %s backend",
-                         context->backend->name);
+    MOE_TRY(
+        read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
+    return moe_error_set(
+        error, MOE_STATUS_INVALID_ARGUMENT,
+        "weights_query said 0 bytes: these weights run as they are on the %s backend",
+        context->backend->name);
 }
 
 int32_t moe_weights_bind(struct moe_context *context, const struct moe_problem *problem,
-                         const struct moe_weights_desc *desc, const void *prepared, uint64_t prepared_bytes,
-                         struct moe_weights **out, struct moe_error *error)
+                         const struct moe_weights_desc *desc, const void *prepared,
+                         uint64_t prepared_bytes, struct moe_weights **out, struct moe_error *error)
 {
     struct moe_problem own_problem;
     struct moe_weights_desc own_desc;
@@ -228,17 +243,20 @@ int32_t moe_weights_bind(struct moe_context *context, const struct moe_problem *
     if (out == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights_bind: out is NULL");
     }
-    MOE_TRY(read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
+    MOE_TRY(
+        read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
     if (prepared != NULL || prepared_bytes != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "weights_bind: a prepared form is given, but weights_query said 0 bytes");
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "weights_bind: a prepared form is given, but weights_query said 0 bytes");
     }
 
     int32_t status = MOE_STATUS_OK;
     size_t next_entry = 0;
     struct moe_weights *weights = moe_memory_alloc(&context->memory, sizeof(*weights));
     if (weights == NULL) {
-        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "weights_bind: no host memory for %zu bytes", sizeof(*weights));
+        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                             "weights_bind: no host memory for %zu bytes", sizeof(*weights));
     }
     weights->memory = context->memory;
     weights->backend = context->backend;
@@ -248,8 +266,9 @@ int32_t moe_weights_bind(struct moe_context *context, const struct moe_problem *
     if (num_table_entries > 0) {
         weights->tables = moe_memory_alloc(&context->memory, weights->tables_bytes);
         if (weights->tables == NULL) {
-            status = moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "weights_bind: no host memory for %zu bytes",
-                                   weights->tables_bytes);
+            status =
+                moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                              "weights_bind: no host memory for %zu bytes", weights->tables_bytes);
             goto fail;
         }
     }

@@ -8,8 +8,8 @@
 struct moe_weights {
     struct moe_memory memory;
     const struct moe_backend *backend;
-    struct moe_problem problem;    /* as bound */
-    struct moe_weights_desc desc;  /* dtypes set; tables point into `tables` */
+    struct moe_problem problem;   /* as bound */
+    struct moe_weights_desc desc; /* dtypes set; tables point into `tables` */
     const void **tables;
     size_t tables_bytes;
     const void *prepared;
@@ -17,13 +17,15 @@ struct moe_weights {
 
 /* Members of moe_weights_desc by number of experts in them, with what they are to a problem. See weights.c. */
 int32_t moe_weights_query(struct moe_context *context, const struct moe_problem *problem,
-                          const struct moe_weights_desc *desc, struct moe_weights_info *out, struct moe_error *error);
+                          const struct moe_weights_desc *desc, struct moe_weights_info *out,
+                          struct moe_error *error);
 int32_t moe_weights_prepare(struct moe_context *context, const struct moe_problem *problem,
-                            const struct moe_weights_desc *desc, void *prepared, uint64_t prepared_bytes, void *stream,
-                            struct moe_error *error);
+                            const struct moe_weights_desc *desc, void *prepared,
+                            uint64_t prepared_bytes, void *stream, struct moe_error *error);
 int32_t moe_weights_bind(struct moe_context *context, const struct moe_problem *problem,
-                         const struct moe_weights_desc *desc, const void *prepared, uint64_t prepared_bytes,
-                         struct moe_weights **out, struct moe_error *error);
+                         const struct moe_weights_desc *desc, const void *prepared,
+                         uint64_t prepared_bytes, struct moe_weights **out,
+                         struct moe_error *error);
 void moe_weights_destroy(struct moe_weights *weights);
 
 #endif
