@@ -63,7 +63,8 @@ static const struct moe_plugin_api api = {
 __attribute__((visibility("default"))) const struct moe_plugin_api *moe_plugin_init(
     const struct moe_host *host, struct moe_error *error)
 {
-    /* Versions stand in a prefix of moe_host that never changes, so they are compared before its size is. */
+    /* Versions stand in a prefix of moe_host that never changes, so they are compared before its
+     * size is. */
     if (host == NULL || host->struct_size < offsetof(struct moe_host, self)) {
         moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                       "moe_plugin_init: host is NULL or its struct_size is not set");

@@ -10,7 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The version check of moe_plugin_init, again: a context keeps the host's functions, so it must know its layout. */
+/* The version check of moe_plugin_init, again: a context keeps the host's functions, so it must
+ * know its layout. */
 static int32_t read_host(struct moe_host *own, const struct moe_host *host, struct moe_error *error)
 {
     MOE_TRY(MOE_STRUCT_READ(own, host, moe_host, error));
@@ -117,7 +118,8 @@ static int32_t load_config(const struct moe_memory *memory, const struct moe_con
     return status;
 }
 
-/* Make `config` the live one; gives the old one back. Called with the mutex held, or before the context is shared. */
+/* Make `config` the live one; gives the old one back. Called with the mutex held, or before the
+ * context is shared. */
 static struct moe_config *publish(struct moe_context *context, struct moe_config *config)
 {
     struct moe_config *old = context->config;
