@@ -9,4 +9,6 @@ struct moe_command {
     int (*main)(int argc, char **argv); /* argv[0] is the name; returns one of enum moe_exit */
 };
 
+extern const struct moe_command moe_command_run;
+
 #endif

@@ -9,9 +9,9 @@
 #include <string.h>
 
 static const struct moe_command *const commands[] = {
-    NULL,
+    &moe_command_run,
 };
-enum { num_commands = sizeof commands / sizeof commands[0] - 1 };
+enum { num_commands = sizeof commands / sizeof commands[0] };
 
 static void print_help(FILE *out)
 {
@@ -30,7 +30,7 @@ static void print_help(FILE *out)
 
 static int refuse_unknown(const char *word)
 {
-    const char *names[num_commands + 1];
+    const char *names[num_commands];
     for (size_t i = 0; i < num_commands; ++i) {
         names[i] = commands[i]->name;
     }
