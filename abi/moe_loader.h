@@ -1,30 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * moe_loader.h: libmoe_loader, the host-side library that opens plugins of moe_plugin.h safely and replaces one
- * by another while the host serves. It needs libc and libdl only, knows no device, and is optional: a host may dlopen a plugin
- * by hand. Its rules for structs, errors and strings are those of moe_plugin.h.
+ * moe_loader.h: libmoe_loader, the host-side library that opens plugins of moe_plugin.h safely and
+ * replaces one by another while the host serves. It needs libc and libdl only, knows no device, and
+ * is optional: a host may dlopen a plugin by hand. Its rules for structs, errors and strings are
+ * those of moe_plugin.h.
  *
  *   moe_loader_create(&options, &loader, &error);
- *   moe_loader_stage(loader, "/opt/moe/libmoe_plugin.so", NULL, &id, &error);   canary, checks, shadow copy, dlopen
- *   moe_loader_slot_open(loader, &slot_options, &slot, &error);                 one per problem and its weights
- *   moe_loader_promote(loader, id, &error);
+ *   moe_loader_stage(loader, "/opt/moe/libmoe_plugin.so", NULL, &id, &error);   canary, checks,
+ *   shadow copy, dlopen moe_loader_slot_open(loader, &slot_options, &slot, &error);
+ *   one per problem and its weights moe_loader_promote(loader, id, &error);
  *   ... each worker thread:  moe_loader_worker_open(loader, &worker, &error); and per step
  *       const struct moe_loader_view *view = moe_loader_enter(worker, slot);
  *       args.weights = view->weights;  view->api->layer(view->plan, &args, &error);
  *       moe_loader_leave(worker);
  *   ... to upgrade, on a control thread:  stage, verify, promote; to go back: rollback
  *
- * A generation is one plugin image with its context, and weights and plans for every open slot. States:
- *   STAGED    loaded, context, weights and plans made; serves nobody
- *   WARM      verified; may be promoted (also: the former ACTIVE after its drain, kept for rollback)
- *   ACTIVE    serves; exactly one, none before the first promote
+ * A generation is one plugin image with its context, and weights and plans for every open slot.
+ *   States: STAGED    loaded, context, weights and plans made; serves nobody
+ *   WARM      verified; may be promoted (also: the former ACTIVE after its drain, kept for
+ *   rollback) ACTIVE    serves; exactly one, none before the first promote
  *   DRAINING  was ACTIVE; workers or the host's captured graphs may still use it
- *   PARKED    plans, weights and context are destroyed, device memory is returned, the image stays mapped
- *   REJECTED  refused, with the reason; never serves. Its resources are released as for PARKED
+ *   PARKED    plans, weights and context are destroyed, device memory is returned, the image stays
+ *   mapped REJECTED  refused, with the reason; never serves. Its resources are released as for
+ *   PARKED
  *
- * Threads. moe_loader_enter and moe_loader_leave are for the worker's thread and take no lock. All else may be called from any
- * thread but not between enter and leave, and is serialized by a mutex inside. Callbacks run on the calling
- * thread with that mutex held: they must not call the loader.
+ * Threads. moe_loader_enter and moe_loader_leave are for the worker's thread and take no lock. All
+ * else may be called from any thread but not between enter and leave, and is serialized by a mutex
+ * inside. Callbacks run on the calling thread with that mutex held: they must not call the loader.
  */
 #ifndef MOE_LOADER_H
 #define MOE_LOADER_H
@@ -48,7 +50,8 @@ extern "C" {
     X(MOE_GENERATION_REJECTED, 6, "rejected")
 enum { MOE_GENERATION_LIST(MOE_ENUMERATOR_) MOE_GENERATION_MAX_ = 0x7fffffff };
 
-/* Statuses of the loader beside those of MOE_STATUS_LIST; same numbering space, ids never reused. X(constant, value, sentence) */
+/* Statuses of the loader beside those of MOE_STATUS_LIST; same numbering space, ids never reused.
+ * X(constant, value, sentence) */
 #define MOE_LOADER_STATUS_LIST(X)                                                                \
     X(MOE_LOADER_STATUS_UNTRUSTED, 101, "owner or permissions of the file or a folder above it") \
     X(MOE_LOADER_STATUS_BAD_FILE, 102,                                                           \
@@ -68,7 +71,8 @@ struct moe_loader;
 struct moe_loader_slot;
 struct moe_loader_worker;
 
-/* ---- opening one file (also usable alone) ------------------------------------------------------- */
+/* ---- opening one file (also usable alone)
+ * ------------------------------------------------------- */
 
 #define MOE_LOADER_SKIP_TRUST   1u /* do not check owner and permissions */
 #define MOE_LOADER_SKIP_CANARY  2u /* do not try the file in a helper process first */
@@ -79,9 +83,10 @@ struct moe_loader_open_options {
     uint32_t struct_size;
     uint32_t flags;     /* MOE_LOADER_SKIP_TRUST */
     const char *sha256; /* 64 hex digits the file must have; NULL: any */
-    const char *
-        shadow_directory; /* private folder (created 0700) for the copy that is mapped; NULL: a new one under /tmp, or a
-                                     sealed memfd where that cannot hold executable code */
+    const char
+        *shadow_directory; /* private folder (created 0700) for the copy that is mapped; NULL: a new
+                                     one under /tmp, or a sealed memfd where that cannot hold
+                                     executable code */
     const uint32_t *trusted_uids; /* owners accepted beside root and the process's own */
     int32_t num_trusted_uids;
     int32_t reserved;
@@ -91,18 +96,22 @@ struct moe_loader_open_options {
 struct moe_loader_image;
 
 /*
- * Resolve `path`, then work on one descriptor of the result: regular file, trusted owner, not writable by others, the same for its folders
- * (sticky ones pass); bounded ELF check (class, machine, exactly one exported symbol, no RUNPATH or RPATH, no text relocations, no unique
- * symbols, no executable stack, NEEDED in the allow-list libc, libm, libdl, libpthread, ld-linux); private shadow copy under a unique name;
- * dlopen(RTLD_NOW | RTLD_LOCAL); build id of the mapped image compared with the copy's; moe_plugin_init(host); table checked (versions,
- * size, mandatory members non-NULL and inside the image, strings terminated within 256 bytes). Each refusal has its own sentence.
+ * Resolve `path`, then work on one descriptor of the result: regular file, trusted owner, not
+ * writable by others, the same for its folders (sticky ones pass); bounded ELF check (class,
+ * machine, exactly one exported symbol, no RUNPATH or RPATH, no text relocations, no unique
+ * symbols, no executable stack, NEEDED in the allow-list libc, libm, libdl, libpthread, ld-linux);
+ * private shadow copy under a unique name; dlopen(RTLD_NOW | RTLD_LOCAL); build id of the mapped
+ * image compared with the copy's; moe_plugin_init(host); table checked (versions, size, mandatory
+ * members non-NULL and inside the image, strings terminated within 256 bytes). Each refusal has its
+ * own sentence.
  */
 int32_t moe_loader_image_open(const char *path, const struct moe_host *host,
                               const struct moe_loader_open_options *options,
                               struct moe_loader_image **out, struct moe_error *error);
 const struct moe_plugin_api *moe_loader_image_api(const struct moe_loader_image *image);
 const char *moe_loader_image_sha256(const struct moe_loader_image *image);
-/* Destroy the handle. The mapping stays unless `unload` is 1; then dlclose, and BUSY if the image is still mapped after it. NULL is legal. */
+/* Destroy the handle. The mapping stays unless `unload` is 1; then dlclose, and BUSY if the image
+ * is still mapped after it. NULL is legal. */
 int32_t moe_loader_image_close(struct moe_loader_image *image, int32_t unload,
                                struct moe_error *error);
 
@@ -126,19 +135,22 @@ struct moe_loader_options {
     const struct moe_context_options
         *context; /* for every context; copied (config sources too). NULL: all defaults */
     const char *shadow_directory; /* as in moe_loader_open_options */
-    const char *
-        canary_path; /* moe-canary; NULL: beside the executable or in its ../lib/moe-plugin or ../bin */
+    const char
+        *canary_path; /* moe-canary; NULL: beside the executable or in its ../lib/moe-plugin or
+                        ../bin */
     int32_t canary_timeout_ms; /* 0: 20000 */
     int32_t max_workers;       /* 0: 256 */
     int32_t max_slots;         /* 0: 1024 */
     int32_t max_parked;        /* stage refuses (BUSY) with more parked images than this; 0: 64 */
     int32_t
-        max_device_errors; /* reports of an ACTIVE generation before it is rolled back; 0: 1, -1: never */
+        max_device_errors; /* reports of an ACTIVE generation before it is rolled back; 0: 1, -1:
+                              never */
     int32_t reserved;
     void *self;
     void (*transition)(void *self,
                        const struct moe_loader_transition *transition); /* NULL: not wanted */
-    /* Is all work that the host queued with this generation done, captured graphs destroyed? NULL: yes, always (a CPU host). */
+    /* Is all work that the host queued with this generation done, captured graphs destroyed? NULL:
+     * yes, always (a CPU host). */
     int32_t (*is_done)(void *self, uint64_t generation);
 };
 
@@ -158,13 +170,15 @@ struct moe_loader_slot_options {
         *weights; /* copied with its tables; the elements stay until the slot is closed */
     uint64_t workspace_bytes; /* cap given to every plan; 0: none */
     uint64_t ops;             /* as in moe_plan_options */
-    /* Memory for prepared weights, when a plugin wants some: called on the control thread. NULL: such a plugin is rejected. */
+    /* Memory for prepared weights, when a plugin wants some: called on the control thread. NULL:
+     * such a plugin is rejected. */
     void *self;
     void *(*prepared_alloc)(void *self, uint64_t bytes, uint64_t alignment);
     void (*prepared_free)(void *self, void *memory, uint64_t bytes, uint64_t alignment);
 };
 
-/* Make weights and plans for the slot in every generation that is STAGED, WARM or ACTIVE. Fails if the ACTIVE one cannot; another is rejected. */
+/* Make weights and plans for the slot in every generation that is STAGED, WARM or ACTIVE. Fails if
+ * the ACTIVE one cannot; another is rejected. */
 int32_t moe_loader_slot_open(struct moe_loader *loader,
                              const struct moe_loader_slot_options *options,
                              struct moe_loader_slot **out, struct moe_error *error);
@@ -190,8 +204,8 @@ struct moe_loader_view {
 };
 
 /*
- * The view of the ACTIVE generation, valid until leave; NULL before the first promote. One acquire load and two stores to the
- * worker's own cache line. Not nested.
+ * The view of the ACTIVE generation, valid until leave; NULL before the first promote. One acquire
+ * load and two stores to the worker's own cache line. Not nested.
  */
 const struct moe_loader_view *moe_loader_enter(struct moe_loader_worker *worker,
                                                const struct moe_loader_slot *slot);
@@ -199,13 +213,14 @@ void moe_loader_leave(struct moe_loader_worker *worker);
 
 /* ---- generations ----------------------------------------------------------------------------- */
 
-/* Load a candidate: canary first, then here; context, weights and plans for all open slots. On failure the generation is REJECTED
- * and its reason is in `error`. `options` NULL: the loader's. */
+/* Load a candidate: canary first, then here; context, weights and plans for all open slots. On
+ * failure the generation is REJECTED and its reason is in `error`. `options` NULL: the loader's. */
 int32_t moe_loader_stage(struct moe_loader *loader, const char *path,
                          const struct moe_loader_open_options *options, uint64_t *generation,
                          struct moe_error *error);
 
-/* The ACTIVE image and context with a new configuration: sources replace those of the loader's context options. */
+/* The ACTIVE image and context with a new configuration: sources replace those of the loader's
+ * context options. */
 int32_t moe_loader_stage_config(struct moe_loader *loader, const struct moe_config_source *sources,
                                 int32_t num_sources, uint64_t *generation, struct moe_error *error);
 
@@ -218,7 +233,8 @@ struct moe_loader_verify_options {
     int32_t num_tokens;     /* of the comparison; 0: min(max_tokens, 16) */
     int32_t num_timed_runs; /* of each, for the gate; 0: 15 */
     uint64_t seed;          /* of the inputs */
-    /* Memory that the backend can use, for inputs, outputs and workspace, and copies between it and the host's; NULL: host memory (CPU). */
+    /* Memory that the backend can use, for inputs, outputs and workspace, and copies between it and
+     * the host's; NULL: host memory (CPU). */
     void *self;
     void *(*memory_alloc)(void *self, uint64_t bytes, uint64_t alignment);
     void (*memory_free)(void *self, void *memory, uint64_t bytes, uint64_t alignment);
@@ -227,30 +243,34 @@ struct moe_loader_verify_options {
                         uint64_t bytes); /* waits for queued work first */
 };
 
-/* Self-test, then every slot: outputs finite, inside guard bands, within tolerance of the ACTIVE generation's, fast enough. STAGED
- * becomes WARM, or REJECTED with the reason. */
+/* Self-test, then every slot: outputs finite, inside guard bands, within tolerance of the ACTIVE
+ * generation's, fast enough. STAGED becomes WARM, or REJECTED with the reason. */
 int32_t moe_loader_verify(struct moe_loader *loader, uint64_t generation,
                           const struct moe_loader_verify_options *options, struct moe_error *error);
 
-/* Make a WARM generation ACTIVE: one store. (The first generation may be promoted from STAGED: there is nothing to compare with.) */
+/* Make a WARM generation ACTIVE: one store. (The first generation may be promoted from STAGED:
+ * there is nothing to compare with.) */
 int32_t moe_loader_promote(struct moe_loader *loader, uint64_t generation, struct moe_error *error);
 
-/* Make the former ACTIVE generation active again: the same store. STATE if it was parked. The one left is refused from then on
- * (its sha256 cannot be staged again) if `refuse` is 1. */
+/* Make the former ACTIVE generation active again: the same store. STATE if it was parked. The one
+ * left is refused from then on (its sha256 cannot be staged again) if `refuse` is 1. */
 int32_t moe_loader_rollback(struct moe_loader *loader, int32_t refuse, const char *reason,
                             struct moe_error *error);
 
 /* Let a refused sha256 be staged again. */
 int32_t moe_loader_allow(struct moe_loader *loader, const char *sha256, struct moe_error *error);
 
-/* A run call of this generation returned a device error. Past max_device_errors the loader rolls back and refuses the file. */
+/* A run call of this generation returned a device error. Past max_device_errors the loader rolls
+ * back and refuses the file. */
 int32_t moe_loader_report(struct moe_loader *loader, uint64_t generation, int32_t status,
                           struct moe_error *error);
 
-/* Look at DRAINING generations: those that no worker is in and is_done agrees to become WARM, to be rolled back to. Never waits. */
+/* Look at DRAINING generations: those that no worker is in and is_done agrees to become WARM, to be
+ * rolled back to. Never waits. */
 int32_t moe_loader_poll(struct moe_loader *loader, struct moe_error *error);
 
-/* Release a STAGED, WARM (not the former ACTIVE unless `also_former` is 1) or drained generation. BUSY while it drains. */
+/* Release a STAGED, WARM (not the former ACTIVE unless `also_former` is 1) or drained generation.
+ * BUSY while it drains. */
 int32_t moe_loader_park(struct moe_loader *loader, uint64_t generation, int32_t also_former,
                         struct moe_error *error);
 

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Arguments of the kernels, shared by C and CUDA. src/ fills them after it has checked everything: pointers are
- * valid, strides are final (elements, never 0 for "packed"), dtypes are supported, counts fit. Kernels
- * decide nothing. Index values inside the host's arrays (ids, src2dst, seg_indptr, expert_ids, sorted_ids) may still be
- * anything: kernels never use one as an index before a range check.
+ * Arguments of the kernels, shared by C and CUDA. src/ fills them after it has checked everything:
+ * pointers are valid, strides are final (elements, never 0 for "packed"), dtypes are supported,
+ * counts fit. Kernels decide nothing. Index values inside the host's arrays (ids, src2dst,
+ * seg_indptr, expert_ids, sorted_ids) may still be anything: kernels never use one as an index
+ * before a range check.
  *
- * Words: T tokens, k = top_k, route = token * k + slot, row = position of a route after sorting by expert.
+ * Words: T tokens, k = top_k, route = token * k + slot, row = position of a route after sorting by
+ * expert.
  */
 #ifndef MOE_OPS_H
 #define MOE_OPS_H
@@ -14,7 +16,8 @@
 
 #include <stdint.h>
 
-/* logits[t, e] = tokens[t] . weight[e] (+ bias[e]). `weight` and `bias` are operands with one expert. */
+/* logits[t, e] = tokens[t] . weight[e] (+ bias[e]). `weight` and `bias` are operands with one
+ * expert. */
 struct moe_op_router {
     int64_t num_tokens;
     int32_t num_experts;
@@ -43,7 +46,8 @@ struct moe_op_gating {
     float router_jitter;
     float scaling; /* multiplies the weights last; 1: none */
     int32_t
-        num_appended; /* ids num_experts + i with appended_weight, after the top_k; scaling does not apply to them */
+        num_appended; /* ids num_experts + i with appended_weight, after the top_k; scaling does not
+                         apply to them */
     float appended_weight;
     const void *logits;
     int64_t logits_stride;
@@ -54,7 +58,8 @@ struct moe_op_gating {
     float *topk_weights;
 };
 
-/* Which routes are local, with all defaults resolved: 0 <= id < num_experts_global, begin <= id < end, map or offset. */
+/* Which routes are local, with all defaults resolved: 0 <= id < num_experts_global, begin <= id <
+ * end, map or offset. */
 struct moe_op_filter {
     const int32_t *expert_map; /* NULL: local expert = id - expert_begin */
     int32_t num_experts_global;
@@ -126,20 +131,22 @@ struct moe_op_activation {
     int64_t row_stride;
     int64_t col_stride;
     int64_t up_offset; /* ungated: 0 */
-    void *
-        output; /* may be `input` with equal row strides and dtypes: read a group of columns before writing it */
+    void
+        *output; /* may be `input` with equal row strides and dtypes: read a group of columns before
+                   writing it */
     int64_t output_stride;
 };
 
 /*
  * Grouped GEMM. Segment s covers the positions [first, first + count) and belongs to one expert:
  *   seg_indptr:           first = seg_indptr[s], count up to seg_indptr[s + 1], expert s
- *   expert_ids (blocks):  first = s * block_size, count block_size, expert = expert_ids[s]; < 0 or >= num_experts: the outputs are zeros;
- *                         segments end at *num_tokens_post_pad
+ *   expert_ids (blocks):  first = s * block_size, count block_size, expert = expert_ids[s]; < 0 or
+ *                         >= num_experts: the outputs are zeros; segments end at
+ *                         *num_tokens_post_pad
  * Position p reads input row row_ids ? row_ids[p] / row_ids_div : p and writes output row
- * scatter ? row_ids[p] : p. Positions with row_ids[p] < 0 or >= num_row_ids (the sentinel) are skipped.
- *   acc[m, n] = chain over k of input[m, k] * weight[n, k];  acc *= row_weights[...];  acc += bias[n]
- *   one matrix:              output[m, n] = round(acc)
+ * scatter ? row_ids[p] : p. Positions with row_ids[p] < 0 or >= num_row_ids (the sentinel) are
+ *   skipped. acc[m, n] = chain over k of input[m, k] * weight[n, k];  acc *= row_weights[...];  acc
+ *   += bias[n] one matrix:              output[m, n] = round(acc)
  *   two, no activation:      output[m, n] = gate, output[m, n_total + n] = up
  *   with activation:         output[m, n] = round(act(gate, up)), in fp32 before rounding
  * row_weights are indexed by row_ids[p] when there are row_ids, else by p.
@@ -151,8 +158,8 @@ struct moe_op_gemm {
     const int32_t *num_tokens_post_pad;
     int32_t block_size;
     int32_t num_experts;
-    int64_t
-        num_rows; /* seg_indptr values are clamped to [0, num_rows]; expert_ids: length of row_ids */
+    int64_t num_rows;       /* seg_indptr values are clamped to [0, num_rows]; expert_ids: length of
+                     row_ids */
     const int32_t *row_ids; /* NULL: identity */
     int64_t num_row_ids;    /* row_ids values at or above are skipped */
     int32_t row_ids_div;    /* top_k for gathered tokens, else 1 */
@@ -181,9 +188,9 @@ struct moe_op_post_reorder {
     float scaling; /* 1: none */
     const void *rows;
     int64_t row_stride;
-    int64_t num_rows; /* src2dst outside [0, num_rows): no row */
-    const int32_t *
-        src2dst; /* NULL: the row of (t, j) lies at t * token_stride + j * row_stride (sum_reduce) */
+    int64_t num_rows;          /* src2dst outside [0, num_rows): no row */
+    const int32_t *src2dst;    /* NULL: the row of (t, j) lies at t * token_stride + j * row_stride
+                    (sum_reduce) */
     int64_t token_stride;      /* without src2dst */
     const float *topk_weights; /* NULL: all 1 */
     const void *shared;        /* NULL: none */

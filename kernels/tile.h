@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Ids of kernels and tiles, expanded from tiles.def, and the numbers of a tile as kernels read them. */
+/* Ids of kernels and tiles, expanded from tiles.def, and the numbers of a tile as kernels read
+ * them. */
 #ifndef MOE_TILE_H
 #define MOE_TILE_H
 
@@ -18,7 +19,8 @@ enum {
     MOE_NUM_KERNELS
 };
 
-/* MOE_TILE_GEMM_CPU_AVX2_4_32_2048_..., ... in the order of the file, MOE_NUM_TILES. A row that stands twice is an error here. */
+/* MOE_TILE_GEMM_CPU_AVX2_4_32_2048_..., ... in the order of the file, MOE_NUM_TILES. A row that
+ * stands twice is an error here. */
 enum {
 #define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages) \
     MOE_TILE_GEMM_##kernel##_##bm##_##bn##_##bk##_##group_m##_##warps##_##stages,

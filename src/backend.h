@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a backend is: one struct of functions. Everything above it (contexts, plans, calls) checks arguments
- * and knows no device; a backend gets checked arguments with all defaults resolved.
+ * What a backend is: one struct of functions. Everything above it (contexts, plans, calls) checks
+ * arguments and knows no device; a backend gets checked arguments with all defaults resolved.
  */
 #ifndef MOE_BACKEND_H
 #define MOE_BACKEND_H
@@ -66,21 +66,25 @@ struct moe_backend {
     /* Describe a device; UNAVAILABLE, NO_DEVICE, DRIVER_TOO_OLD with the reason. */
     int32_t (*probe)(int32_t ordinal, struct moe_device *out, struct moe_error *error);
 
-    /* What a context needs beyond configuration: thread pool, loaded kernels. `device` is updated with what was chosen. */
+    /* What a context needs beyond configuration: thread pool, loaded kernels. `device` is updated
+     * with what was chosen. */
     int32_t (*state_create)(const struct moe_memory *memory,
                             const struct moe_context_options *options, struct moe_device *device,
                             void **out, struct moe_error *error);
     void (*state_destroy)(const struct moe_memory *memory, void *state);
 
-    /* Refuse with a reason what is legal but not implemented. `problem` is checked; no device is touched. */
+    /* Refuse with a reason what is legal but not implemented. `problem` is checked; no device is
+     * touched. */
     int32_t (*supports)(const struct moe_device *device, const struct moe_problem *problem,
                         uint64_t ops, struct moe_error *error);
 
-    /* Bytes of workspace that one call of `op` needs for up to `num_tokens` tokens with the tiles of `bucket`. */
+    /* Bytes of workspace that one call of `op` needs for up to `num_tokens` tokens with the tiles
+     * of `bucket`. */
     uint64_t (*op_workspace)(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
                              int32_t op, int64_t num_tokens);
 
-    /* Prepared weights: bytes (0: none needed) and filling; bind checks alignment. Descriptions are checked. */
+    /* Prepared weights: bytes (0: none needed) and filling; bind checks alignment. Descriptions are
+     * checked. */
     uint64_t (*weights_prepared_bytes)(const struct moe_problem *problem,
                                        const struct moe_weights_desc *desc);
     int32_t (*weights_bind)(struct moe_weights *weights, struct moe_error *error);
@@ -110,7 +114,8 @@ struct moe_backend {
 
 extern const struct moe_backend moe_backend_cpu;
 
-/* By id; AUTO gives the first available of cuda, cpu. NULL for an id that is unknown or not in this build (device.c). */
+/* By id; AUTO gives the first available of cuda, cpu. NULL for an id that is unknown or not in this
+ * build (device.c). */
 const struct moe_backend *moe_backend_find(int32_t id);
 
 #endif

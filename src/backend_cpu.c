@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The CPU backend: thread pool, support rules, workspace, and single operations as one kernel each. */
+/* The CPU backend: thread pool, support rules, workspace, and single operations as one kernel
+ * each. */
 #include "backend_cpu.h"
 
 #include "cpu_isa.h"

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between the two halves of the CPU backend: single kernels (backend_cpu.c) and the layer that chains them (cpu_layer.c). */
+/* Between the two halves of the CPU backend: single kernels (backend_cpu.c) and the layer that
+ * chains them (cpu_layer.c). */
 #ifndef MOE_BACKEND_CPU_H
 #define MOE_BACKEND_CPU_H
 
@@ -32,7 +33,8 @@ static inline uint64_t moe_cpu_align(uint64_t bytes)
 /* Threads of the pool behind a plan, and the pool. */
 struct moe_cpu_pool *moe_cpu_plan_pool(const struct moe_plan *plan);
 
-/* Scratch per thread of one tiled operation with a tile; dimensions come from the plan's problem. */
+/* Scratch per thread of one tiled operation with a tile; dimensions come from the plan's
+ * problem. */
 uint64_t moe_cpu_op_scratch(const struct moe_plan *plan, int32_t op, const struct moe_tile *tile);
 
 /* Workspace of layer and experts, and running them (cpu_layer.c). */

@@ -119,8 +119,11 @@ int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem,
                              struct moe_error *error)
 {
     int32_t num_global = problem->num_experts_global;
-    if (filter->reserved != 0 ||
-        (filter->mode != MOE_FILTER_DROP && filter->mode != MOE_FILTER_KEEP)) {
+    if (filter->reserved != 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: filter.reserved is %d; it must be 0", op, filter->reserved);
+    }
+    if (filter->mode != MOE_FILTER_DROP && filter->mode != MOE_FILTER_KEEP) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "%s: filter.mode is %d; it must be drop (%d) or keep (%d)", op,
                              filter->mode, MOE_FILTER_DROP, MOE_FILTER_KEEP);

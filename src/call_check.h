@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Checks that all run calls share. Nothing is allocated or logged here; a check that passes costs a few comparisons. */
+/* Checks that all run calls share. Nothing is allocated or logged here; a check that passes costs a
+ * few comparisons. */
 #ifndef MOE_CALL_CHECK_H
 #define MOE_CALL_CHECK_H
 
@@ -7,8 +8,9 @@
 #include "weights.h"
 
 /*
- * Begin a call: operation in the plan, number of tokens, flags, workspace size and alignment. `call` is the first member of args already
- * read. `num_tokens` selects the bucket: call->num_tokens, or what stands for it where an operation counts rows. Fills `run`.
+ * Begin a call: operation in the plan, number of tokens, flags, workspace size and alignment.
+ * `call` is the first member of args already read. `num_tokens` selects the bucket:
+ * call->num_tokens, or what stands for it where an operation counts rows. Fills `run`.
  */
 int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe_call *call,
                        int64_t num_tokens, struct moe_run *run, struct moe_error *error);
@@ -42,7 +44,8 @@ int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem,
 int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan,
                                const struct moe_weights *weights, struct moe_error *error);
 
-/* One side of an aliasing check: `num_rows` rows of `row_bytes` with `stride_bytes` between them. */
+/* One side of an aliasing check: `num_rows` rows of `row_bytes` with `stride_bytes` between
+ * them. */
 struct moe_span {
     const void *base;
     int64_t num_rows;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Run calls of the function table: every argument checked, then one backend call. moe_plugin.h documents them. */
+/* Run calls of the function table: every argument checked, then one backend call. moe_plugin.h
+ * documents them. */
 #ifndef MOE_CALLS_H
 #define MOE_CALLS_H
 

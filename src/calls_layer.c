@@ -136,9 +136,9 @@ int32_t moe_calls_grouped_gemm(const struct moe_plan *plan,
     const struct moe_problem *problem = &plan->problem;
     MOE_TRY(read_gemm_shape(problem, own.which, &shape, error));
     MOE_TRY(moe_call_begin(plan, shape.op, &own.call, own.call.num_tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)",
+    MOE_TRY(moe_call_refuse(op, "masked_m or max_masked_rows (masked layout)",
                             own.masked_m != NULL || own.max_masked_rows != 0, error));
-    MOE_TRY(moe_call_refuse(op, "input_scales",
+    MOE_TRY(moe_call_refuse(op, "input_scales or input_scale_stride",
                             own.input_scales != NULL || own.input_scale_stride != 0, error));
     MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
     const struct moe_weights_desc *desc = &own.weights->desc;
@@ -199,9 +199,9 @@ int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_
     const int64_t top_k = problem->top_k > 0 ? problem->top_k : 1;
     const int64_t tokens = (own.num_rows + top_k - 1) / top_k;
     MOE_TRY(moe_call_begin(plan, MOE_OP_EXPERTS, &own.call, tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)",
+    MOE_TRY(moe_call_refuse(op, "masked_m or max_masked_rows (masked layout)",
                             own.masked_m != NULL || own.max_masked_rows != 0, error));
-    MOE_TRY(moe_call_refuse(op, "input_scales",
+    MOE_TRY(moe_call_refuse(op, "input_scales or input_scale_stride",
                             own.input_scales != NULL || own.input_scale_stride != 0, error));
     MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
     MOE_TRY(check_bound(op, "gate and up", &own.weights->desc.up, error));
@@ -332,12 +332,12 @@ static int32_t check_layer_features(const struct moe_layer_args *own, struct moe
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "layer: filter.mode must be drop (%d)", MOE_FILTER_DROP);
     }
-    MOE_TRY(moe_call_refuse(op, "input_scales",
+    MOE_TRY(moe_call_refuse(op, "input_scales or input_scale_stride",
                             own->input_scales != NULL || own->input_scale_stride != 0, error));
     MOE_TRY(moe_call_refuse(op, "num_valid_tokens (padded tokens)", own->num_valid_tokens != NULL,
                             error));
     MOE_TRY(moe_call_refuse(
-        op, "physical_ids (logical-to-physical map)",
+        op, "physical_ids, num_replicas or max_replicas (logical-to-physical map)",
         own->physical_ids != NULL || own->num_replicas != NULL || own->max_replicas != 0, error));
     return moe_call_refuse(op, "load_counters", own->load_counters != NULL, error);
 }

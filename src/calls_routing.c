@@ -74,7 +74,7 @@ int32_t moe_calls_gating(const struct moe_plan *plan, const struct moe_gating_ar
     }
     MOE_TRY(moe_call_refuse(op, "max_replicas (logical-to-physical map)", own.max_replicas != 0,
                             error));
-    MOE_TRY(moe_call_refuse(op, "physical_ids",
+    MOE_TRY(moe_call_refuse(op, "physical_ids or num_replicas",
                             own.physical_ids != NULL || own.num_replicas != NULL, error));
     MOE_TRY(moe_call_refuse(op, "num_valid_tokens (padded tokens)", own.num_valid_tokens != NULL,
                             error));
@@ -122,7 +122,8 @@ int32_t moe_calls_gating(const struct moe_plan *plan, const struct moe_gating_ar
     return plan->backend->gating(&run, &gating, error);
 }
 
-/* Worst case of routes padded per bucket: every bucket that can have a route wastes bs - 1 entries, and whole blocks count. */
+/* Worst case of routes padded per bucket: every bucket that can have a route wastes bs - 1 entries,
+ * and whole blocks count. */
 static int64_t worst_padded(int64_t num_routes, int64_t num_buckets, int64_t block_size)
 {
     int64_t used_buckets = num_routes < num_buckets ? num_routes : num_buckets;
@@ -202,7 +203,7 @@ int32_t moe_calls_align(const struct moe_plan *plan, const struct moe_align_args
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_align_args, error));
     MOE_TRY(
         moe_call_begin(plan, MOE_OP_ALIGN_BLOCK_SIZE, &own.call, own.call.num_tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "batch_counts (batched form)",
+    MOE_TRY(moe_call_refuse(op, "batch_counts or max_batch_rows (batched form)",
                             own.batch_counts != NULL || own.max_batch_rows != 0, error));
     MOE_TRY(moe_call_check_ids(op, own.ids_dtype, error));
     const int64_t num_routes = own.call.num_tokens * plan->problem.top_k;
@@ -268,7 +269,7 @@ int32_t moe_calls_ep_preprocess(const struct moe_plan *plan,
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_ep_preprocess_args, error));
     MOE_TRY(
         moe_call_begin(plan, MOE_OP_EP_PREPROCESS, &own.call, own.call.num_tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)",
+    MOE_TRY(moe_call_refuse(op, "masked_m or max_masked_rows (masked layout)",
                             own.masked_m != NULL || own.max_masked_rows != 0, error));
     MOE_TRY(moe_call_check_ids(op, own.ids_dtype, error));
     const int64_t num_routes = own.call.num_tokens * plan->problem.top_k;

@@ -1,20 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Run calls that move or transform rows: pre_reorder, quantize, activation, post_reorder, sum_reduce. */
+/* Run calls that move or transform rows: pre_reorder, quantize, activation, post_reorder,
+ * sum_reduce. */
 #include "call_check.h"
 #include "calls.h"
 #include "status.h"
 #include "structs.h"
 
-#include <string.h>
+#include <stdbool.h>
+#include <stddef.h>
 
-/* A recipe that asks for nothing. */
-static bool is_plain(const struct moe_recipe *recipe)
+/* Does any byte of a frozen struct ask for something? */
+static bool is_set(const void *object, size_t object_bytes)
 {
-    static const struct moe_recipe none;
-    return memcmp(recipe, &none, sizeof(none)) == 0;
+    const unsigned char *bytes = object;
+    for (size_t i = 0; i < object_bytes; i++) {
+        if (bytes[i] != 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
-/* Every destination lies in the rows, or is negative: a CPU can look, so a wrong one is refused before anything is written. */
+/* Every destination lies in the rows, or is negative: a CPU can look, so a wrong one is refused
+ * before anything is written. */
 static int32_t check_destinations(const char *op, const int32_t *src2dst, int64_t num_routes,
                                   int64_t num_rows, struct moe_error *error)
 {
@@ -40,14 +48,18 @@ int32_t moe_calls_pre_reorder(const struct moe_plan *plan, const struct moe_pre_
     const struct moe_problem *problem = &plan->problem;
     const int64_t num_tokens = own.call.num_tokens;
     const int64_t num_routes = num_tokens * problem->top_k;
-    MOE_TRY(moe_call_refuse(op, "quantization", !is_plain(&own.quantization), error));
+    MOE_TRY(moe_call_refuse(op, "quantization", is_set(&own.quantization, sizeof(own.quantization)),
+                            error));
     MOE_TRY(moe_call_refuse(op, "input_scales", own.input_scales != NULL, error));
-    MOE_TRY(moe_call_refuse(op, "output_scales",
+    MOE_TRY(moe_call_refuse(op, "output_scales or output_scale_stride",
                             own.output_scales != NULL || own.output_scale_stride != 0, error));
     MOE_TRY(moe_call_refuse(op, "an output_dtype other than the tokens'",
                             own.output_dtype != 0 && own.output_dtype != problem->tokens.dtype,
                             error));
-    MOE_TRY(moe_call_refuse(op, "topk_ids (per-expert scales)", own.topk_ids != NULL, error));
+    MOE_TRY(moe_call_check_ids(op, own.ids_dtype, error));
+    MOE_TRY(moe_call_refuse(op, "topk_ids or filter (per-expert scales)",
+                            own.topk_ids != NULL || is_set(&own.filter, sizeof(own.filter)),
+                            error));
     MOE_TRY(moe_call_resolve_stride(op, "token_stride", &own.token_stride, problem->hidden, error));
     MOE_TRY(moe_call_resolve_stride(op, "row_stride", &own.row_stride, problem->hidden, error));
     if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
@@ -165,11 +177,12 @@ int32_t moe_calls_activation(const struct moe_plan *plan, const struct moe_activ
     MOE_TRY(moe_call_begin(plan, MOE_OP_ACTIVATION, &own.call,
                            tokens < problem->max_tokens ? tokens : problem->max_tokens, &run,
                            error));
-    MOE_TRY(moe_call_refuse(op, "masked_m (masked layout)",
+    MOE_TRY(moe_call_refuse(op, "masked_m or max_masked_rows (masked layout)",
                             own.masked_m != NULL || own.max_masked_rows != 0, error));
-    MOE_TRY(moe_call_refuse(op, "quantization", !is_plain(&own.quantization), error));
+    MOE_TRY(moe_call_refuse(op, "quantization", is_set(&own.quantization, sizeof(own.quantization)),
+                            error));
     MOE_TRY(moe_call_refuse(op, "input_scales", own.input_scales != NULL, error));
-    MOE_TRY(moe_call_refuse(op, "output_scales",
+    MOE_TRY(moe_call_refuse(op, "output_scales or output_scale_stride",
                             own.output_scales != NULL || own.output_scale_stride != 0, error));
     MOE_TRY(resolve_activation_strides(problem, &own, error));
     MOE_TRY(

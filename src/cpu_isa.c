@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cpuid is asked directly: the compiler's own helper keeps its answers in a table that a constructor fills, and
- * nothing of this plugin may run when it is loaded.
+ * cpuid is asked directly: the compiler's own helper keeps its answers in a table that a
+ * constructor fills, and nothing of this plugin may run when it is loaded.
  */
 #define _GNU_SOURCE
 #include "cpu_isa.h"

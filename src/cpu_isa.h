@@ -6,7 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* "avx2" if this build has AVX2 kernels and processor and operating system support AVX2, FMA and F16C; else "c11". */
+/* "avx2" if this build has AVX2 kernels and processor and operating system support AVX2, FMA and
+ * F16C; else "c11". */
 const char *moe_cpu_isa(void);
 
 /* Brand string, terminated; "CPU" where there is none. */

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * layer and experts on the CPU: a chain of kernels on one set of threads, with everything between them in the workspace.
+ * layer and experts on the CPU: a chain of kernels on one set of threads, with everything between
+ * them in the workspace.
  *
- *   router -> gating -> ep_preprocess -> GEMM1 (tokens gathered, activation fused) -> GEMM2 -> post_reorder
- *                shared expert: GEMM1, GEMM2 and its sigmoid, as one segment of all tokens  ----^
+ *   router -> gating -> ep_preprocess -> GEMM1 (tokens gathered, activation fused) -> GEMM2 ->
+ *                post_reorder shared expert: GEMM1, GEMM2 and its sigmoid, as one segment of all
+ *                tokens  ----^
  *
- * Rows are sorted by expert, so each expert's weights are read once per chunk of tokens. Every stage is a pure
- * function of the one before, so threads, tiles and chunks do not change a bit.
+ * Rows are sorted by expert, so each expert's weights are read once per chunk of tokens. Every
+ * stage is a pure function of the one before, so threads, tiles and chunks do not change a bit.
  */
 #include "backend_cpu.h"
 
@@ -325,7 +327,8 @@ static void run_shared(struct layer_run *layer)
     run_gemm(&layer->cpu, layer->run, MOE_OP_GEMM2, &gemm2);
 }
 
-/* factor[t] = sigma(x . w): a router with one expert, gated by the rule whose weight is the sigmoid of the logit. */
+/* factor[t] = sigma(x . w): a router with one expert, gated by the rule whose weight is the sigmoid
+ * of the logit. */
 static void run_shared_sigmoid(struct layer_run *layer)
 {
     const struct moe_op_layer *op = layer->op;

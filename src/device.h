@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the plugin can tell without a context: backends, devices, tiles. Entries of the function table. */
+/* What the plugin can tell without a context: backends, devices, tiles. Entries of the function
+ * table. */
 #ifndef MOE_DEVICE_H
 #define MOE_DEVICE_H
 
@@ -14,7 +15,8 @@ int32_t moe_device_tile_info(int32_t index, struct moe_tile_info *out, struct mo
 /* Why a backend of MOE_BACKEND_LIST is not in this build, as a sentence; "" if it is. */
 const char *moe_device_absence(int32_t backend);
 
-/* Read a host's description of a device; its backend is one of the list and its strings are terminated. */
+/* Read a host's description of a device; its backend is one of the list and its strings are
+ * terminated. */
 int32_t moe_device_read(struct moe_device *own, const struct moe_device *caller,
                         struct moe_error *error);
 

@@ -34,13 +34,15 @@ int32_t moe_plan_explain(const struct moe_context *context, const struct moe_dev
                          const struct moe_problem *problem, int64_t num_tokens,
                          const struct moe_explain_sink *sink, struct moe_error *error);
 
-/* Tokens that one pass of a call with `num_tokens` takes: at most the chunk for layer and experts. */
+/* Tokens that one pass of a call with `num_tokens` takes: at most the chunk for layer and
+ * experts. */
 int64_t moe_plan_pass_tokens(const struct moe_plan *plan, int32_t op, int64_t num_tokens);
 
 /* Workspace that a call of `op` with exactly `num_tokens` tokens needs. */
 uint64_t moe_plan_call_workspace(const struct moe_plan *plan, int32_t op, int64_t num_tokens);
 
-/* Workspace of one operation for up to `num_tokens` tokens: the largest over the buckets that those can fall in. */
+/* Workspace of one operation for up to `num_tokens` tokens: the largest over the buckets that those
+ * can fall in. */
 uint64_t moe_plan_op_workspace(const struct moe_plan *plan, int32_t op, int64_t num_tokens);
 
 #endif

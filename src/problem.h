@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A host's struct moe_problem: defaults resolved, checked for the operations that a plan is made for. */
+/* A host's struct moe_problem: defaults resolved, checked for the operations that a plan is made
+ * for. */
 #ifndef MOE_PROBLEM_H
 #define MOE_PROBLEM_H
 
@@ -10,20 +11,22 @@
 #define MOE_OP_BIT(op) (UINT64_C(1) << (op))
 
 /*
- * Copy the caller's problem and resolve what zero stands for: num_experts_global, output, logits and intermediate
- * dtypes, scaling 1, one group. INVALID_ARGUMENT, UNKNOWN_FIELD.
+ * Copy the caller's problem and resolve what zero stands for: num_experts_global, output, logits
+ * and intermediate dtypes, scaling 1, one group. INVALID_ARGUMENT, UNKNOWN_FIELD.
  */
 int32_t moe_problem_read(struct moe_problem *own, const struct moe_problem *caller,
                          struct moe_error *error);
 
 /*
- * The operations that a plan for `ops` of moe_plan_options consists of: 0 becomes all that the problem allows, layer and
- * experts bring in the operations that they run. INVALID_ARGUMENT for unknown bits.
+ * The operations that a plan for `ops` of moe_plan_options consists of: 0 becomes all that the
+ * problem allows, layer and experts bring in the operations that they run. INVALID_ARGUMENT for
+ * unknown bits.
  */
 int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, uint64_t *expanded,
                                struct moe_error *error);
 
-/* Check every number that the operations in `ops` (expanded) use. `problem` is a read one. INVALID_ARGUMENT with a sentence. */
+/* Check every number that the operations in `ops` (expanded) use. `problem` is a read one.
+ * INVALID_ARGUMENT with a sentence. */
 int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struct moe_error *error);
 
 /* Largest number of rows that grouped_gemm, activation and experts take with this problem. */

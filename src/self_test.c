@@ -9,9 +9,10 @@
 #include <string.h>
 
 /*
- * Weights and tokens are -1, 0 or 1, the activation is relu2 without a gate (an integer stays an integer), routing weights are 1 and 2. With
- * these dimensions every value stays below 256, which bf16 holds exactly, so the answer is one and the same for all types and
- * orders of summation, and plain integer loops give it.
+ * Weights and tokens are -1, 0 or 1, the activation is relu2 without a gate (an integer stays an
+ * integer), routing weights are 1 and 2. With these dimensions every value stays below 256, which
+ * bf16 holds exactly, so the answer is one and the same for all types and orders of summation, and
+ * plain integer loops give it.
  */
 enum { NUM_TOKENS = 7, NUM_EXPERTS = 5, TOP_K = 2, HIDDEN = 24, INTER = 9 };
 
@@ -78,7 +79,8 @@ static void make_data(struct self_test_data *data)
     }
 }
 
-/* Small integers are exact in all three types: bf16 is the upper half of fp32, fp16 rebuilds the exponent. */
+/* Small integers are exact in all three types: bf16 is the upper half of fp32, fp16 rebuilds the
+ * exponent. */
 static void store_exact(int32_t dtype, const float *values, int64_t num_values, void *out)
 {
     for (int64_t i = 0; i < num_values; i++) {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Known answers: small layers of small integers, whose results are exact in every type and can be computed without rounding. */
+/* Known answers: small layers of small integers, whose results are exact in every type and can be
+ * computed without rounding. */
 #ifndef MOE_SELF_TEST_H
 #define MOE_SELF_TEST_H
 

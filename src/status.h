@@ -6,8 +6,9 @@
 #include "moe_plugin.h"
 
 /*
- * Fill `error` (NULL: nothing to fill) with `status` and a printf-formatted sentence, cut at its struct_size.
- * Returns `status`, so that a check is one line: return moe_error_set(error, MOE_STATUS_..., "...").
+ * Fill `error` (NULL: nothing to fill) with `status` and a printf-formatted sentence, cut at its
+ * struct_size. Returns `status`, so that a check is one line: return moe_error_set(error,
+ * MOE_STATUS_..., "...").
  */
 int32_t moe_error_set(struct moe_error *error, int32_t status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

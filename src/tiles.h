@@ -18,15 +18,17 @@ struct moe_kernel {
 extern const struct moe_kernel moe_kernels[MOE_NUM_KERNELS];
 extern const struct moe_tile moe_tiles[MOE_NUM_TILES];
 
-/* The operation that the rows of `op` stand under: MOE_OP_GEMM1 for router, gemm1, gemm2; else `op`. */
+/* The operation that the rows of `op` stand under: MOE_OP_GEMM1 for router, gemm1, gemm2; else
+ * `op`. */
 int32_t moe_tiles_row_op(int32_t op);
 
-/* Operations that have rows of their own: all but experts and layer, which are made of the others. */
+/* Operations that have rows of their own: all but experts and layer, which are made of the
+ * others. */
 bool moe_tiles_op_has_tiles(int32_t op);
 
 /*
- * Can `tile` run on `device` in this build? If not, and `reason` is given, why: "not built", "needs avx2", ...
- * A row does not need its kernel to be built to be known.
+ * Can `tile` run on `device` in this build? If not, and `reason` is given, why: "not built", "needs
+ * avx2", ... A row does not need its kernel to be built to be known.
  */
 bool moe_tiles_fits(const struct moe_tile *tile, const struct moe_device *device,
                     const char **reason);

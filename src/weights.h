@@ -15,7 +15,8 @@ struct moe_weights {
     const void *prepared;
 };
 
-/* Members of moe_weights_desc by number of experts in them, with what they are to a problem. See weights.c. */
+/* Members of moe_weights_desc by number of experts in them, with what they are to a problem. See
+ * weights.c. */
 int32_t moe_weights_query(struct moe_context *context, const struct moe_problem *problem,
                           const struct moe_weights_desc *desc, struct moe_weights_info *out,
                           struct moe_error *error);

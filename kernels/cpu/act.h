@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The activations of MOE_ACTIVATION_LIST on eight lanes: the one function that the activation kernel and the GEMM's epilogue
- * share, so that both give the same bits. Every step is one rounding, in the order written here. NaN in, NaN out.
+ * The activations of MOE_ACTIVATION_LIST on eight lanes: the one function that the activation
+ * kernel and the GEMM's epilogue share, so that both give the same bits. Every step is one
+ * rounding, in the order written here. NaN in, NaN out.
  */
 #ifndef MOE_CPU_ACT_H
 #define MOE_CPU_ACT_H
@@ -10,7 +11,8 @@
 #include "vec8.h"
 #include "vmath.h"
 
-/* sqrt(2 / pi) and the cubic term of gelu's tanh form, for logistic(2 z) in the place of (1 + tanh(z)) / 2. */
+/* sqrt(2 / pi) and the cubic term of gelu's tanh form, for logistic(2 z) in the place of (1 +
+ * tanh(z)) / 2. */
 #define MOE_CPU_ACT_GELU_SCALE 0x1.988454p+0f
 #define MOE_CPU_ACT_GELU_CUBIC 0x1.6e4e26p-5f
 

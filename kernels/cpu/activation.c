@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * activation: output[r, i] = act(gate[r, i], up[r, i]) in fp32, rounded once to the output's type.
- * Moves: 2 elements in and 1 out per column (ungated: 1 and 1); about 20 (silu) to 45 (gelu) operations per column.
- *   Bound by memory bandwidth for rows that come from memory, by the exponential for rows in the cache.
- * Pipeline: row by row, eight columns at a time: 1 load and widen, with one deinterleaving step for interleaved pairs.
- *   2 activation. 3 round, store. 4 the last columns through a padded group of eight. 5 other strides gather.
- * Limits: a group is read before it is written, so output may be input as long as output column i lies at or before
- *   whatever later groups read, as it does for halves and for interleaved pairs.
+ * Moves: 2 elements in and 1 out per column (ungated: 1 and 1); about 20 (silu) to 45 (gelu)
+ *   operations per column. Bound by memory bandwidth for rows that come from memory, by the
+ *   exponential for rows in the cache.
+ * Pipeline: row by row, eight columns at a time: 1 load and widen, with one deinterleaving step for
+ *   interleaved pairs. 2 activation. 3 round, store. 4 the last columns through a padded group of
+ *   eight. 5 other strides gather.
+ * Limits: a group is read before it is written, so output may be input as long as output column i
+ *   lies at or before whatever later groups read, as it does for halves and for interleaved pairs.
  */
 #include "act.h"
 #include "convert.h"

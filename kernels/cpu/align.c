@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * align_block_size: route indices grouped by local expert in ascending order, every group padded to a multiple of the block
- * size, and the expert of every block.
- * Moves: the ids twice (4 or 8 bytes each), 4 bytes per entry of the outputs; no arithmetic to speak of. Bound by the
- *   latency of the counters, which sit in the first-level cache up to some thousand experts.
- * Pipeline: 1 count routes per bucket. 2 turn counts into first positions, naming the blocks on the way. 3 scatter
- *   the routes. 4 fill what is left of each group. 5 fill the tails of the buffers.
- * Limits: routes plus padding below 2^31. One task: a stable counting sort of few elements, deterministic by itself.
+ * align_block_size: route indices grouped by local expert in ascending order, every group padded to
+ * a multiple of the block size, and the expert of every block.
+ * Moves: the ids twice (4 or 8 bytes each), 4 bytes per entry of the outputs; no arithmetic to
+ *   speak of. Bound by the latency of the counters, which sit in the first-level cache up to some
+ *   thousand experts.
+ * Pipeline: 1 count routes per bucket. 2 turn counts into first positions, naming the blocks on the
+ *   way. 3 scatter the routes. 4 fill what is left of each group. 5 fill the tails of the buffers.
+ * Limits: routes plus padding below 2^31. One task: a stable counting sort of few elements,
+ * deterministic by itself.
  */
 #include "cpu_ops.h"
 #include "route_filter.h"
@@ -42,7 +44,8 @@ static void fill(int32_t *array, int64_t begin, int64_t end, int32_t value)
     }
 }
 
-/* Turns each count into the first position of its bucket and writes expert_ids. Returns num_tokens_post_pad. */
+/* Turns each count into the first position of its bucket and writes expert_ids. Returns
+ * num_tokens_post_pad. */
 static int32_t place_buckets(const struct moe_op_align *op, int32_t num_buckets, int32_t *counts)
 {
     int32_t end = 0;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Elements in memory (fp32, fp16, bf16) to and from fp32 lanes. Loads are exact. Stores round to nearest even, overflow to
- * infinity, keep subnormals, and write every NaN as the positive quiet NaN (0x7fc00000, 0x7e00, 0x7fc0). The
- * portable and the AVX2 body give the same bits.
+ * Elements in memory (fp32, fp16, bf16) to and from fp32 lanes. Loads are exact. Stores round to
+ * nearest even, overflow to infinity, keep subnormals, and write every NaN as the positive quiet
+ * NaN (0x7fc00000, 0x7e00, 0x7fc0). The portable and the AVX2 body give the same bits.
  */
 #ifndef MOE_CONVERT_H
 #define MOE_CONVERT_H
@@ -197,7 +197,8 @@ static inline void moe_convert_store_fp32(void *to, struct moe_vec8 a)
     moe_vec8_store((float *)to, moe_vec8_canonical(a));
 }
 
-/* Eight consecutive elements at `from`. The dtype is loop-invariant: let the compiler see it as a constant in hot loops. */
+/* Eight consecutive elements at `from`. The dtype is loop-invariant: let the compiler see it as a
+ * constant in hot loops. */
 static inline struct moe_vec8 moe_convert_load(const void *from, int32_t dtype)
 {
     if (dtype == MOE_DTYPE_BF16) {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Declares the functions of the kernels behind struct moe_cpu_kernels; table.c collects them, once per instruction set. */
+/* Declares the functions of the kernels behind struct moe_cpu_kernels; table.c collects them, once
+ * per instruction set. */
 #ifndef MOE_CPU_OPS_H
 #define MOE_CPU_OPS_H
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ep_preprocess: the index arrays of expert parallelism. Rows are the local routes sorted by local expert, then by route;
- * every expert's segment of rows starts at a multiple of segment_alignment; filtered routes have no row.
- * Moves: the ids twice, 4 bytes per route of src2dst and reorder_ids, 4 per row of dst2src and m_indices. Bound by the
- *   latency of the counters.
- * Pipeline: 1 count routes per expert. 2 prefix sums with padding: seg_indptr, m_indices, reorder_ids. 3 scatter the
- *   routes: src2dst, dst2src. 4 fill the padding of each segment. 5 fill the tails.
+ * ep_preprocess: the index arrays of expert parallelism. Rows are the local routes sorted by local
+ * expert, then by route; every expert's segment of rows starts at a multiple of segment_alignment;
+ * filtered routes have no row. Moves: the ids twice, 4 bytes per route of src2dst and reorder_ids,
+ *   4 per row of dst2src and m_indices. Bound by the latency of the counters.
+ * Pipeline: 1 count routes per expert. 2 prefix sums with padding: seg_indptr, m_indices,
+ *   reorder_ids. 3 scatter the routes: src2dst, dst2src. 4 fill the padding of each segment. 5 fill
+ *   the tails.
  * Limits: rows with padding below 2^31. One task: a stable counting sort, deterministic by itself.
  */
 #include "cpu_ops.h"
@@ -41,7 +42,8 @@ static void count_experts(const struct moe_op_ep_preprocess *op, int64_t *counts
     }
 }
 
-/* Turns each count into the first row of its expert, and writes everything that follows from counts alone. */
+/* Turns each count into the first row of its expert, and writes everything that follows from counts
+ * alone. */
 static void place_segments(const struct moe_op_ep_preprocess *op, int64_t *counts)
 {
     const int64_t alignment = op->segment_alignment;

@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * gating: ids and weights of the top_k experts of each token, by the rules of MOE_GATING_LIST.
- * Moves: E logits in, top_k ids and weights out per token; about 20 E FLOPs for softmax and sigmoid. Bound by the
- *   exponentials, or for rules that need only k of them by the scan of the logits.
- * Pipeline: token by token. 1 logits to finite fp32. 2 scores (softmax, sigmoid). 3 choice values: what is compared, with
- *   bias, without the experts of rejected groups. 4 heap of the k best. 5 weights of the chosen, renormalized, scaled.
- * Sums run over eight lanes (expert e in lane e mod 8, ascending) and then in the order of moe_vec8_sum. Softmax without
- *   bias and groups compares logits, not scores: the same order, but exact where scores round to equal values or to zero.
- * Limits: any E; top_k at most the number of experts that take part (E, or those of topk_groups groups).
+ * Moves: E logits in, top_k ids and weights out per token; about 20 E FLOPs for softmax and
+ *   sigmoid. Bound by the exponentials, or for rules that need only k of them by the scan of the
+ *   logits.
+ * Pipeline: token by token. 1 logits to finite fp32. 2 scores (softmax, sigmoid). 3 choice values:
+ *   what is compared, with bias, without the experts of rejected groups. 4 heap of the k best. 5
+ *   weights of the chosen, renormalized, scaled.
+ * Sums run over eight lanes (expert e in lane e mod 8, ascending) and then in the order of
+ *   moe_vec8_sum. Softmax without bias and groups compares logits, not scores: the same order, but
+ *   exact where scores round to equal values or to zero.
+ * Limits: any E; top_k at most the number of experts that take part (E, or those of topk_groups
+ * groups).
  */
 #include "convert.h"
 #include "cpu_ops.h"
@@ -206,7 +210,8 @@ static void choose_experts(const struct moe_op_gating *op, const struct gate *ga
     moe_topk_sort(gate->chosen, op->top_k);
 }
 
-/* One round of the sparse mixer: softmax at `expert`, the largest, over the logits near it but `removed` (-1: none). */
+/* One round of the sparse mixer: softmax at `expert`, the largest, over the logits near it but
+ * `removed` (-1: none). */
 static float mix_sparsely(const struct moe_op_gating *op, const struct gate *gate, int32_t expert,
                           int32_t removed)
 {

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * post_reorder: output[t] = scaling * sum over slots j of weight[t, j] * rows[src2dst[t, j]], + factor[t] * shared[t],
- * + residual[t]; sum_reduce is its case without src2dst and weights: rows lie by token and slot.
- * Moves: T (k + 1) H elements (+ T H each for shared and residual), 2 T k H FLOPs; bound by memory bandwidth.
- * Pipeline: token by token. 1 list the rows that exist, with weights. 2 for 32 columns at a time one chain of fused
- *   multiply-adds over the list, in slot order, in registers. 3 scaling. 4 shared, residual. 5 one rounding.
- * Limits: none on k; rows outside [0, num_rows) count as missing. Output may be residual or shared: a group of columns is
- *   read before it is written.
+ * post_reorder: output[t] = scaling * sum over slots j of weight[t, j] * rows[src2dst[t, j]], +
+ * factor[t] * shared[t], + residual[t]; sum_reduce is its case without src2dst and weights: rows
+ * lie by token and slot. Moves: T (k + 1) H elements (+ T H each for shared and residual), 2 T k H
+ * FLOPs; bound by memory bandwidth. Pipeline: token by token. 1 list the rows that exist, with
+ *   weights. 2 for 32 columns at a time one chain of fused multiply-adds over the list, in slot
+ *   order, in registers. 3 scaling. 4 shared, residual. 5 one rounding.
+ * Limits: none on k; rows outside [0, num_rows) count as missing. Output may be residual or shared:
+ *   a group of columns is read before it is written.
  */
 #include "convert.h"
 #include "cpu_ops.h"
@@ -101,7 +102,8 @@ static inline void finish_columns(const struct token *token, int32_t dtype, floa
     }
 }
 
-/* Four groups by name: compilers keep an array of sums in memory unless they unroll the loops over it. */
+/* Four groups by name: compilers keep an array of sums in memory unless they unroll the loops over
+ * it. */
 static inline void combine_wide(const struct token *token, int32_t dtype, float scaling,
                                 int64_t col)
 {

@@ -2,10 +2,11 @@
 /*
  * pre_reorder: rows[src2dst[t, j]] = tokens[t] for every slot j that has a row.
  * Moves: (T + T k) * H elements, no arithmetic; bound by memory bandwidth.
- * Pipeline: token by token. 1 the first copy of a token brings its row into the first-level cache; 2 the
- *   other copies read it from there, so each token leaves memory once.
- * Limits: destinations outside [0, num_rows) are skipped; two slots with one destination leave either's row whole only if
- *   they belong to one token (a destination has one route in every src2dst that ep_preprocess makes).
+ * Pipeline: token by token. 1 the first copy of a token brings its row into the first-level cache;
+ *   2 the other copies read it from there, so each token leaves memory once.
+ * Limits: destinations outside [0, num_rows) are skipped; two slots with one destination leave
+ *   either's row whole only if they belong to one token (a destination has one route in every
+ *   src2dst that ep_preprocess makes).
  */
 #include "convert.h"
 #include "cpu_ops.h"

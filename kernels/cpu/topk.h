@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The k largest of n scores, of equal ones those with the lowest ids, in descending order: a heap of the k best so far with
- * the worst on top. Scores are scanned eight at a time against the top, so that after the first few the common case is one
- * comparison per eight scores; O(n / 8 + k log k log n) for random scores, O(n log k) at worst.
+ * The k largest of n scores, of equal ones those with the lowest ids, in descending order: a heap
+ * of the k best so far with the worst on top. Scores are scanned eight at a time against the top,
+ * so that after the first few the common case is one comparison per eight scores; O(n / 8 + k log k
+ * log n) for random scores, O(n log k) at worst.
  */
 #ifndef MOE_CPU_TOPK_H
 #define MOE_CPU_TOPK_H
@@ -48,8 +49,8 @@ static inline void moe_topk_init(struct moe_topk_entry *heap, int32_t size)
     }
 }
 
-/* Offers scores[begin .. end), finite, with their indices as ids. Calls come in ascending order of ids: then an
- * equal score never displaces one that is in. */
+/* Offers scores[begin .. end), finite, with their indices as ids. Calls come in ascending order of
+ * ids: then an equal score never displaces one that is in. */
 static inline void moe_topk_offer(struct moe_topk_entry *heap, int32_t size, const float *scores,
                                   int32_t begin, int32_t end)
 {

@@ -4,7 +4,8 @@
  * each operation is one IEEE operation per lane (round to nearest even), comparisons and selections
  * are spelled out, and the one thing that hardware leaves open, sign and payload of a NaN
  * that arithmetic makes, is settled when values leave for memory (moe_vec8_canonical). Nothing here
- * reads or changes the floating-point environment: a host that flushes subnormals gets them flushed.
+ * reads or changes the floating-point environment: a host that flushes subnormals gets them
+ * flushed.
  */
 #ifndef MOE_VEC8_H
 #define MOE_VEC8_H
@@ -22,7 +23,8 @@
 
 #define MOE_VEC8_LANES 8
 
-/* Adding this to a float of magnitude below 2^22 rounds it to an integer, which then sits in the low mantissa bits. */
+/* Adding this to a float of magnitude below 2^22 rounds it to an integer, which then sits in the
+ * low mantissa bits. */
 #define MOE_VEC8_ROUNDER 0x1.8p23f
 
 static inline uint32_t moe_float_bits(float value)
@@ -339,8 +341,8 @@ static inline struct moe_vec8 moe_vec8_round(struct moe_vec8 a)
     return moe_vec8_sub(moe_vec8_add(a, rounder), rounder);
 }
 
-/* Every NaN becomes the positive quiet NaN 0x7fc00000: which of two NaNs an operation hands on, and the sign of the NaN
- * that inf - inf makes, are the compiler's and the hardware's choice. */
+/* Every NaN becomes the positive quiet NaN 0x7fc00000: which of two NaNs an operation hands on, and
+ * the sign of the NaN that inf - inf makes, are the compiler's and the hardware's choice. */
 static inline struct moe_vec8 moe_vec8_canonical(struct moe_vec8 a)
 {
     return moe_vec8_select(moe_vec8_is_nan(a), moe_vec8_set1(moe_float_from_bits(0x7fc00000u)), a);

@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Transcendental functions on eight lanes, of our own because a C library picks variants per CPU and bits would differ. All
- * are polynomials of fused multiply-adds; coefficients are interpolations at Chebyshev nodes, rounded to fp32.
- * Largest errors against exact values over the whole range of fp32; bounds are kept by tests/ops/test_kernel_vmath.c:
+ * Transcendental functions on eight lanes, of our own because a C library picks variants per CPU
+ * and bits would differ. All are polynomials of fused multiply-adds; coefficients are
+ * interpolations at Chebyshev nodes, rounded to fp32. Largest errors against exact values over the
+ * whole range of fp32; bounds are kept by tests/ops/test_kernel_vmath.c:
  *   exp         1.05 ulp;   0 below -103.98, inf above 88.73
  *   logistic    2.3 ulp
  *   normal_cdf  5 ulp
- * Subnormal results are rounded twice: half a unit of 2^-149 more (and 0 if the host flushes subnormals). NaN gives NaN.
- * The tanh form of gelu needs no tanh: (1 + tanh(z)) / 2 is logistic(2 z), which does not cancel.
+ * Subnormal results are rounded twice: half a unit of 2^-149 more (and 0 if the host flushes
+ * subnormals). NaN gives NaN. The tanh form of gelu needs no tanh: (1 + tanh(z)) / 2 is logistic(2
+ * z), which does not cancel.
  */
 #ifndef MOE_VMATH_H
 #define MOE_VMATH_H
 
 #include "vec8.h"
 
-/* One step of Horner's rule. The polynomials below are written out: compilers leave a loop over coefficients a loop. */
+/* One step of Horner's rule. The polynomials below are written out: compilers leave a loop over
+ * coefficients a loop. */
 static inline struct moe_vec8 moe_vmath_step(struct moe_vec8 sum, struct moe_vec8 x,
                                              float coefficient)
 {
@@ -51,8 +54,9 @@ static inline struct moe_vec8 moe_vmath_logistic(struct moe_vec8 x)
 }
 
 /*
- * Phi(x) = (1 + erf(x / sqrt 2)) / 2 without the cancellation for negative x: with a = |x| the tail is
- * Phi(-a) = e^(-a^2 / 2) R(a), and (1 + 1.4 a) R(a) is a polynomial in (a - 3.5) / (a + 3.5) to 5e-8.
+ * Phi(x) = (1 + erf(x / sqrt 2)) / 2 without the cancellation for negative x: with a = |x| the tail
+ * is Phi(-a) = e^(-a^2 / 2) R(a), and (1 + 1.4 a) R(a) is a polynomial in (a - 3.5) / (a + 3.5) to
+ * 5e-8.
  */
 static inline struct moe_vec8 moe_vmath_normal_cdf(struct moe_vec8 x)
 {

@@ -21,7 +21,8 @@ enum filtering {
     NUM_FILTERINGS
 };
 
-/* Valid entries around the map: an id that is used without a check is not filtered, and that shows. */
+/* Valid entries around the map: an id that is used without a check is not filtered, and that
+ * shows. */
 enum { MAP_MARGIN = 16 };
 
 struct kernel_routes {
@@ -60,7 +61,8 @@ static inline void kernel_make_ids(struct support_random *random, struct kernel_
     }
 }
 
-/* Every third expert is elsewhere, one entry is beyond the local experts, the rest are numbered backwards. */
+/* Every third expert is elsewhere, one entry is beyond the local experts, the rest are numbered
+ * backwards. */
 static inline void kernel_make_map(struct kernel_routes *routes)
 {
     const int64_t num_local = (routes->num_experts + 2) / 3 * 2;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Runs a CPU kernel directly, without plan or pool: in every built instruction set that this machine has, with every
- * block size that tiles.def has for the operation and one that it has not, tasks in a scrambled order, scratch guarded
- * and poisoned before each task.
+ * Runs a CPU kernel directly, without plan or pool: in every built instruction set that this
+ * machine has, with every block size that tiles.def has for the operation and one that it has not,
+ * tasks in a scrambled order, scratch guarded and poisoned before each task.
  */
 #ifndef MOE_TESTS_KERNEL_RUN_H
 #define MOE_TESTS_KERNEL_RUN_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* activation: against the reference for every function, layout and type; the same bits in every instruction set, block
- * size and layout, for every bf16 gate; in place. */
+/* activation: against the reference for every function, layout and type; the same bits in every
+ * instruction set, block size and layout, for every bf16 gate; in place. */
 #include "kernel_run.h"
 
 #include <math.h>
@@ -111,7 +111,8 @@ static void expect(const struct act_case *test, const void *input, double *expec
             const double up = ref_load(test->in, input, gate_at + test->columns.up_offset);
             const double value = ref_activate(&activation, gate, up);
             expected[r * test->inter + i] = value;
-            /* The reference's 1 + erf and 1 + tanh cancel for negative arguments; the kernel has neither. */
+            /* The reference's 1 + erf and 1 + tanh cancel for negative arguments; the kernel has
+             * neither. */
             tolerances[r * test->inter + i] =
                 functions[test->function].rel_tolerance * fabs(value) +
                 (cancels ? 1e-14 : 0x1p-147) + ref_rounding_tolerance(test->out, value);
@@ -209,8 +210,8 @@ static void grid_matches_reference(void **state)
     support_grid_finish(&grid);
 }
 
-/* Every bf16 gate, NaN, infinities and subnormals included, with ups from all over, into every type: the instruction
- * sets agree. */
+/* Every bf16 gate, NaN, infinities and subnormals included, with ups from all over, into every
+ * type: the instruction sets agree. */
 static void every_gate_gives_the_same_bits(void **state)
 {
     (void)state;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* align_block_size: every output bit for bit against the reference, for hostile ids, both filter modes and tight capacities. */
+/* align_block_size: every output bit for bit against the reference, for hostile ids, both filter
+ * modes and tight capacities. */
 #include "kernel_routes.h"
 
 static const int64_t token_counts[] = {0, 1, 2, 17, 64, 1000};

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Loads and stores of fp32, fp16 and bf16 through the identity activation, bit for bit against the reference's
- * conversions: every 16-bit pattern, fp32 patterns from all over, and every tie and its neighbours. */
+/* Loads and stores of fp32, fp16 and bf16 through the identity activation, bit for bit against the
+ * reference's conversions: every 16-bit pattern, fp32 patterns from all over, and every tie and its
+ * neighbours. */
 #include "kernel_run.h"
 
 #include <math.h>

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ep_preprocess: every output bit for bit against the reference; optional outputs one by one left out. */
+/* ep_preprocess: every output bit for bit against the reference; optional outputs one by one left
+ * out. */
 #include "kernel_routes.h"
 
 static const int64_t token_counts[] = {0, 1, 2, 17, 64, 1000};

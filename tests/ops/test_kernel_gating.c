@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* gating: ids and weights against the reference wherever the choice is not a near tie, and the same bits in every
- * instruction set and block size; ties, NaN and infinities by hand. */
+/* gating: ids and weights against the reference wherever the choice is not a near tie, and the same
+ * bits in every instruction set and block size; ties, NaN and infinities by hand. */
 #include "kernel_run.h"
 
 #include <float.h>

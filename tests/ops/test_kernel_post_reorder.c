@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* post_reorder and its case sum_reduce: against the reference within the bound of an fp32 chain, and the same bits in every
- * instruction set and block size; in place on residual and shared; NaN and infinities. */
+/* post_reorder and its case sum_reduce: against the reference within the bound of an fp32 chain,
+ * and the same bits in every instruction set and block size; in place on residual and shared; NaN
+ * and infinities. */
 #include "kernel_run.h"
 
 #include <math.h>
@@ -263,7 +264,8 @@ static void grid_matches_reference(void **state)
     support_grid_finish(&grid);
 }
 
-/* The order of the chain: 2^24, then 1 twice, in slot order loses both ones, in any other order it does not. */
+/* The order of the chain: 2^24, then 1 twice, in slot order loses both ones, in any other order it
+ * does not. */
 static void slots_are_added_in_order(void **state)
 {
     (void)state;

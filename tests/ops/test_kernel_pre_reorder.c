@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pre_reorder: rows bit for bit the tokens they came from, every other byte untouched, destinations out of range skipped. */
+/* pre_reorder: rows bit for bit the tokens they came from, every other byte untouched, destinations
+ * out of range skipped. */
 #include "kernel_run.h"
 
 static const int64_t token_counts[] = {0, 1, 2, 17, 64, 300};

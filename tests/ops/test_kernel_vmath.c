@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The portable lane functions against the C library in double, over the whole range of fp32. That the AVX2 build gives the
- * same bits is test_kernel_activation's and test_kernel_convert's matter. */
+/* The portable lane functions against the C library in double, over the whole range of fp32. That
+ * the AVX2 build gives the same bits is test_kernel_activation's and test_kernel_convert's matter.
+ */
 #include "vmath.h"
 
 #include <math.h>
