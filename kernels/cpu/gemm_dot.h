@@ -22,8 +22,7 @@ enum {
     GEMM_CHANNELS = 8,    /* channels per call of gemm_dot_rows */
     GEMM_LINE_BYTES = 64, /* cache line */
     GEMM_PREFETCH_L2 = 2, /* locality of __builtin_prefetch */
-    GEMM_STREAM_ROWS =
-        6, /* up to that many rows are faster streamed, the second three from the first level cache */
+    GEMM_STREAM_ROWS = 6, /* up to that many rows are streamed: converting twice beats packing */
 };
 
 /* Up to eight channels of weights, each contiguous along k. */
@@ -34,12 +33,47 @@ struct gemm_channels {
     int64_t prefetch_bytes; /* distance to what is needed later; 0: nothing to fetch ahead */
 };
 
+/* Rows of fp32 inputs, `pitch` floats apart, and their sums: eight lanes per channel, rows acc_pitch floats apart. */
+struct gemm_rows {
+    int64_t count;
+    const float *a;
+    int64_t pitch;
+    float *acc;
+    int64_t acc_pitch;
+};
+
 /* A channel past the end repeats the last one. */
 static inline const unsigned char *gemm_channel_at(const struct gemm_channels *channels,
                                                    int64_t channel)
 {
     return channels->from +
            (channel < channels->count ? channel : channels->count - 1) * channels->channel_bytes;
+}
+
+/*
+ * Memory that is needed soon: num_runs runs of run_bytes, `stride` bytes apart. It is fetched into the second level cache a few lines
+ * per register tile, so that the arithmetic of one chunk hides the reads of the next.
+ */
+struct gemm_fetch {
+    const unsigned char *run;
+    int64_t run_bytes;
+    int64_t stride;
+    int64_t num_runs;
+    int64_t offset; /* within the run */
+    int64_t lines_per_tile;
+};
+
+static inline void gemm_fetch_lines(struct gemm_fetch *fetch)
+{
+    for (int64_t line = 0; line < fetch->lines_per_tile && fetch->num_runs > 0; line++) {
+        __builtin_prefetch(fetch->run + fetch->offset, 0, GEMM_PREFETCH_L2);
+        fetch->offset += GEMM_LINE_BYTES;
+        if (fetch->offset >= fetch->run_bytes) {
+            fetch->offset = 0;
+            fetch->run += fetch->stride;
+            fetch->num_runs--;
+        }
+    }
 }
 
 /* ---- streaming ---- */
@@ -111,28 +145,27 @@ static inline int64_t gemm_next_rows(int64_t num_left)
 }
 
 GEMM_INLINE void gemm_stream_typed(int32_t dtype, const struct gemm_channels *channels, int64_t k,
-                                   const float *a, int64_t pitch, int64_t num_rows, float *acc,
-                                   int64_t acc_pitch)
+                                   const struct gemm_rows *rows)
 {
     for (int64_t channel = 0; channel < channels->count; channel += 2) {
         const unsigned char *w0 = gemm_channel_at(channels, channel);
         const unsigned char *w1 = gemm_channel_at(channels, channel + 1);
         int64_t prefetch_bytes = channels->prefetch_bytes;
-        for (int64_t row = 0; row < num_rows;) {
-            const int64_t rows = gemm_next_rows(num_rows - row);
-            const float *tile_a = a + row * pitch;
-            float *tile_acc = acc + row * acc_pitch + channel * MOE_VEC8_LANES;
-            if (rows == 1) {
-                gemm_stream_tile(1, dtype, w0, w1, prefetch_bytes, k, tile_a, pitch, tile_acc,
-                                 acc_pitch);
-            } else if (rows == 2) {
-                gemm_stream_tile(2, dtype, w0, w1, prefetch_bytes, k, tile_a, pitch, tile_acc,
-                                 acc_pitch);
+        for (int64_t row = 0; row < rows->count;) {
+            const int64_t num_rows = gemm_next_rows(rows->count - row);
+            const float *a = rows->a + row * rows->pitch;
+            float *acc = rows->acc + row * rows->acc_pitch + channel * MOE_VEC8_LANES;
+            if (num_rows == 1) {
+                gemm_stream_tile(1, dtype, w0, w1, prefetch_bytes, k, a, rows->pitch, acc,
+                                 rows->acc_pitch);
+            } else if (num_rows == 2) {
+                gemm_stream_tile(2, dtype, w0, w1, prefetch_bytes, k, a, rows->pitch, acc,
+                                 rows->acc_pitch);
             } else {
-                gemm_stream_tile(3, dtype, w0, w1, prefetch_bytes, k, tile_a, pitch, tile_acc,
-                                 acc_pitch);
+                gemm_stream_tile(3, dtype, w0, w1, prefetch_bytes, k, a, rows->pitch, acc,
+                                 rows->acc_pitch);
             }
-            row += rows;
+            row += num_rows;
             prefetch_bytes = 0;
         }
     }
@@ -199,26 +232,27 @@ GEMM_INLINE void gemm_cached_tile(int num_rows, const float *const w[4], int64_t
     }
 }
 
-static inline void gemm_cached(const struct gemm_channels *channels, int64_t k, const float *a,
-                               int64_t pitch, int64_t num_rows, float *acc, int64_t acc_pitch)
+static inline void gemm_cached(const struct gemm_channels *channels, int64_t k,
+                               const struct gemm_rows *rows, struct gemm_fetch *fetch)
 {
     for (int64_t channel = 0; channel < channels->count; channel += 4) {
         const float *w[4];
         for (int c = 0; c < 4; c++) {
             w[c] = (const float *)(const void *)gemm_channel_at(channels, channel + c);
         }
-        for (int64_t row = 0; row < num_rows;) {
-            const int64_t rows = gemm_next_rows(num_rows - row);
-            const float *tile_a = a + row * pitch;
-            float *tile_acc = acc + row * acc_pitch + channel * MOE_VEC8_LANES;
-            if (rows == 1) {
-                gemm_cached_tile(1, w, k, tile_a, pitch, tile_acc, acc_pitch);
-            } else if (rows == 2) {
-                gemm_cached_tile(2, w, k, tile_a, pitch, tile_acc, acc_pitch);
+        for (int64_t row = 0; row < rows->count;) {
+            const int64_t num_rows = gemm_next_rows(rows->count - row);
+            const float *a = rows->a + row * rows->pitch;
+            float *acc = rows->acc + row * rows->acc_pitch + channel * MOE_VEC8_LANES;
+            if (num_rows == 1) {
+                gemm_cached_tile(1, w, k, a, rows->pitch, acc, rows->acc_pitch);
+            } else if (num_rows == 2) {
+                gemm_cached_tile(2, w, k, a, rows->pitch, acc, rows->acc_pitch);
             } else {
-                gemm_cached_tile(3, w, k, tile_a, pitch, tile_acc, acc_pitch);
+                gemm_cached_tile(3, w, k, a, rows->pitch, acc, rows->acc_pitch);
             }
-            row += rows;
+            gemm_fetch_lines(fetch);
+            row += num_rows;
         }
     }
 }
@@ -226,31 +260,28 @@ static inline void gemm_cached(const struct gemm_channels *channels, int64_t k, 
 /* ---- any ---- */
 
 static inline void gemm_dot_whole(int32_t dtype, const struct gemm_channels *channels, int64_t k,
-                                  const float *a, int64_t pitch, int64_t num_rows, float *acc,
-                                  int64_t acc_pitch)
+                                  const struct gemm_rows *rows, struct gemm_fetch *fetch)
 {
     if (dtype == MOE_DTYPE_BF16) {
-        gemm_stream_typed(MOE_DTYPE_BF16, channels, k, a, pitch, num_rows, acc, acc_pitch);
+        gemm_stream_typed(MOE_DTYPE_BF16, channels, k, rows);
     } else if (dtype == MOE_DTYPE_FP16) {
-        gemm_stream_typed(MOE_DTYPE_FP16, channels, k, a, pitch, num_rows, acc, acc_pitch);
-    } else if (num_rows <= GEMM_STREAM_ROWS) {
-        gemm_stream_typed(MOE_DTYPE_FP32, channels, k, a, pitch, num_rows, acc, acc_pitch);
+        gemm_stream_typed(MOE_DTYPE_FP16, channels, k, rows);
+    } else if (rows->count <= GEMM_STREAM_ROWS) {
+        gemm_stream_typed(MOE_DTYPE_FP32, channels, k, rows);
     } else {
-        gemm_cached(channels, k, a, pitch, num_rows, acc, acc_pitch);
+        gemm_cached(channels, k, rows, fetch);
     }
 }
 
 /*
- * acc[row][channel][lane] += products of `k` columns: num_rows rows of fp32 `a` (pitch floats apart, zeros up to a
- * multiple of 8) and up to eight channels of `dtype`. acc rows are acc_pitch floats apart, channels 8. Nothing is read beyond
- * column k of a channel.
+ * acc[row][channel][lane] += products of `k` columns. The inputs hold zeros up to a multiple of 8 columns; nothing is read
+ * beyond column k of a channel.
  */
 static inline void gemm_dot_rows(int32_t dtype, const struct gemm_channels *channels, int64_t k,
-                                 const float *a, int64_t pitch, int64_t num_rows, float *acc,
-                                 int64_t acc_pitch)
+                                 const struct gemm_rows *rows, struct gemm_fetch *fetch)
 {
     const int64_t whole = k / MOE_VEC8_LANES * MOE_VEC8_LANES;
-    gemm_dot_whole(dtype, channels, whole, a, pitch, num_rows, acc, acc_pitch);
+    gemm_dot_whole(dtype, channels, whole, rows, fetch);
     if (whole < k) {
         /* The last columns as a step of eight, with zeros behind them. */
         float last[GEMM_CHANNELS * MOE_VEC8_LANES];
@@ -262,7 +293,9 @@ static inline void gemm_dot_rows(int32_t dtype, const struct gemm_channels *chan
         }
         const struct gemm_channels step = {(const unsigned char *)last,
                                            MOE_VEC8_LANES * sizeof(float), channels->count, 0};
-        gemm_cached(&step, MOE_VEC8_LANES, a + whole, pitch, num_rows, acc, acc_pitch);
+        struct gemm_rows rest = *rows;
+        rest.a += whole;
+        gemm_cached(&step, MOE_VEC8_LANES, &rest, fetch);
     }
 }
 

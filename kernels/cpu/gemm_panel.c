@@ -105,23 +105,74 @@ static void pack_inputs(const struct moe_op_gemm *op, const struct moe_gemm_scra
     }
 }
 
+/*
+ * What is packed after the chunk [first_k, first_k + k) of `matrix`: the same columns of the other matrix, the next columns, or
+ * the first ones of the next block. Nothing (num_runs 0) where the strides leave no contiguous runs.
+ */
+static struct gemm_fetch plan_fetch(const struct moe_gemm_block *block,
+                                    const struct moe_gemm_scratch *scratch, int32_t matrix,
+                                    int64_t num_rows, int64_t first_k, int64_t k)
+{
+    const struct moe_op_gemm *op = block->op;
+    struct gemm_fetch fetch = {0};
+    int64_t channel = block->first;
+    if (matrix + 1 < op->num_matrices) {
+        matrix++;
+    } else {
+        matrix = 0;
+        first_k += k;
+    }
+    if (first_k >= op->k) {
+        first_k = 0;
+        channel += block->block_n;
+    }
+    if (channel >= op->n) {
+        return fetch;
+    }
+    const struct moe_operand *weight = &op->weight[matrix];
+    const int64_t element_bytes = moe_convert_element_bytes(weight->dtype);
+    const int64_t num_channels =
+        op->n - channel < block->block_n ? op->n - channel : block->block_n;
+    const int64_t num_columns =
+        op->k - first_k < scratch->k_chunk ? op->k - first_k : scratch->k_chunk;
+    fetch.run = operand_at(weight, block->expert, channel, first_k);
+    if (weight->col_stride == 1) {
+        fetch.num_runs = num_channels;
+        fetch.stride = weight->row_stride * element_bytes;
+        fetch.run_bytes = num_columns * element_bytes;
+    } else if (weight->row_stride == 1 || weight->row_stride == 2) {
+        fetch.num_runs = num_columns;
+        fetch.stride = weight->col_stride * element_bytes;
+        fetch.run_bytes = num_channels * weight->row_stride * element_bytes;
+    }
+    const int64_t num_lines = fetch.num_runs * (fetch.run_bytes / GEMM_LINE_BYTES + 1);
+    const int64_t num_tiles = ((num_rows + 2) / 3) * ((block->count + 3) / 4);
+    fetch.lines_per_tile = num_lines / num_tiles + 1;
+    return fetch;
+}
+
 /* Advance the sums of one matrix by the columns [first_k, first_k + k). */
 static void advance_matrix(const struct moe_gemm_block *block,
                            const struct moe_gemm_scratch *scratch, int32_t matrix, int64_t num_rows,
                            int64_t first_k, int64_t k)
 {
     const struct moe_operand *weight = &block->op->weight[matrix];
-    const int64_t acc_pitch = block->block_n * MOE_VEC8_LANES;
-    float *acc = scratch->acc + matrix * block->block_m * acc_pitch;
+    struct gemm_rows rows = {.count = num_rows,
+                             .a = scratch->inputs,
+                             .pitch = scratch->pitch,
+                             .acc_pitch = block->block_n * MOE_VEC8_LANES};
+    float *acc = scratch->acc + matrix * block->block_m * rows.acc_pitch;
 
     int32_t dtype = weight->dtype;
     const void *from = operand_at(weight, block->expert, block->first, first_k);
     int64_t channel_stride = weight->row_stride;
     int64_t num_fetchable = block->op->n - block->first; /* channels from here on */
+    struct gemm_fetch fetch = {0};
     if (weight->col_stride != 1 || (num_rows > GEMM_STREAM_ROWS && dtype != MOE_DTYPE_FP32)) {
         const struct gemm_weight_block packed = {
             from, dtype, weight->row_stride, weight->col_stride, block->count, num_fetchable, k};
         gemm_pack_weights(scratch->weights, scratch->pitch, &packed);
+        fetch = plan_fetch(block, scratch, matrix, num_rows, first_k, k);
         dtype = MOE_DTYPE_FP32;
         from = scratch->weights;
         channel_stride = scratch->pitch;
@@ -138,8 +189,8 @@ static void advance_matrix(const struct moe_gemm_block *block,
         channels.count = left < GEMM_CHANNELS ? left : GEMM_CHANNELS;
         channels.prefetch_bytes =
             n + 2 * GEMM_CHANNELS <= num_fetchable ? GEMM_CHANNELS * channel_bytes : 0;
-        gemm_dot_rows(dtype, &channels, k, scratch->inputs, scratch->pitch, num_rows,
-                      acc + n * MOE_VEC8_LANES, acc_pitch);
+        rows.acc = acc + n * MOE_VEC8_LANES;
+        gemm_dot_rows(dtype, &channels, k, &rows, &fetch);
     }
 }
 
