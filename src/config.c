@@ -83,14 +83,14 @@ static int32_t read_built_in(struct making *making)
 {
     MOE_TRY(begin_layer(making, BUILT_IN_NAME, strlen(BUILT_IN_NAME)));
     for (size_t i = 0; i < moe_num_profiles; i++) {
-        size_t prefix_bytes = strlen(BUILT_IN_NAME "/");
-        size_t name_bytes = strlen(moe_profiles[i].name);
-        char *file = moe_arena_alloc(&making->config->arena, prefix_bytes + name_bytes + 1);
+        static const char prefix[] = BUILT_IN_NAME "/";
+        size_t name_bytes = strlen(moe_profiles[i].name) + 1;
+        char *file = moe_arena_alloc(&making->config->arena, sizeof(prefix) + name_bytes);
         if (file == NULL) {
             return MOE_STATUS_OUT_OF_MEMORY;
         }
-        memcpy(file, BUILT_IN_NAME "/", prefix_bytes);
-        memcpy(file + prefix_bytes, moe_profiles[i].name, name_bytes);
+        memcpy(file, prefix, sizeof(prefix));
+        memcpy(file + sizeof(prefix) - 1, moe_profiles[i].name, name_bytes);
         making->parse.file = file;
         making->report.file = file;
         MOE_TRY(read_text(making, moe_profiles[i].text, moe_profiles[i].text_bytes));

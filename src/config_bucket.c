@@ -296,12 +296,13 @@ static bool read_ops(struct moe_config_parse *parse, const struct moe_tree_node 
             good = false;
             continue;
         }
-        const struct moe_rule_op *from =
-            op == MOE_OP_GEMM2 && gemm1 != NULL ? &bucket->ops[MOE_OP_GEMM1] : NULL;
-        if (from != NULL && !gemm1_good) {
+        bool inherits = op == MOE_OP_GEMM2 && gemm1 != NULL;
+        if (inherits && !gemm1_good) {
             continue; /* what it inherits is not known */
         }
-        good = read_op(parse, &node->children[i], op, from, &bucket->ops[op]) && good;
+        good = read_op(parse, &node->children[i], op, inherits ? &bucket->ops[MOE_OP_GEMM1] : NULL,
+                       &bucket->ops[op]) &&
+               good;
     }
     return good;
 }

@@ -278,7 +278,7 @@ static bool read_range(const struct reading *reading)
 
 static bool read_multiple(const struct reading *reading)
 {
-    double divisor;
+    double divisor = 0.0;
     if (!read_number(reading, reading->node->text + 1, reading->node->text_bytes - 1, &divisor)) {
         return false;
     }

@@ -38,7 +38,8 @@ static bool wants(const struct making *making, int32_t op)
 
 static int32_t no_memory(struct moe_error *error)
 {
-    return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no memory for the table of tiles");
+    moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no memory for the table of tiles");
+    return MOE_STATUS_OUT_OF_MEMORY;
 }
 
 void moe_dispatch_describe_device(const struct moe_device *device, char *text, size_t text_bytes)

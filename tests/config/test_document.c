@@ -133,7 +133,7 @@ static void match_keys_are_those_of_the_parser(void **state)
             fail_msg("match key %s is not described", moe_match_keys[key].name);
         }
         /* The last cell lists the forms of the key's row. */
-        const char *end = strchr(start + 1, '\n');
+        const char *end = start + 1 + strcspn(start + 1, "\n");
         const char *cell = end - 2;
         while (*cell != '|') {
             cell--;
