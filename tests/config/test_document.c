@@ -131,6 +131,7 @@ static void match_keys_are_those_of_the_parser(void **state)
         const char *start = strstr(text, row);
         if (start == NULL || start > forms) {
             fail_msg("match key %s is not described", moe_match_keys[key].name);
+            return;
         }
         /* The last cell lists the forms of the key's row. */
         const char *end = start + 1 + strcspn(start + 1, "\n");
