@@ -154,6 +154,7 @@ uint64_t moe_cpu_op_scratch(const struct moe_plan *plan, int32_t op, const struc
         struct moe_op_gating gating = {.num_experts = problem->num_experts_global,
                                        .top_k = problem->top_k,
                                        .num_groups = problem->num_groups,
+                                       .topk_groups = problem->topk_groups,
                                        .num_appended = problem->num_appended_experts};
         return kernels->gating.scratch_bytes(&gating, tile);
     }
