@@ -365,8 +365,8 @@ struct moe_recipe {
 };
 
 /* Flags of moe_problem. ROUTER_WEIGHT_ON_INPUT: the weight multiplies GEMM1's accumulator, not the
- * output. CORRECTION_BIAS: fp32 [E], added to scores for the choice only. SHARED_SIGMOID: the shared
- * expert's output is multiplied by sigma(x . w). */
+ * output. CORRECTION_BIAS: fp32 [E], added to scores for the choice only. SHARED_SIGMOID: the
+ * shared expert's output is multiplied by sigma(x . w). */
 #define MOE_PROBLEM_UNGATED                1u /* experts have up and down only */
 #define MOE_PROBLEM_RENORMALIZE            2u /* gating divides the weights by their sum */
 #define MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT 4u

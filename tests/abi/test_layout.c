@@ -194,8 +194,10 @@ static int count_definitions(const char *header, const char *prefix, enum abi_la
         const char *name = line + strlen(prefix);
         size_t name_bytes = strspn(name, name_characters);
         const char *rest = name + name_bytes;
-        bool defines = kind == ABI_LAYOUT_STRUCT ? strncmp(rest, " {", 2) == 0
-                                                 : *rest == ' ' && rest[1] >= '0' && rest[1] <= '9';
+        const char *value = rest + strspn(rest, " ");
+        bool defines = kind == ABI_LAYOUT_STRUCT
+                           ? strncmp(rest, " {", 2) == 0
+                           : value > rest && *value >= '0' && *value <= '9';
         if (!defines) {
             continue;
         }
