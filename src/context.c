@@ -162,8 +162,7 @@ int32_t moe_context_create(const struct moe_host *host, const struct moe_context
     }
     const struct moe_backend *backend = moe_backend_find(own_options.backend);
     if (backend == NULL) {
-        return moe_error_set(error, MOE_STATUS_UNAVAILABLE, "context options: backend %d: %s",
-                             own_options.backend, moe_device_absence(own_options.backend));
+        return moe_device_refuse_backend(own_options.backend, error);
     }
     moe_memory_init(&memory, &own_host);
     struct moe_context *context = moe_memory_alloc(&memory, sizeof(*context));

@@ -53,12 +53,24 @@ const char *moe_device_absence(int32_t backend)
     return "no such backend; backend_info lists those that this plugin knows";
 }
 
+int32_t moe_device_refuse_backend(int32_t backend, struct moe_error *error)
+{
+#define BACKEND_CHOICE(constant, value, name) ", " name
+    static const char choices[] = MOE_BACKEND_LIST(BACKEND_CHOICE);
+#undef BACKEND_CHOICE
+    if (backend < MOE_BACKEND_AUTO || backend > MOE_BACKEND_CUDA) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "backend %d is none of MOE_BACKEND_LIST: %s", backend, choices + 2);
+    }
+    return moe_error_set(error, MOE_STATUS_UNAVAILABLE, "%s", moe_device_absence(backend));
+}
+
 int32_t moe_device_probe(int32_t backend, int32_t ordinal, struct moe_device *out,
                          struct moe_error *error)
 {
     const struct moe_backend *found = moe_backend_find(backend);
     if (found == NULL) {
-        return moe_error_set(error, MOE_STATUS_UNAVAILABLE, "%s", moe_device_absence(backend));
+        return moe_device_refuse_backend(backend, error);
     }
     struct moe_device device;
     MOE_INIT(device);
@@ -129,6 +141,10 @@ int32_t moe_device_read(struct moe_device *own, const struct moe_device *caller,
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "device.backend is %d; it must be cpu (%d) or cuda (%d)", own->backend,
                              MOE_BACKEND_CPU, MOE_BACKEND_CUDA);
+    }
+    if (own->reserved != 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "device.reserved is %d; it must be 0", own->reserved);
     }
     if (memchr(own->isa, '\0', sizeof(own->isa)) == NULL ||
         memchr(own->name, '\0', sizeof(own->name)) == NULL) {

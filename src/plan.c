@@ -303,6 +303,10 @@ int32_t moe_plan_explain(const struct moe_context *context, const struct moe_dev
     MOE_TRY(moe_problem_expand_ops(&own_problem, 0, &ops, error));
     MOE_TRY(moe_problem_check(&own_problem, ops, error));
     MOE_TRY(MOE_STRUCT_READ(&own_sink, sink, moe_explain_sink, error));
+    if (own_sink.flags != 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "explain sink: flags is 0x%x; no flag is defined", own_sink.flags);
+    }
     struct moe_config *config =
         moe_context_take_config((struct moe_context *)(uintptr_t)context, &generation);
     int32_t status = moe_explain(&context->memory, config, &own_device, &own_problem,

@@ -327,16 +327,16 @@ int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struc
     if (uses(ops, gemms | moves | router | quantize)) {
         MOE_TRY(check_dimension("hidden", problem->hidden, 1, DIMENSION_LIMIT, error));
     }
+    if (uses(ops, gemms | moves | router | activation | quantize)) {
+        MOE_TRY(check_dtype("tokens.dtype", problem->tokens.dtype, error));
+        MOE_TRY(check_dtype("output_dtype", problem->output_dtype, error));
+    }
     if (uses(ops, gemms | activation)) {
         MOE_TRY(check_dimension("inter", problem->inter, 1, DIMENSION_LIMIT, error));
         MOE_TRY(check_activation(problem, error));
         MOE_TRY(check_dtype("intermediate.dtype", problem->intermediate.dtype, error));
     }
     MOE_TRY(check_dimension("shared_inter", problem->shared_inter, 0, DIMENSION_LIMIT, error));
-    if (uses(ops, gemms | moves | router | activation | quantize)) {
-        MOE_TRY(check_dtype("tokens.dtype", problem->tokens.dtype, error));
-        MOE_TRY(check_dtype("output_dtype", problem->output_dtype, error));
-    }
     if (uses(ops, gemms)) {
         MOE_TRY(check_dtype("gate_up.dtype", problem->gate_up.dtype, error));
         MOE_TRY(check_dtype("down.dtype", problem->down.dtype, error));
