@@ -13,10 +13,9 @@
 #define MOE_GEMM_DOT_H
 
 #include "convert.h"
+#include "gemm_pack.h"
 
 #include <stdint.h>
-
-#define GEMM_INLINE static inline __attribute__((always_inline))
 
 enum {
     GEMM_CHANNELS = 8,    /* channels per call of gemm_dot_rows */
@@ -251,51 +250,61 @@ static inline void gemm_cached(const struct gemm_channels *channels, int64_t k,
             } else {
                 gemm_cached_tile(3, w, k, a, rows->pitch, acc, rows->acc_pitch);
             }
-            gemm_fetch_lines(fetch);
+            if (fetch) {
+                gemm_fetch_lines(fetch);
+            }
             row += num_rows;
         }
     }
 }
 
-/* ---- any ---- */
+/* ---- both, with the last columns ---- */
 
-static inline void gemm_dot_whole(int32_t dtype, const struct gemm_channels *channels, int64_t k,
-                                  const struct gemm_rows *rows, struct gemm_fetch *fetch)
+/* The columns from `whole` to k as a step of eight with zeros behind them. */
+static inline void gemm_dot_last(int32_t dtype, const struct gemm_channels *channels, int64_t whole,
+                                 int64_t k, const struct gemm_rows *rows)
 {
-    if (dtype == MOE_DTYPE_BF16) {
-        gemm_stream_typed(MOE_DTYPE_BF16, channels, k, rows);
-    } else if (dtype == MOE_DTYPE_FP16) {
-        gemm_stream_typed(MOE_DTYPE_FP16, channels, k, rows);
-    } else if (rows->count <= GEMM_STREAM_ROWS) {
-        gemm_stream_typed(MOE_DTYPE_FP32, channels, k, rows);
-    } else {
-        gemm_cached(channels, k, rows, fetch);
+    float last[GEMM_CHANNELS * MOE_VEC8_LANES];
+    for (int64_t c = 0; c < channels->count; c++) {
+        const unsigned char *at =
+            gemm_channel_at(channels, c) + whole * moe_convert_element_bytes(dtype);
+        moe_vec8_store(last + c * MOE_VEC8_LANES, moe_convert_load_partial(at, dtype, k - whole));
     }
+    const struct gemm_channels step = {(const unsigned char *)last, MOE_VEC8_LANES * sizeof(float),
+                                       channels->count, 0};
+    struct gemm_rows rest = *rows;
+    rest.a += whole;
+    gemm_cached(&step, MOE_VEC8_LANES, &rest, NULL);
 }
 
 /*
- * acc[row][channel][lane] += products of `k` columns. The inputs hold zeros up to a multiple of 8 columns; nothing is read
- * beyond column k of a channel.
+ * acc[row][channel][lane] += products of `k` columns, for weights of any dtype. The inputs hold zeros up to a multiple
+ * of 8 columns; nothing is read beyond column k of a channel.
  */
-static inline void gemm_dot_rows(int32_t dtype, const struct gemm_channels *channels, int64_t k,
-                                 const struct gemm_rows *rows, struct gemm_fetch *fetch)
+static inline void gemm_dot_streamed(int32_t dtype, const struct gemm_channels *channels, int64_t k,
+                                     const struct gemm_rows *rows)
 {
     const int64_t whole = k / MOE_VEC8_LANES * MOE_VEC8_LANES;
-    gemm_dot_whole(dtype, channels, whole, rows, fetch);
+    if (dtype == MOE_DTYPE_BF16) {
+        gemm_stream_typed(MOE_DTYPE_BF16, channels, whole, rows);
+    } else if (dtype == MOE_DTYPE_FP16) {
+        gemm_stream_typed(MOE_DTYPE_FP16, channels, whole, rows);
+    } else {
+        gemm_stream_typed(MOE_DTYPE_FP32, channels, whole, rows);
+    }
     if (whole < k) {
-        /* The last columns as a step of eight, with zeros behind them. */
-        float last[GEMM_CHANNELS * MOE_VEC8_LANES];
-        for (int64_t c = 0; c < channels->count; c++) {
-            const unsigned char *at =
-                gemm_channel_at(channels, c) + whole * moe_convert_element_bytes(dtype);
-            moe_vec8_store(last + c * MOE_VEC8_LANES,
-                           moe_convert_load_partial(at, dtype, k - whole));
-        }
-        const struct gemm_channels step = {(const unsigned char *)last,
-                                           MOE_VEC8_LANES * sizeof(float), channels->count, 0};
-        struct gemm_rows rest = *rows;
-        rest.a += whole;
-        gemm_cached(&step, MOE_VEC8_LANES, &rest, fetch);
+        gemm_dot_last(dtype, channels, whole, k, rows);
+    }
+}
+
+/* The same for fp32 weights that are in the cache, or come there by `fetch` (NULL: nothing to fetch). */
+static inline void gemm_dot_cached(const struct gemm_channels *channels, int64_t k,
+                                   const struct gemm_rows *rows, struct gemm_fetch *fetch)
+{
+    const int64_t whole = k / MOE_VEC8_LANES * MOE_VEC8_LANES;
+    gemm_cached(channels, whole, rows, fetch);
+    if (whole < k) {
+        gemm_dot_last(MOE_DTYPE_FP32, channels, whole, k, rows);
     }
 }
 

@@ -11,6 +11,8 @@
 
 #include <stdint.h>
 
+#define GEMM_INLINE static inline __attribute__((always_inline))
+
 /* to[0..k) = from[0..k), contiguous. */
 static inline void gemm_pack_row(float *to, const void *from, int32_t dtype, int64_t k)
 {
@@ -54,37 +56,41 @@ static inline void gemm_transpose8(struct moe_vec8 v[MOE_VEC8_LANES])
 #endif
 }
 
-/* Elements 0, 2, .. 14 of sixteen, all of them readable. */
+/* Elements 0, 2, .. 14; nothing behind element 14 is read. */
 static inline struct moe_vec8 gemm_load_even(const void *from, int32_t dtype)
 {
 #if MOE_VEC8_AVX2
+    const void *second =
+        moe_convert_at(from, dtype, 7); /* elements 8, 10, .. are odd ones from here */
     if (dtype == MOE_DTYPE_FP32) {
         const __m256 low = _mm256_loadu_ps((const float *)from);
-        const __m256 high = _mm256_loadu_ps((const float *)from + MOE_VEC8_LANES);
-        const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(low, high, 0x88));
+        const __m256 high = _mm256_loadu_ps((const float *)second);
+        const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(low, high, 0xd8));
         return (struct moe_vec8){_mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8))};
     }
-    const __m256i words = _mm256_loadu_si256((const __m256i *)from);
+    const __m128i low = _mm_loadu_si128((const __m128i *)from);
+    const __m128i high = _mm_loadu_si128((const __m128i *)second);
     if (dtype == MOE_DTYPE_BF16) {
-        return (struct moe_vec8){_mm256_castsi256_ps(_mm256_slli_epi32(words, 16))};
+        const __m128i first_half = _mm_slli_epi32(low, 16);
+        const __m128i second_half = _mm_and_si128(high, _mm_set1_epi32((int)0xffff0000u));
+        return (struct moe_vec8){_mm256_castsi256_ps(_mm256_set_m128i(second_half, first_half))};
     }
-    const __m256i even = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
-    const __m128i packed =
-        _mm_packus_epi32(_mm256_castsi256_si128(even), _mm256_extracti128_si256(even, 1));
-    return (struct moe_vec8){_mm256_cvtph_ps(packed)};
+    const __m128i first_half = _mm_and_si128(low, _mm_set1_epi32(0xffff));
+    return (struct moe_vec8){
+        _mm256_cvtph_ps(_mm_packus_epi32(first_half, _mm_srli_epi32(high, 16)))};
 #else
     return moe_convert_load_strided(from, dtype, 2, MOE_VEC8_LANES);
 #endif
 }
 
-/* `count` (1..8) elements at distance `stride`, the other lanes 0; wide loads where nothing beyond the last one is read. */
-static inline struct moe_vec8 gemm_load_strided(const void *from, int32_t dtype, int64_t stride,
-                                                int64_t count, int64_t num_readable)
+/* The first `count` (1..8) elements at distance `stride`, the other lanes 0; nothing behind the last one is read. */
+GEMM_INLINE struct moe_vec8 gemm_load_strided(const void *from, int32_t dtype, int64_t stride,
+                                              int64_t count)
 {
     if (stride == 1 && count == MOE_VEC8_LANES) {
         return moe_convert_load(from, dtype);
     }
-    if (stride == 2 && count == MOE_VEC8_LANES && num_readable >= 2 * MOE_VEC8_LANES) {
+    if (stride == 2 && count == MOE_VEC8_LANES) {
         return gemm_load_even(from, dtype);
     }
     return moe_convert_load_strided(from, dtype, stride, count);
@@ -97,64 +103,90 @@ struct gemm_weight_block {
     int64_t row_stride;
     int64_t col_stride;
     int64_t num_channels;
-    int64_t num_readable_channels; /* at least num_channels: how many the matrix has from here on */
     int64_t k;
 };
 
-enum {
-    GEMM_PACK_AHEAD = 32
-}; /* columns of transposed weights that are fetched ahead: the strides are too long for hardware */
+/* Eight columns of up to eight channels, from (channel c, column i) on: to[0..8) of each channel. */
+GEMM_INLINE void gemm_pack_square(float *to, int64_t pitch, const struct gemm_weight_block *block,
+                                  int32_t dtype, int64_t row_stride, int64_t c, int64_t i)
+{
+    const int64_t channels_left = block->num_channels - c;
+    const int64_t columns_left = block->k - i;
+    const int64_t num_channels = channels_left < MOE_VEC8_LANES ? channels_left : MOE_VEC8_LANES;
+    const int64_t num_columns = columns_left < MOE_VEC8_LANES ? columns_left : MOE_VEC8_LANES;
+    struct moe_vec8 v[MOE_VEC8_LANES];
+    for (int64_t j = 0; j < MOE_VEC8_LANES; j++) {
+        const int64_t element = c * row_stride + (i + j) * block->col_stride;
+        v[j] = j < num_columns ? gemm_load_strided(moe_convert_at(block->from, dtype, element),
+                                                   dtype, row_stride, num_channels)
+                               : moe_vec8_zero();
+    }
+    gemm_transpose8(v);
+    for (int64_t j = 0; j < num_channels; j++) {
+        moe_vec8_store(to + j * pitch, v[j]);
+    }
+}
 
-/* to[c * pitch + i] = element (c, i), reading along the dimension with the shorter stride. */
+/* Channels are nearer to each other than columns: read along them. */
+GEMM_INLINE void gemm_pack_transposed(float *to, int64_t pitch,
+                                      const struct gemm_weight_block *block, int32_t dtype,
+                                      int64_t row_stride)
+{
+    for (int64_t i = 0; i < block->k; i += MOE_VEC8_LANES) {
+        for (int64_t c = 0; c < block->num_channels; c += MOE_VEC8_LANES) {
+            gemm_pack_square(to + c * pitch + i, pitch, block, dtype, row_stride, c, i);
+        }
+    }
+}
+
+static inline void gemm_pack_transposed_typed(float *to, int64_t pitch,
+                                              const struct gemm_weight_block *block, int32_t dtype)
+{
+    if (block->row_stride == 1) {
+        gemm_pack_transposed(to, pitch, block, dtype, 1);
+    } else if (block->row_stride == 2) {
+        gemm_pack_transposed(to, pitch, block, dtype, 2);
+    } else {
+        gemm_pack_transposed(to, pitch, block, dtype, block->row_stride);
+    }
+}
+
+/* Columns are nearer: read along them, one channel after the other. */
+static inline void gemm_pack_strided(float *to, int64_t pitch,
+                                     const struct gemm_weight_block *block)
+{
+    for (int64_t c = 0; c < block->num_channels; c++) {
+        for (int64_t i = 0; i < block->k; i += MOE_VEC8_LANES) {
+            const int64_t left = block->k - i;
+            const int64_t element = c * block->row_stride + i * block->col_stride;
+            moe_vec8_store(to + c * pitch + i,
+                           gemm_load_strided(moe_convert_at(block->from, block->dtype, element),
+                                             block->dtype, block->col_stride,
+                                             left < MOE_VEC8_LANES ? left : MOE_VEC8_LANES));
+        }
+    }
+}
+
+/* to[c * pitch + i] = element (c, i). */
 static inline void gemm_pack_weights(float *to, int64_t pitch,
                                      const struct gemm_weight_block *block)
 {
-    const int32_t dtype = block->dtype;
-    if (block->col_stride == 1) {
-        for (int64_t c = 0; c < block->num_channels; c++) {
-            gemm_pack_row(to + c * pitch, moe_convert_at(block->from, dtype, c * block->row_stride),
-                          dtype, block->k);
-        }
-        return;
-    }
     const int64_t row_reach = block->row_stride < 0 ? -block->row_stride : block->row_stride;
     const int64_t col_reach = block->col_stride < 0 ? -block->col_stride : block->col_stride;
-    const int along_channels = row_reach <= col_reach;
-    for (int64_t i = 0; i < block->k; i += MOE_VEC8_LANES) {
-        const int64_t num_columns = block->k - i < MOE_VEC8_LANES ? block->k - i : MOE_VEC8_LANES;
-        for (int64_t c = 0; c < block->num_channels; c += MOE_VEC8_LANES) {
-            const int64_t left = block->num_channels - c;
-            const int64_t num_channels = left < MOE_VEC8_LANES ? left : MOE_VEC8_LANES;
-            struct moe_vec8 v[MOE_VEC8_LANES];
-            if (along_channels) {
-                /* Beyond the last channel of the matrix nothing may be readable. */
-                const int64_t num_readable =
-                    (block->num_readable_channels - c - 1) * block->row_stride + 1;
-                for (int64_t j = 0; j < num_columns; j++) {
-                    const int64_t element = c * block->row_stride + (i + j) * block->col_stride;
-                    v[j] = gemm_load_strided(moe_convert_at(block->from, dtype, element), dtype,
-                                             block->row_stride, num_channels, num_readable);
-                    if (i + j + GEMM_PACK_AHEAD < block->k) {
-                        __builtin_prefetch(moe_convert_at(
-                            block->from, dtype, element + GEMM_PACK_AHEAD * block->col_stride));
-                    }
-                }
-                for (int64_t j = num_columns; j < MOE_VEC8_LANES; j++) {
-                    v[j] = moe_vec8_zero();
-                }
-                gemm_transpose8(v);
-            } else {
-                const int64_t num_readable = (block->k - i - 1) * block->col_stride + 1;
-                for (int64_t j = 0; j < num_channels; j++) {
-                    const int64_t element = (c + j) * block->row_stride + i * block->col_stride;
-                    v[j] = gemm_load_strided(moe_convert_at(block->from, dtype, element), dtype,
-                                             block->col_stride, num_columns, num_readable);
-                }
-            }
-            for (int64_t j = 0; j < num_channels; j++) {
-                moe_vec8_store(to + (c + j) * pitch + i, v[j]);
-            }
+    if (block->col_stride == 1) {
+        for (int64_t c = 0; c < block->num_channels; c++) {
+            gemm_pack_row(to + c * pitch,
+                          moe_convert_at(block->from, block->dtype, c * block->row_stride),
+                          block->dtype, block->k);
         }
+    } else if (row_reach > col_reach) {
+        gemm_pack_strided(to, pitch, block);
+    } else if (block->dtype == MOE_DTYPE_BF16) {
+        gemm_pack_transposed_typed(to, pitch, block, MOE_DTYPE_BF16);
+    } else if (block->dtype == MOE_DTYPE_FP16) {
+        gemm_pack_transposed_typed(to, pitch, block, MOE_DTYPE_FP16);
+    } else {
+        gemm_pack_transposed_typed(to, pitch, block, MOE_DTYPE_FP32);
     }
 }
 

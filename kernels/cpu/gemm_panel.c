@@ -13,6 +13,7 @@
 #include "gemm_panel.h"
 
 #include "act.h"
+#include "gemm_columns.h"
 #include "gemm_dot.h"
 #include "gemm_pack.h"
 
@@ -151,48 +152,118 @@ static struct gemm_fetch plan_fetch(const struct moe_gemm_block *block,
     return fetch;
 }
 
+/* ---------------------------------------------------------------- one chunk of one matrix */
+
+/* How weights meet the rows. The choice changes no bit. */
+enum method {
+    METHOD_STREAMED, /* contiguous along k, few rows: converted in registers */
+    METHOD_COLUMNS,  /* contiguous along channels, one or two rows: likewise */
+    METHOD_IN_PLACE, /* fp32, contiguous along k, many rows */
+    METHOD_PACKED,   /* all else: fp32 in scratch first */
+};
+
+static enum method choose_method(const struct moe_gemm_block *block, int32_t matrix,
+                                 int64_t num_rows)
+{
+    const struct moe_operand *weight = &block->op->weight[matrix];
+    if (weight->col_stride == 1) {
+        return num_rows <= GEMM_STREAM_ROWS      ? METHOD_STREAMED
+               : weight->dtype == MOE_DTYPE_FP32 ? METHOD_IN_PLACE
+                                                 : METHOD_PACKED;
+    }
+    return num_rows <= GEMM_COLUMNS_ROWS && gemm_columns_fit(weight->row_stride, block->count)
+               ? METHOD_COLUMNS
+               : METHOD_PACKED;
+}
+
+/* Sums of one matrix: [row][channel][lane]. */
+static struct gemm_rows rows_of(const struct moe_gemm_block *block,
+                                const struct moe_gemm_scratch *scratch, int32_t matrix,
+                                int64_t num_rows)
+{
+    const int64_t acc_pitch = block->block_n * MOE_VEC8_LANES;
+    return (struct gemm_rows){
+        .count = num_rows,
+        .a = scratch->inputs,
+        .pitch = scratch->pitch,
+        .acc = scratch->acc + matrix * block->block_m * acc_pitch,
+        .acc_pitch = acc_pitch,
+    };
+}
+
+static void advance_streamed(const struct moe_gemm_block *block,
+                             const struct gemm_weight_block *weights, struct gemm_rows rows)
+{
+    const int64_t num_fetchable = block->op->n - block->first; /* channels from here on */
+    const int64_t channel_bytes = weights->row_stride * moe_convert_element_bytes(weights->dtype);
+    for (int64_t n = 0; n < block->count; n += GEMM_CHANNELS) {
+        const int64_t left = block->count - n;
+        const struct gemm_channels channels = {
+            .from = (const unsigned char *)weights->from + n * channel_bytes,
+            .channel_bytes = channel_bytes,
+            .count = left < GEMM_CHANNELS ? left : GEMM_CHANNELS,
+            .prefetch_bytes =
+                n + 2 * GEMM_CHANNELS <= num_fetchable ? GEMM_CHANNELS * channel_bytes : 0,
+        };
+        gemm_dot_streamed(weights->dtype, &channels, weights->k, &rows);
+        rows.acc += GEMM_CHANNELS * MOE_VEC8_LANES;
+    }
+}
+
+/* fp32 weights, contiguous along k. */
+static void advance_cached(const struct moe_gemm_block *block, const float *from, int64_t pitch,
+                           int64_t k, struct gemm_rows rows, struct gemm_fetch *fetch)
+{
+    for (int64_t n = 0; n < block->count; n += GEMM_CHANNELS) {
+        const int64_t left = block->count - n;
+        const struct gemm_channels channels = {
+            .from = (const unsigned char *)(from + n * pitch),
+            .channel_bytes = pitch * (int64_t)sizeof(float),
+            .count = left < GEMM_CHANNELS ? left : GEMM_CHANNELS,
+        };
+        gemm_dot_cached(&channels, k, &rows, fetch);
+        rows.acc += GEMM_CHANNELS * MOE_VEC8_LANES;
+    }
+}
+
 /* Advance the sums of one matrix by the columns [first_k, first_k + k). */
 static void advance_matrix(const struct moe_gemm_block *block,
                            const struct moe_gemm_scratch *scratch, int32_t matrix, int64_t num_rows,
                            int64_t first_k, int64_t k)
 {
     const struct moe_operand *weight = &block->op->weight[matrix];
-    struct gemm_rows rows = {.count = num_rows,
-                             .a = scratch->inputs,
-                             .pitch = scratch->pitch,
-                             .acc_pitch = block->block_n * MOE_VEC8_LANES};
-    float *acc = scratch->acc + matrix * block->block_m * rows.acc_pitch;
-
-    int32_t dtype = weight->dtype;
-    const void *from = operand_at(weight, block->expert, block->first, first_k);
-    int64_t channel_stride = weight->row_stride;
-    int64_t num_fetchable = block->op->n - block->first; /* channels from here on */
+    const struct gemm_rows rows = rows_of(block, scratch, matrix, num_rows);
+    const struct gemm_weight_block weights = {
+        .from = operand_at(weight, block->expert, block->first, first_k),
+        .dtype = weight->dtype,
+        .row_stride = weight->row_stride,
+        .col_stride = weight->col_stride,
+        .num_channels = block->count,
+        .k = k,
+    };
     struct gemm_fetch fetch = {0};
-    if (weight->col_stride != 1 || (num_rows > GEMM_STREAM_ROWS && dtype != MOE_DTYPE_FP32)) {
-        const struct gemm_weight_block packed = {
-            from, dtype, weight->row_stride, weight->col_stride, block->count, num_fetchable, k};
-        gemm_pack_weights(scratch->weights, scratch->pitch, &packed);
+    switch (choose_method(block, matrix, num_rows)) {
+    case METHOD_STREAMED:
+        advance_streamed(block, &weights, rows);
+        break;
+    case METHOD_COLUMNS:
+        for (int64_t m = 0; m < num_rows; m++) {
+            gemm_columns_row(&weights, rows.a + m * rows.pitch, rows.acc + m * rows.acc_pitch);
+        }
+        break;
+    case METHOD_IN_PLACE:
+        advance_cached(block, weights.from, weights.row_stride, k, rows, NULL);
+        break;
+    case METHOD_PACKED:
+        gemm_pack_weights(scratch->weights, scratch->pitch, &weights);
         fetch = plan_fetch(block, scratch, matrix, num_rows, first_k, k);
-        dtype = MOE_DTYPE_FP32;
-        from = scratch->weights;
-        channel_stride = scratch->pitch;
-        num_fetchable = 0;
-        k = round_up_columns(k); /* packed rows end in zeros */
-    }
-
-    const int64_t channel_bytes = channel_stride * moe_convert_element_bytes(dtype);
-    for (int64_t n = 0; n < block->count; n += GEMM_CHANNELS) {
-        const int64_t left = block->count - n;
-        struct gemm_channels channels;
-        channels.from = (const unsigned char *)from + n * channel_bytes;
-        channels.channel_bytes = channel_bytes;
-        channels.count = left < GEMM_CHANNELS ? left : GEMM_CHANNELS;
-        channels.prefetch_bytes =
-            n + 2 * GEMM_CHANNELS <= num_fetchable ? GEMM_CHANNELS * channel_bytes : 0;
-        rows.acc = acc + n * MOE_VEC8_LANES;
-        gemm_dot_rows(dtype, &channels, k, &rows, &fetch);
+        /* Packed rows end in zeros. */
+        advance_cached(block, scratch->weights, scratch->pitch, round_up_columns(k), rows, &fetch);
+        break;
     }
 }
+
+/* ---------------------------------------------------------------- from sums to outputs */
 
 /* The value of eight outputs of one matrix before the activation; lanes from `count` on are 0. */
 static struct moe_vec8 finish_sums(const float *acc, int64_t count, const float *bias,
@@ -248,24 +319,35 @@ static void write_row(const struct moe_gemm_block *block, const struct moe_gemm_
     }
 }
 
-/* Few rows leave room for longer chunks, and streamed weights are best read from end to end. */
+/* Few rows leave room for longer chunks, and weights that are not packed are best read from end to end. */
 static void lengthen_chunk(const struct moe_gemm_block *block, struct moe_gemm_scratch *scratch,
                            int64_t num_rows)
 {
-    const struct moe_op_gemm *op = block->op;
-    if (num_rows > GEMM_STREAM_ROWS) {
-        return;
-    }
-    for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
-        if (op->weight[matrix].col_stride != 1) {
+    for (int32_t matrix = 0; matrix < block->op->num_matrices; matrix++) {
+        const enum method method = choose_method(block, matrix, num_rows);
+        if (method != METHOD_STREAMED && method != METHOD_COLUMNS) {
             return;
         }
     }
     const int64_t room =
         block->block_m * scratch->pitch / num_rows / MOE_VEC8_LANES * MOE_VEC8_LANES;
-    const int64_t k_padded = round_up_columns(op->k);
+    const int64_t k_padded = round_up_columns(block->op->k);
     scratch->k_chunk = room - PITCH_PAD < k_padded ? room - PITCH_PAD : k_padded;
     scratch->pitch = scratch->k_chunk + PITCH_PAD;
+}
+
+static void finish_columns(const struct moe_gemm_block *block,
+                           const struct moe_gemm_scratch *scratch, int64_t num_rows)
+{
+    for (int32_t matrix = 0; matrix < block->op->num_matrices; matrix++) {
+        if (choose_method(block, matrix, num_rows) != METHOD_COLUMNS) {
+            continue;
+        }
+        const struct gemm_rows rows = rows_of(block, scratch, matrix, num_rows);
+        for (int64_t m = 0; m < num_rows; m++) {
+            gemm_columns_finish(block->count, block->op->k, rows.acc + m * rows.acc_pitch);
+        }
+    }
 }
 
 void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
@@ -288,6 +370,7 @@ void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
             advance_matrix(block, &scratch, matrix, num_rows, first_k, k);
         }
     }
+    finish_columns(block, &scratch, num_rows);
     for (int64_t m = 0; m < num_rows; m++) {
         write_row(block, &scratch, m);
     }
