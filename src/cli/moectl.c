@@ -9,7 +9,8 @@
 #include <string.h>
 
 static const struct moe_command *const commands[] = {
-    &moe_command_run,
+    &moe_command_run,  &moe_command_validate, &moe_command_explain,
+    &moe_command_list, &moe_command_info,
 };
 enum { num_commands = sizeof commands / sizeof commands[0] };
 

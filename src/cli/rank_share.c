@@ -68,21 +68,51 @@ static int move_operand(struct moe_rank_share *share, struct moe_operand *operan
     return 0;
 }
 
-static void drop_shared(struct moe_rank_share *share)
+void moe_rank_split_take(const struct moe_problem *whole, const struct moe_rank_split *split,
+                         int64_t rank_idx, struct moe_problem *problem,
+                         struct moe_route_filter *filter)
 {
-    static const struct moe_operand absent = {.base = NULL};
-    share->problem.shared_inter = 0;
-    share->problem.flags &= ~MOE_PROBLEM_SHARED_SIGMOID;
-    share->weights.shared_gate = absent;
-    share->weights.shared_up = absent;
-    share->weights.shared_down = absent;
-    share->weights.shared_sigmoid = absent;
+    const int64_t ep_idx = rank_idx / split->tp;
+    const int64_t tp_idx = rank_idx % split->tp;
+    const int64_t expert_begin = whole->num_experts * ep_idx / split->ep;
+    const int64_t expert_end = whole->num_experts * (ep_idx + 1) / split->ep;
+    *problem = *whole;
+    problem->num_experts_global = whole->num_experts;
+    problem->num_experts = (int32_t)(expert_end - expert_begin);
+    problem->inter = (int32_t)(whole->inter / split->tp);
+    problem->shared_inter = ep_idx == 0 ? (int32_t)(whole->shared_inter / split->tp) : 0;
+    if (problem->shared_inter == 0) {
+        problem->flags &= ~MOE_PROBLEM_SHARED_SIGMOID;
+    }
+    if (tp_idx > 0) {
+        problem->flags &= ~MOE_PROBLEM_DOWN_BIAS;
+    }
+    *filter = (struct moe_route_filter){.expert_begin = (int32_t)expert_begin,
+                                        .expert_end = (int32_t)expert_end};
 }
 
-static int move_operands(struct moe_rank_share *share, int64_t expert_begin, int64_t channel,
-                         int64_t shared_channel, struct moe_cli_error *error)
+/* Takes out the operands that the rank's problem does not use. */
+static void drop_unused(struct moe_rank_share *share)
+{
+    static const struct moe_operand absent = {.base = NULL};
+    struct moe_weights_desc *weights = &share->weights;
+    if (share->problem.shared_inter == 0) {
+        weights->shared_gate = absent;
+        weights->shared_up = absent;
+        weights->shared_down = absent;
+        weights->shared_sigmoid = absent;
+    }
+    if ((share->problem.flags & MOE_PROBLEM_DOWN_BIAS) == 0) {
+        weights->down_bias = absent;
+    }
+}
+
+static int move_operands(struct moe_rank_share *share, int64_t tp_idx, struct moe_cli_error *error)
 {
     struct moe_weights_desc *weights = &share->weights;
+    const int64_t expert_begin = share->filter.expert_begin;
+    const int64_t channel = tp_idx * share->problem.inter;
+    const int64_t shared_channel = tp_idx * share->problem.shared_inter;
     const struct origin out = {.expert = expert_begin, .row = channel}; /* channels come out */
     const struct origin in = {.expert = expert_begin, .col = channel};  /* channels are summed */
     const struct origin all = {.expert = expert_begin};
@@ -116,29 +146,12 @@ int moe_rank_share_init(const struct moe_checkpoint_layer *layer,
                         struct moe_rank_share *share, struct moe_cli_error *error)
 {
     memset(share, 0, sizeof *share);
-    share->problem = layer->problem;
     share->weights = layer->weights;
-    const int64_t ep_idx = rank_idx / split->tp;
-    const int64_t tp_idx = rank_idx % split->tp;
-    const int64_t num_experts = layer->problem.num_experts;
-    const int64_t expert_begin = num_experts * ep_idx / split->ep;
-    const int64_t expert_end = num_experts * (ep_idx + 1) / split->ep;
-    struct moe_problem *problem = &share->problem;
-    problem->num_experts_global = layer->problem.num_experts;
-    problem->num_experts = (int32_t)(expert_end - expert_begin);
-    problem->inter = (int32_t)(layer->problem.inter / split->tp);
-    problem->shared_inter = (int32_t)(layer->problem.shared_inter / split->tp);
-    share->filter.expert_begin = (int32_t)expert_begin;
-    share->filter.expert_end = (int32_t)expert_end;
-    if (!with_shared || ep_idx > 0) {
-        drop_shared(share);
-    }
-    if (tp_idx > 0) {
-        problem->flags &= ~MOE_PROBLEM_DOWN_BIAS;
-        memset(&share->weights.down_bias, 0, sizeof share->weights.down_bias);
-    }
-    if (move_operands(share, expert_begin, tp_idx * problem->inter, tp_idx * problem->shared_inter,
-                      error) != 0) {
+    struct moe_problem whole = layer->problem;
+    whole.shared_inter = with_shared ? whole.shared_inter : 0;
+    moe_rank_split_take(&whole, split, rank_idx, &share->problem, &share->filter);
+    drop_unused(share);
+    if (move_operands(share, rank_idx % split->tp, error) != 0) {
         moe_rank_share_finish(share);
         return -1;
     }

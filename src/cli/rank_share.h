@@ -33,6 +33,12 @@ struct moe_rank_share {
 int moe_rank_split_check(const struct moe_problem *problem, const struct moe_rank_split *split,
                          struct moe_cli_error *error);
 
+/* The problem of rank `rank_idx`, but for max_tokens, and the experts that it holds. The split has been
+ * checked. */
+void moe_rank_split_take(const struct moe_problem *whole, const struct moe_rank_split *split,
+                         int64_t rank_idx, struct moe_problem *problem,
+                         struct moe_route_filter *filter);
+
 /*
  * The share of rank `rank_idx` of `layer`, which must outlive it. The bias of down is added by the
  * first TP rank of an expert only; the shared expert belongs to the TP ranks of the first EP rank;
