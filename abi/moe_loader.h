@@ -37,6 +37,10 @@
 extern "C" {
 #endif
 
+#if defined(__GNUC__)
+#pragma GCC visibility push(default) /* what libmoe_loader.so exports, whatever it is built with */
+#endif
+
 #define MOE_LOADER_VERSION_MAJOR 0
 #define MOE_LOADER_VERSION_MINOR 1
 
@@ -78,15 +82,24 @@ struct moe_loader_worker;
 #define MOE_LOADER_SKIP_CANARY  2u /* do not try the file in a helper process first */
 #define MOE_LOADER_ALLOW_UNLOAD 4u /* really dlclose a parked image; else it stays mapped */
 
+/* The copy that is mapped is a sealed memfd, not a file in shadow_directory. Costs a descriptor for as
+ * long as the image is mapped. */
+#define MOE_LOADER_USE_MEMFD 8u
+
 /* How a file is opened. Input. */
 struct moe_loader_open_options {
     uint32_t struct_size;
-    uint32_t flags;     /* MOE_LOADER_SKIP_TRUST */
+    uint32_t flags; /* MOE_LOADER_SKIP_TRUST, _ALLOW_UNLOAD (an image that is refused after dlopen
+                           is unloaded too), _USE_MEMFD */
     const char *sha256; /* 64 hex digits the file must have; NULL: any */
-    const char
-        *shadow_directory; /* private folder (created 0700) for the copy that is mapped; NULL: a new
-                                     one under /tmp, or a sealed memfd where that cannot hold
-                                     executable code */
+    /*
+     * Private folder for the copy that is mapped, owned by this user with mode 0700; made if it is
+     * missing (its parent must exist). NULL: /tmp/moe-loader-<uid>. The copy has a name that is never used twice,
+     * only while it is being mapped: nothing is ever loaded from a name found there, and what a killed process left is
+     * removed by the next open. A memfd takes its place where the folder is mounted noexec and, if
+     * this is NULL, where it cannot be made or used. Debuggers find symbols by the build id.
+     */
+    const char *shadow_directory;
     const uint32_t *trusted_uids; /* owners accepted beside root and the process's own */
     int32_t num_trusted_uids;
     int32_t reserved;
@@ -309,6 +322,10 @@ int32_t moe_loader_get_stats(struct moe_loader *loader, struct moe_loader_stats 
 /* Name and sentence of a status of either list. Never NULL. */
 const char *moe_loader_status_name(int32_t status);
 const char *moe_loader_status_text(int32_t status);
+
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
 
 #ifdef __cplusplus
 }

@@ -11,6 +11,7 @@ ALLOWED = {
     "kernels": ("kernels", "abi"),
     "src/tree": ("src/tree",),
     "src/cli": ("src/cli", "src/tree", "abi", "generated"),
+    "src/loader": ("src/loader", "abi"),
     "src": ("src", "src/tree", "kernels", "abi", "generated"),
     "plugin": ("plugin", "src", "abi", "generated"),
     "tests/ref": ("tests/ref", "abi"),
