@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "bench_options.h"
+
+#include "abi_names.h"
+#include "checkpoint_layer.h"
+#include "element.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char all_ops[] = "all";
+
+/* The members of a shape, in the order of --shape. */
+enum { SHAPE_EXPERTS, SHAPE_TOP_K, SHAPE_HIDDEN, SHAPE_INTER, NUM_SHAPE };
+
+enum { LARGEST_DIMENSION = 1 << 24, LARGEST_TOKENS = 1 << 20, DEFAULT_MIN_TIME_MS = 300 };
+
+/* Qwen3-30B-A3B: many small experts, the shape of most models of its time. */
+static const struct moe_args_list default_shape = {.num_values = NUM_SHAPE,
+                                                   .values = {128, 8, 2048, 768}};
+static const struct moe_args_list default_tokens = {.num_values = 4, .values = {1, 16, 128, 512}};
+
+static const char details[] =
+    "Measures the limits of the machine (read and copy bandwidth, fp32 multiply-adds) and the "
+    "operations in turns, on the\n"
+    "same number of threads. Weights and data are random; they are rotated through more memory "
+    "than the last-level cache\n"
+    "holds. `ratio` is the shortest possible time over the measured median: bytes by read "
+    "bandwidth (copy bandwidth for\n"
+    "operations that only move rows), or floating-point operations by the multiply-add peak, "
+    "whichever takes longer.\n"
+    "--model takes the numbers of a layer from config.json; weights need not be there.";
+
+/* Values as they stand on the command line. */
+struct texts {
+    const char *ops;
+    const char *dtype;
+    struct moe_args_list shape;
+    int64_t layer_idx;
+};
+
+/* Reads "a,b" or "all". */
+static int parse_ops(const char *text, struct moe_bench_options *options,
+                     struct moe_cli_error *error)
+{
+    const char *names[MOE_NUM_OPS + 1];
+    for (int32_t op = 0; op < MOE_NUM_OPS; ++op) {
+        names[op] = moe_abi_op_name(op);
+    }
+    names[MOE_NUM_OPS] = all_ops;
+    for (const char *at = text;; ++at) {
+        const size_t length = strcspn(at, ",");
+        char word[64];
+        if (length >= sizeof word) {
+            return MOE_CLI_FAIL(error, "--op: '%.*s' is not an operation", (int)length, at);
+        }
+        memcpy(word, at, length);
+        word[length] = '\0';
+        int32_t op = 0;
+        while (op <= MOE_NUM_OPS && strcmp(names[op], word) != 0) {
+            ++op;
+        }
+        if (op > MOE_NUM_OPS) {
+            const char *nearest = moe_cli_suggest(word, names, MOE_NUM_OPS + 1);
+            moe_cli_error_set(error, "--op: '%s' is not an operation%s%s%s; there are ", word,
+                              nearest != NULL ? " (did you mean " : "",
+                              nearest != NULL ? nearest : "", nearest != NULL ? "?)" : "");
+            for (int32_t i = 0; i < MOE_NUM_OPS; ++i) {
+                moe_cli_error_append(error, "%s%s", i > 0 ? ", " : "", names[i]);
+            }
+            moe_cli_error_append(error, ", and %s", all_ops);
+            return -1;
+        }
+        options->is_all_ops |= op == MOE_NUM_OPS;
+        options->ops |= op == MOE_NUM_OPS ? (UINT64_C(1) << MOE_NUM_OPS) - 1 : UINT64_C(1) << op;
+        at += length;
+        if (*at == '\0') {
+            return 0;
+        }
+    }
+}
+
+static int read_shape(const struct moe_args_list *shape, struct moe_problem *problem,
+                      struct moe_cli_error *error)
+{
+    if (shape->num_values != NUM_SHAPE) {
+        return MOE_CLI_FAIL(
+            error, "--shape needs four numbers E,k,H,I (experts, top_k, hidden, inter), not %zu",
+            shape->num_values);
+    }
+    if (shape->values[SHAPE_TOP_K] > shape->values[SHAPE_EXPERTS]) {
+        return MOE_CLI_FAIL(error, "--shape: top_k %d is more than the %d experts",
+                            (int)shape->values[SHAPE_TOP_K], (int)shape->values[SHAPE_EXPERTS]);
+    }
+    MOE_INIT(*problem);
+    problem->flags = MOE_PROBLEM_RENORMALIZE;
+    problem->num_experts = (int32_t)shape->values[SHAPE_EXPERTS];
+    problem->top_k = (int32_t)shape->values[SHAPE_TOP_K];
+    problem->hidden = (int32_t)shape->values[SHAPE_HIDDEN];
+    problem->inter = (int32_t)shape->values[SHAPE_INTER];
+    problem->activation = MOE_ACTIVATION_SILU;
+    problem->gating = MOE_GATING_SOFTMAX;
+    problem->tokens.dtype = MOE_DTYPE_BF16;
+    return 0;
+}
+
+/* One type for tokens, weights and outputs: the asked one, or that of the tokens. */
+static int settle_dtype(const char *name, struct moe_problem *problem, struct moe_cli_error *error)
+{
+    const int32_t dtype = name != NULL ? moe_abi_find_dtype(name) : problem->tokens.dtype;
+    if (dtype < 0 || moe_element_bytes(dtype) == 0) {
+        return MOE_CLI_FAIL(error, "--dtype: '%s' is not one of fp32, fp16, bf16",
+                            name != NULL ? name : moe_abi_dtype_name(dtype));
+    }
+    problem->tokens.dtype = dtype;
+    problem->gate_up.dtype = dtype;
+    problem->down.dtype = dtype;
+    problem->intermediate.dtype = dtype;
+    problem->output_dtype = dtype;
+    problem->logits_dtype = problem->logits_dtype != 0 ? problem->logits_dtype : MOE_DTYPE_FP32;
+    problem->num_experts_global = problem->num_experts;
+    return 0;
+}
+
+static int read_model(int64_t layer_idx, struct moe_bench_options *options,
+                      struct moe_cli_error *error)
+{
+    struct moe_checkpoint_layer layer;
+    if (moe_checkpoint_layer_describe(options->model, layer_idx, &layer, error) != 0) {
+        return -1;
+    }
+    options->model_type = layer.model_type;
+    options->layer_idx = layer.layer_idx;
+    options->problem = layer.problem;
+    return 0;
+}
+
+static int check(const struct texts *texts, struct moe_bench_options *options,
+                 struct moe_cli_error *error)
+{
+    if (options->wants_json && options->wants_csv) {
+        return MOE_CLI_FAIL(error, "--json and --csv are both given; choose one");
+    }
+    if (options->model != NULL && texts->shape.num_values > 0) {
+        return MOE_CLI_FAIL(error, "--model and --shape are both given; choose one");
+    }
+    if (options->model == NULL && texts->layer_idx >= 0) {
+        return MOE_CLI_FAIL(error, "--layer needs --model");
+    }
+    const struct moe_args_list *shape =
+        texts->shape.num_values > 0 ? &texts->shape : &default_shape;
+    if ((options->model != NULL ? read_model(texts->layer_idx, options, error)
+                                : read_shape(shape, &options->problem, error)) != 0 ||
+        settle_dtype(texts->dtype, &options->problem, error) != 0 ||
+        parse_ops(texts->ops, options, error) != 0 ||
+        moe_bench_routing_parse(options->routing_text, &options->routing, error) != 0) {
+        return -1;
+    }
+    const struct moe_problem *problem = &options->problem;
+    for (size_t i = 0; i < options->tokens.num_values; ++i) {
+        const int64_t num_tokens = options->tokens.values[i];
+        if (moe_bench_routing_check(&options->routing, num_tokens, problem->top_k,
+                                    problem->num_experts, error) != 0) {
+            return -1;
+        }
+        if (num_tokens > options->problem.max_tokens) {
+            options->problem.max_tokens = num_tokens;
+        }
+    }
+    return 0;
+}
+
+enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char *summary,
+                                              struct moe_bench_options *options)
+{
+    *options = (struct moe_bench_options){.host = moe_plugin_host_default_options(),
+                                          .tokens = default_tokens,
+                                          .routing_text = "uniform",
+                                          .min_time_ms = DEFAULT_MIN_TIME_MS};
+    struct texts texts = {.ops = all_ops, .layer_idx = -1};
+    const struct moe_args_option rows[] = {
+        {.name = "op",
+         .value_name = "NAME,...",
+         .help = "operations to measure, or all",
+         .text = &texts.ops},
+        {.name = "shape",
+         .value_name = "E,k,H,I",
+         .help = "experts, top_k, hidden, inter (128,8,2048,768)",
+         .list = &texts.shape,
+         .min_value = 1,
+         .max_value = LARGEST_DIMENSION},
+        {.name = "model",
+         .value_name = "DIR",
+         .help = "the shape and rules of a checkpoint's layer",
+         .text = &options->model},
+        {.name = "layer",
+         .value_name = "N",
+         .help = "layer of the checkpoint; without it, the first MoE layer",
+         .number = &texts.layer_idx,
+         .max_value = INT32_MAX},
+        {.name = "dtype",
+         .value_name = "fp32|fp16|bf16",
+         .help = "of tokens and weights (bf16, or the model's)",
+         .text = &texts.dtype},
+        {.name = "tokens",
+         .letter = 'M',
+         .value_name = "T,...",
+         .help = "numbers of tokens (1,16,128,512)",
+         .list = &options->tokens,
+         .min_value = 1,
+         .max_value = LARGEST_TOKENS},
+        {.name = "routing",
+         .value_name = "uniform|zipf:s|hot",
+         .help = "how tokens choose experts (uniform)",
+         .text = &options->routing_text},
+        {.name = "active",
+         .value_name = "N",
+         .help = "exactly N experts get tokens; 0: as --routing gives it",
+         .number = &options->routing.num_active,
+         .max_value = LARGEST_DIMENSION},
+        {.name = "seed",
+         .value_name = "N",
+         .help = "of all random numbers (0)",
+         .number = &options->seed,
+         .max_value = INT64_MAX},
+        {.name = "min-time",
+         .value_name = "MS",
+         .help = "milliseconds for each operation and number of tokens, at least (300)",
+         .number = &options->min_time_ms,
+         .min_value = 1,
+         .max_value = 600000},
+        {.name = "csv",
+         .help = "print the result as comma-separated values",
+         .flag = &options->wants_csv},
+        MOE_PLUGIN_HOST_ROW_PLUGIN(options->host),
+        MOE_PLUGIN_HOST_ROW_CONFIG(options->host),
+        MOE_PLUGIN_HOST_ROW_BACKEND(options->host),
+        MOE_PLUGIN_HOST_ROW_THREADS(options->host),
+        MOE_PLUGIN_HOST_ROW_VERBOSE(options->host),
+    };
+    const struct moe_args_command command = {.name = "bench",
+                                             .summary = summary,
+                                             .details = details,
+                                             .options = rows,
+                                             .num_options = sizeof rows / sizeof rows[0]};
+    struct moe_args_result result;
+    const enum moe_args_outcome outcome =
+        moe_args_parse(&command, argc, argv, &result, stdout, stderr);
+    if (outcome != MOE_ARGS_RUN) {
+        return outcome;
+    }
+    options->wants_json = result.wants_json;
+    struct moe_cli_error error = {.message = ""};
+    if (check(&texts, options, &error) != 0) {
+        fprintf(stderr, "moectl bench: %s\n", error.message);
+        return MOE_ARGS_WRONG;
+    }
+    return MOE_ARGS_RUN;
+}

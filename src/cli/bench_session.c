@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "bench_session.h"
+
+#include "abi_names.h"
+#include "terminal.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    NUM_ROUNDS = 5,          /* each measures the limits and every case */
+    LIMIT_SAMPLES = 3,       /* per round */
+    CACHES_FOR_LIMITS = 8,   /* times the last-level cache */
+    LIMIT_BYTES = 256000000, /* at least */
+    ROUTE_BYTES = 64000000,  /* that the sets of one number of tokens take at most */
+    MAX_ROUTE_SETS = 64,
+    MIN_ROUTE_SETS = 2,
+    BYTES_PER_ROUTE = 16,
+    OVERHEAD_SAMPLES = 25,
+    OVERHEAD_CALLS = 2000,
+    TIMER_READS_PER_SAMPLE = 500 /* a sample lasts so much longer than reading the clock */
+};
+
+/* ---------------------------------------------------------------- what is measured */
+
+static int refuse(struct moe_bench_session *session, int32_t op, const char *reason,
+                  struct moe_cli_error *error)
+{
+    if (!session->options->is_all_ops) {
+        return MOE_CLI_FAIL(error, "--op %s: %s", moe_abi_op_name(op), reason);
+    }
+    struct moe_bench_refusal *refusal = &session->refusals[session->num_refusals++];
+    refusal->op = op;
+    snprintf(refusal->reason, sizeof refusal->reason, "%s", reason);
+    return 0;
+}
+
+/* Sorts the operations that were asked for into those that the plugin can do here and those that it cannot. */
+static int choose_ops(struct moe_bench_session *session, uint64_t *ops, struct moe_cli_error *error)
+{
+    const struct moe_plugin_api *api = session->host.api;
+    for (int32_t op = 0; op < MOE_NUM_OPS; ++op) {
+        const uint64_t bit = UINT64_C(1) << op;
+        struct moe_error cause;
+        MOE_INIT(cause);
+        if ((session->options->ops & bit) == 0) {
+            continue;
+        }
+        if (!moe_bench_case_is_offered(api, op)) {
+            if (refuse(session, op, "this plugin does not offer it (NULL in its table)", error) !=
+                0) {
+                return -1;
+            }
+        } else if (api->supports(&session->host.device, &session->options->problem, bit, &cause) !=
+                   MOE_STATUS_OK) {
+            if (refuse(session, op, cause.message, error) != 0) {
+                return -1;
+            }
+        } else {
+            session->ops[session->num_ops++] = op;
+            *ops |= bit;
+        }
+    }
+    if (session->num_ops == 0) {
+        return MOE_CLI_FAIL(error,
+                            "the plugin can do none of the operations for this problem; %s: %s",
+                            moe_abi_op_name(session->refusals[0].op), session->refusals[0].reason);
+    }
+    return 0;
+}
+
+static int draw_routes(struct moe_bench_session *session, struct moe_cli_error *error)
+{
+    const struct moe_bench_options *options = session->options;
+    const struct moe_problem *problem = &options->problem;
+    session->routes = calloc(options->tokens.num_values + 1, sizeof *session->routes);
+    if (session->routes == NULL) {
+        return moe_cli_fail_memory(error, "drawing routes");
+    }
+    for (size_t i = 0; i <= options->tokens.num_values; ++i) {
+        const int64_t num_tokens = i > 0 ? options->tokens.values[i - 1] : 0;
+        const int64_t set_bytes = BYTES_PER_ROUTE * num_tokens * problem->top_k + 1;
+        int64_t num_sets = ROUTE_BYTES / set_bytes;
+        num_sets = num_sets > MAX_ROUTE_SETS ? MAX_ROUTE_SETS : num_sets;
+        num_sets = num_sets < MIN_ROUTE_SETS ? MIN_ROUTE_SETS : num_sets;
+        if (moe_bench_routes_init(&session->routes[i], &options->routing, num_sets, num_tokens,
+                                  problem->top_k, problem->num_experts_global,
+                                  (uint64_t)options->seed, error) != 0) {
+            return -1;
+        }
+        session->num_routes = i + 1;
+    }
+    return 0;
+}
+
+static int make_cases(struct moe_bench_session *session, struct moe_cli_error *error)
+{
+    const size_t num_sizes = session->options->tokens.num_values,
+                 num_ops = (size_t)session->num_ops;
+    session->num_cases = num_ops * num_sizes;
+    session->cases = calloc(session->num_cases + num_ops, sizeof *session->cases);
+    session->results = calloc(session->num_cases, sizeof *session->results);
+    if (session->cases == NULL || session->results == NULL) {
+        return moe_cli_fail_memory(error, "preparing the measurement");
+    }
+    for (size_t i = 0; i < num_ops; ++i) {
+        for (size_t j = 0; j < num_sizes; ++j) {
+            if (moe_bench_case_init(&session->cases[i * num_sizes + j], &session->data,
+                                    session->ops[i], &session->routes[j + 1], error) != 0) {
+                return -1;
+            }
+        }
+        if (moe_bench_case_init(&session->cases[session->num_cases + i], &session->data,
+                                session->ops[i], &session->routes[0], error) != 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+int moe_bench_session_init(struct moe_bench_session *session,
+                           const struct moe_bench_options *options, struct moe_cli_error *error)
+{
+    memset(session, 0, sizeof *session);
+    session->options = options;
+    uint64_t ops = 0;
+    if (moe_plugin_host_open(&options->host, &session->host, error) != 0) {
+        return -1;
+    }
+    const struct moe_device *device = &session->host.device;
+    if (device->backend != MOE_BACKEND_CPU) {
+        return MOE_CLI_FAIL(
+            error,
+            "bench measures the cpu backend only, and this context is of %s; use --backend %s",
+            moe_abi_backend_name(device->backend), moe_abi_backend_name(MOE_BACKEND_CPU));
+    }
+    if (choose_ops(session, &ops, error) != 0) {
+        return -1;
+    }
+    session->team = moe_bench_team_create(device->num_sms, error);
+    uint64_t limit_bytes = CACHES_FOR_LIMITS * (uint64_t)device->l2_bytes;
+    limit_bytes = limit_bytes < LIMIT_BYTES ? LIMIT_BYTES : limit_bytes;
+    if (session->team == NULL ||
+        moe_bench_data_init(&session->data, &session->host, options, ops, session->team, error) !=
+            0 ||
+        draw_routes(session, error) != 0 || make_cases(session, error) != 0 ||
+        moe_bench_limits_init(&session->limits, session->team, limit_bytes, error) != 0) {
+        return -1;
+    }
+    return moe_bench_data_fill(&session->data, &session->host, session->cases, session->num_cases,
+                               (uint64_t)options->seed, error);
+}
+
+void moe_bench_session_finish(struct moe_bench_session *session)
+{
+    moe_bench_data_finish(&session->data);
+    moe_bench_limits_finish(&session->limits);
+    moe_bench_team_destroy(session->team);
+    for (size_t i = 0; i < session->num_routes; ++i) {
+        moe_bench_routes_finish(&session->routes[i]);
+    }
+    free(session->routes);
+    free(session->cases);
+    free(session->results);
+    moe_plugin_host_finish(&session->host);
+    memset(session, 0, sizeof *session);
+}
+
+/* ---------------------------------------------------------------- measuring */
+
+/* Seconds of `num_calls` calls, or -1 with a sentence. */
+static int time_calls(struct moe_bench_session *session, struct moe_bench_case *bench_case,
+                      uint64_t num_calls, double *seconds, struct moe_cli_error *error)
+{
+    struct moe_error cause;
+    MOE_INIT(cause);
+    const double start_s = moe_terminal_now_s();
+    for (uint64_t i = 0; i < num_calls; ++i) {
+        if (moe_bench_case_call(bench_case, &session->data, &cause) != MOE_STATUS_OK) {
+            return moe_plugin_host_fail(error, moe_abi_op_name(bench_case->op), &cause);
+        }
+    }
+    *seconds = moe_terminal_now_s() - start_s;
+    return 0;
+}
+
+/* Warms up, and chooses how many calls make a sample that the clock can time. */
+static int calibrate(struct moe_bench_session *session, struct moe_bench_case *bench_case,
+                     struct moe_cli_error *error)
+{
+    double seconds = 0.0;
+    if (time_calls(session, bench_case, 2, &seconds, error) != 0) {
+        return -1;
+    }
+    const double shortest_s = TIMER_READS_PER_SAMPLE * session->timer_s;
+    for (;;) {
+        if (time_calls(session, bench_case, bench_case->calls_per_sample, &seconds, error) != 0) {
+            return -1;
+        }
+        if (seconds >= shortest_s) {
+            return 0;
+        }
+        bench_case->calls_per_sample *= 2;
+    }
+}
+
+/* One round of one case: a call that is not timed, because the operation before left other data in the caches, then samples
+ * until the case's share of time is over. */
+static int measure_case(struct moe_bench_session *session, struct moe_bench_case *bench_case,
+                        struct moe_cli_error *error)
+{
+    const double share_s = 1e-3 * (double)session->options->min_time_ms / NUM_ROUNDS;
+    double seconds = 0.0;
+    if (time_calls(session, bench_case, 1, &seconds, error) != 0) {
+        return -1;
+    }
+    const double start_s = moe_terminal_now_s();
+    do {
+        if (time_calls(session, bench_case, bench_case->calls_per_sample, &seconds, error) != 0) {
+            return -1;
+        }
+        moe_bench_samples_add(&bench_case->samples, seconds / (double)bench_case->calls_per_sample);
+    } while (moe_terminal_now_s() - start_s < share_s);
+    return 0;
+}
+
+/* plan_op_info over all numbers of tokens in turn. */
+static int measure_lookup(struct moe_bench_session *session, int32_t op,
+                          struct moe_bench_summary *summary, struct moe_cli_error *error)
+{
+    const struct moe_args_list *tokens = &session->options->tokens;
+    const struct moe_bench_data *data = &session->data;
+    struct moe_bench_samples samples = {.num_samples = 0};
+    struct moe_choice choice;
+    struct moe_error cause;
+    MOE_INIT(choice);
+    MOE_INIT(cause);
+    for (int sample = 0; sample < OVERHEAD_SAMPLES; ++sample) {
+        const double start_s = moe_terminal_now_s();
+        for (size_t call = 0, size = 0; call < OVERHEAD_CALLS; ++call) {
+            if (data->api->plan_op_info(data->plan, op, tokens->values[size], &choice, &cause) !=
+                MOE_STATUS_OK) {
+                return moe_plugin_host_fail(error, "plan_op_info", &cause);
+            }
+            size = size + 1 < tokens->num_values ? size + 1 : 0;
+        }
+        moe_bench_samples_add(&samples, (moe_terminal_now_s() - start_s) / OVERHEAD_CALLS);
+    }
+    *summary = moe_bench_samples_summarize(&samples);
+    return 0;
+}
+
+static int measure_overhead(struct moe_bench_session *session, int32_t op_idx,
+                            struct moe_cli_error *error)
+{
+    struct moe_bench_overhead *overhead = &session->overheads[op_idx];
+    struct moe_bench_case *bench_case = &session->cases[session->num_cases + (size_t)op_idx];
+    overhead->op = bench_case->op;
+    for (int sample = 0; sample < OVERHEAD_SAMPLES; ++sample) {
+        double seconds = 0.0;
+        if (time_calls(session, bench_case, OVERHEAD_CALLS, &seconds, error) != 0) {
+            return -1;
+        }
+        moe_bench_samples_add(&bench_case->samples, seconds / OVERHEAD_CALLS);
+    }
+    overhead->call_s = moe_bench_samples_summarize(&bench_case->samples);
+    return measure_lookup(session, bench_case->op, &overhead->lookup_s, error);
+}
+
+static void conclude(struct moe_bench_session *session)
+{
+    for (int limit = 0; limit < MOE_BENCH_NUM_LIMITS; ++limit) {
+        session->limit_summaries[limit] =
+            moe_bench_samples_summarize(&session->limits.samples[limit]);
+    }
+    for (size_t i = 0; i < session->num_cases; ++i) {
+        struct moe_bench_case *bench_case = &session->cases[i];
+        const struct moe_bench_cost *cost = &bench_case->cost;
+        const enum moe_bench_limit bandwidth = moe_bench_case_bandwidth(bench_case->op);
+        const double bytes_s = cost->moved_bytes / session->limit_summaries[bandwidth].median;
+        const double flops_s = cost->flops / session->limit_summaries[MOE_BENCH_LIMIT_FMA].median;
+        struct moe_bench_result *result = &session->results[i];
+        result->bench_case = bench_case;
+        result->seconds = moe_bench_samples_summarize(&bench_case->samples);
+        result->bytes_per_s = cost->moved_bytes / result->seconds.median;
+        result->flop_per_s = cost->flops / result->seconds.median;
+        result->bound = flops_s > bytes_s ? MOE_BENCH_LIMIT_FMA : bandwidth;
+        result->floor_s = flops_s > bytes_s ? flops_s : bytes_s;
+        result->ratio = result->floor_s / result->seconds.median;
+    }
+}
+
+static int measure(struct moe_bench_session *session, struct moe_progress *progress,
+                   struct moe_cli_error *error)
+{
+    const int64_t num_steps = (NUM_ROUNDS + 1) * (int64_t)session->num_cases + session->num_ops;
+    int64_t step = 0;
+    for (size_t i = 0; i < session->num_cases; ++i) {
+        if (calibrate(session, &session->cases[i], error) != 0) {
+            return -1;
+        }
+        moe_progress_update(progress, ++step, num_steps);
+    }
+    for (int round = 0; round < NUM_ROUNDS; ++round) {
+        for (int sample = 0; sample < LIMIT_SAMPLES; ++sample) {
+            moe_bench_limits_measure(&session->limits);
+        }
+        for (size_t i = 0; i < session->num_cases; ++i) {
+            if (measure_case(session, &session->cases[i], error) != 0) {
+                return -1;
+            }
+            moe_progress_update(progress, ++step, num_steps);
+        }
+    }
+    for (int32_t i = 0; i < session->num_ops; ++i) {
+        if (measure_overhead(session, i, error) != 0) {
+            return -1;
+        }
+        moe_progress_update(progress, ++step, num_steps);
+    }
+    conclude(session);
+    return 0;
+}
+
+int moe_bench_session_run(struct moe_bench_session *session, struct moe_cli_error *error)
+{
+    struct moe_progress progress;
+    session->timer_s = moe_bench_limits_timer_s();
+    moe_progress_begin(&progress, stderr, "measuring");
+    const int status = measure(session, &progress, error);
+    moe_progress_end(&progress);
+    return status;
+}
