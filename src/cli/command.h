@@ -9,6 +9,7 @@ struct moe_command {
     int (*main)(int argc, char **argv); /* argv[0] is the name; returns one of enum moe_exit */
 };
 
+extern const struct moe_command moe_command_bench;
 extern const struct moe_command moe_command_explain;
 extern const struct moe_command moe_command_info;
 extern const struct moe_command moe_command_list;

@@ -10,7 +10,7 @@
 
 static const struct moe_command *const commands[] = {
     &moe_command_run,  &moe_command_validate, &moe_command_explain,
-    &moe_command_list, &moe_command_info,
+    &moe_command_list, &moe_command_info,     &moe_command_bench,
 };
 enum { num_commands = sizeof commands / sizeof commands[0] };
 
@@ -44,6 +44,16 @@ static int refuse_unknown(const char *word)
     return MOE_EXIT_USAGE;
 }
 
+/* A result that could not be written (a full disk) is no success. */
+static int close_output(int status)
+{
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        perror("moectl: the result cannot be written");
+        return MOE_EXIT_USAGE;
+    }
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
@@ -61,7 +71,7 @@ int main(int argc, char **argv)
     }
     for (size_t i = 0; i < num_commands; ++i) {
         if (strcmp(commands[i]->name, word) == 0) {
-            return commands[i]->main(argc - 1, argv + 1);
+            return close_output(commands[i]->main(argc - 1, argv + 1));
         }
     }
     return refuse_unknown(word);
