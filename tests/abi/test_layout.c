@@ -195,9 +195,8 @@ static int count_definitions(const char *header, const char *prefix, enum abi_la
         size_t name_bytes = strspn(name, name_characters);
         const char *rest = name + name_bytes;
         const char *value = rest + strspn(rest, " ");
-        bool defines = kind == ABI_LAYOUT_STRUCT
-                           ? strncmp(rest, " {", 2) == 0
-                           : value > rest && *value >= '0' && *value <= '9';
+        bool defines = kind == ABI_LAYOUT_STRUCT ? strncmp(rest, " {", 2) == 0
+                                                 : value > rest && *value >= '0' && *value <= '9';
         if (!defines) {
             continue;
         }
