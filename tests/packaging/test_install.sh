@@ -14,7 +14,7 @@ fail() {
 
 version=$(sed -n 's/^#define MOE_BUILD_VERSION "\(.*\)"/\1/p' "$MOE_BUILD_DIR/generated/moe_build_info.h")
 expected="moe-plugin $version"
-prefix="$scratch/a prefix"
+prefix=$scratch/moved
 cmake --install "$MOE_BUILD_DIR" --prefix "$scratch/first" >"$scratch/log" || fail "cmake --install: $(cat "$scratch/log")"
 mv "$scratch/first" "$prefix"
 libdir=$(dirname "$(find "$prefix" -name moe-plugin.pc)")/..
@@ -36,9 +36,9 @@ done
 command -v pkg-config >/dev/null 2>&1 || fail "pkg-config is not installed"
 export PKG_CONFIG_PATH="$libdir/pkgconfig"
 [ "$(pkg-config --modversion moe-plugin)" = "$version" ] || fail "pkg-config --modversion: $(pkg-config --modversion moe-plugin)"
-plugin=$(pkg-config --variable=plugin moe-plugin)
-eval "\"\$CC\" -std=c11 -Wall -Werror -D_GNU_SOURCE -DPLUGIN='\"$plugin\"' $(pkg-config --cflags moe-plugin) \
-    -o \"\$scratch/consumer\" \"\$consumer/consumer.c\"" || fail "building with pkg-config"
+# shellcheck disable=SC2046
+"$CC" -std=c11 -Wall -Werror -D_GNU_SOURCE -DPLUGIN="\"$(pkg-config --variable=plugin moe-plugin)\"" \
+    $(pkg-config --cflags moe-plugin) -o "$scratch/consumer" "$consumer/consumer.c" || fail "building with pkg-config"
 printed=$("$scratch/consumer") || fail "the host built with pkg-config ended with $?"
 [ "$printed" = "$expected" ] || fail "the host built with pkg-config printed \"$printed\", not \"$expected\""
 
