@@ -6,7 +6,6 @@
 #include "run_report.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 
 static const char details[] =
@@ -193,15 +192,6 @@ static int run_layer(const struct run_options *options, struct run *run,
                                           &run->result, &run->check, error);
 }
 
-static int64_t count_not_finite(const struct run *run)
-{
-    int64_t count = 0;
-    for (int64_t i = 0; i < run->request.num_tokens * run->layer.problem.hidden; ++i) {
-        count += isfinite(run->result.block_output[i]) ? 0 : 1;
-    }
-    return count;
-}
-
 static int report(const struct run_options *options, const struct run *run, int wants_json)
 {
     const struct moe_run_report report = {
@@ -212,7 +202,8 @@ static int report(const struct run_options *options, const struct run *run, int 
         .request = &run->request,
         .result = &run->result,
         .check = options->golden != NULL ? &run->check : NULL,
-        .num_not_finite = count_not_finite(run),
+        .output = moe_run_output_measure(run->result.block_output,
+                                         run->request.num_tokens * run->layer.problem.hidden),
     };
     if (wants_json) {
         if (moe_run_report_write_json(&report, stdout) != 0) {
@@ -221,7 +212,8 @@ static int report(const struct run_options *options, const struct run *run, int 
     } else {
         moe_run_report_print(&report, stdout);
     }
-    const int is_right = report.check != NULL ? report.check->is_right : report.num_not_finite == 0;
+    const int is_right =
+        report.check != NULL ? report.check->is_right : report.output.num_not_finite == 0;
     return is_right ? MOE_EXIT_OK : MOE_EXIT_FINDINGS;
 }
 

@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Calls are timed until there are min_timed_calls of them and time_budget_s is spent. */
+/* Calls of a rank are timed until there are min_timed_calls of them and its part of the time is spent. */
 enum { min_timed_calls = 3, max_timed_calls = 101 };
-static const double time_budget_s = 0.5;
+static const double time_budget_s = 0.4; /* of all ranks */
 
 /* A rank while it runs. */
 struct rank {
@@ -160,7 +160,7 @@ static int compare_seconds(const void *a, const void *b)
 }
 
 /* Times calls after the first one. */
-static int time_layer(const struct rank *rank, const struct moe_layer_args *args,
+static int time_layer(const struct rank *rank, const struct moe_layer_args *args, double budget_s,
                       struct moe_layer_run_result *result, double first_s,
                       struct moe_cli_error *error)
 {
@@ -169,8 +169,7 @@ static int time_layer(const struct rank *rank, const struct moe_layer_args *args
     double spent_s = 0.0;
     struct moe_progress progress;
     moe_progress_begin(&progress, stderr, "timing the layer");
-    while (num_calls < min_timed_calls ||
-           (num_calls < max_timed_calls && spent_s < time_budget_s)) {
+    while (num_calls < min_timed_calls || (num_calls < max_timed_calls && spent_s < budget_s)) {
         seconds[num_calls] = call_layer(rank, args, error);
         if (seconds[num_calls] < 0.0) {
             moe_progress_end(&progress);
@@ -268,7 +267,8 @@ static int run_block(struct moe_plugin_host *host, const struct moe_layer_run_re
     if (rank.info.workspace_bytes > result->workspace_bytes) {
         result->workspace_bytes = rank.info.workspace_bytes;
     }
-    status = time_layer(&rank, &args, result, first_s, error);
+    const double budget_s = time_budget_s / (double)(request->split.tp * request->split.ep);
+    status = time_layer(&rank, &args, budget_s, result, first_s, error);
 done:
     finish_rank(&rank);
     return status;

@@ -6,8 +6,27 @@
 #include "terminal.h"
 
 #include <inttypes.h>
+#include <math.h>
+#include <string.h>
 
 enum { label_width = 11 };
+
+struct moe_run_output moe_run_output_measure(const float *output, int64_t num_elements)
+{
+    struct moe_run_output measured = {.digest = UINT64_C(0xcbf29ce484222325)};
+    double sum = 0.0;
+    for (int64_t i = 0; i < num_elements; ++i) {
+        unsigned char bytes[sizeof(float)];
+        memcpy(bytes, &output[i], sizeof bytes);
+        for (size_t j = 0; j < sizeof bytes; ++j) {
+            measured.digest = (measured.digest ^ bytes[j]) * UINT64_C(0x100000001b3);
+        }
+        measured.num_not_finite += isfinite(output[i]) ? 0 : 1;
+        sum += (double)output[i] * (double)output[i];
+    }
+    measured.rms = num_elements > 0 ? sqrt(sum / (double)num_elements) : 0.0;
+    return measured;
+}
 
 static void print_label(FILE *out, const char *label)
 {
@@ -147,9 +166,12 @@ void moe_run_report_print(const struct moe_run_report *report, FILE *out)
             result->num_timed_calls, 1e3 * result->first_s);
     print_label(out, "workspace");
     fprintf(out, "%s\n", moe_host_report_format_bytes(result->workspace_bytes, text));
-    if (report->num_not_finite > 0) {
+    print_label(out, "output");
+    fprintf(out, "root mean square %.6g, digest %016" PRIx64 "\n", report->output.rms,
+            report->output.digest);
+    if (report->output.num_not_finite > 0) {
         fprintf(out, "%s%" PRId64 " elements of the output are NaN or infinite%s\n",
-                moe_terminal_style(out, MOE_TERMINAL_RED), report->num_not_finite,
+                moe_terminal_style(out, MOE_TERMINAL_RED), report->output.num_not_finite,
                 moe_terminal_style(out, MOE_TERMINAL_PLAIN));
     }
 }
@@ -249,7 +271,11 @@ int moe_run_report_write_json(const struct moe_run_report *report, FILE *out)
     moe_cli_json_put_int(&json, "num_calls", result->num_timed_calls);
     moe_cli_json_end_object(&json);
     moe_cli_json_put_int(&json, "workspace_bytes", (int64_t)result->workspace_bytes);
-    moe_cli_json_put_int(&json, "num_not_finite", report->num_not_finite);
+    moe_cli_json_begin_object(&json, "output");
+    moe_cli_json_put_number(&json, "rms", report->output.rms);
+    moe_cli_json_put_int(&json, "num_not_finite", report->output.num_not_finite);
+    moe_cli_json_put_hash(&json, "digest", report->output.digest);
+    moe_cli_json_end_object(&json);
     moe_cli_json_end_object(&json);
     return moe_cli_json_finish(&json);
 }

@@ -12,6 +12,16 @@
 #include "layer_run.h"
 #include "plugin_host.h"
 
+/* The output in three numbers. */
+struct moe_run_output {
+    double rms;
+    int64_t num_not_finite; /* NaN and infinities */
+    uint64_t digest;        /* FNV-1a of its fp32 bits: equal digests, equal bits */
+};
+
+/* Of `num_elements` elements. */
+struct moe_run_output moe_run_output_measure(const float *output, int64_t num_elements);
+
 struct moe_run_report {
     const char *model;  /* folder */
     const char *golden; /* file, or NULL: random tokens */
@@ -20,7 +30,7 @@ struct moe_run_report {
     const struct moe_layer_run_request *request;
     const struct moe_layer_run_result *result;
     const struct moe_golden_check *check; /* NULL without a golden file */
-    int64_t num_not_finite;               /* NaN and infinities in the output */
+    struct moe_run_output output;
 };
 
 void moe_run_report_print(const struct moe_run_report *report, FILE *out);
