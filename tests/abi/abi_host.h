@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A host that opens the built plugin with dlopen and has one small layer, with every tensor that a run call can be given,
- * and valid arguments for each run call. Nothing here knows the plugin but moe_plugin.h.
+ * A host that opens the built plugin with dlopen and has one small layer, with every tensor that a
+ * run call can be given, and valid arguments for each run call. Nothing here knows the plugin but
+ * moe_plugin.h.
  */
 #ifndef MOE_TESTS_ABI_HOST_H
 #define MOE_TESTS_ABI_HOST_H
@@ -243,7 +244,8 @@ static inline void abi_host_close(struct abi_host *host)
     memset(host, 0, sizeof(*host));
 }
 
-/* Plugin, context, weights, plan. `services` NULL: none but versions. False with a line on stderr if a step fails. */
+/* Plugin, context, weights, plan. `services` NULL: none but versions. False with a line on stderr
+ * if a step fails. */
 static inline int abi_host_open(struct abi_host *host, const struct moe_host *services,
                                 int32_t num_threads)
 {

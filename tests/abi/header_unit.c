@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A host's translation unit in the language that C89 to C17 and C++98 to C++20 share; test_header.py compiles it. */
+/* A host's translation unit in what C89 to C17 and C++98 to C++20 have in common; test_header.py
+ * compiles it. */
 #include "moe_plugin.h"
 
 #include <string.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Arguments of run calls that are refused: with the right status and a sentence that names the member, and before anything was
- * touched: outputs, inputs and workspace hold what they held.
+ * Arguments of run calls that are refused: with the right status and a sentence that names the
+ * member, and before anything was touched: outputs, inputs and workspace hold what they held.
  */
 #include <setjmp.h>
 #include <stdarg.h>

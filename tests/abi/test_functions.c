@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The functions of the table that prepare and inspect: NULL where something is needed, ids and numbers out of range, members that
- * are reserved, and what is not implemented. A failure writes no output.
+ * The functions of the table that prepare and inspect: NULL where something is needed, ids and
+ * numbers out of range, members that are reserved, and what is not implemented. A failure writes no
+ * output.
  */
 #include <setjmp.h>
 #include <stdarg.h>

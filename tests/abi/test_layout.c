@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The binary layout of moe_plugin.h is the released one: abi/layout-<major>.<minor>.txt, whose hash is MOE_ABI_LAYOUT_HASH. After a change that
- * is meant, run this program with --print, store its output there, and put the hash that the test then names into the header.
+ * The binary layout of moe_plugin.h is the released one: abi/layout-<major>.<minor>.txt, whose hash
+ * is MOE_ABI_LAYOUT_HASH. After a change that is meant, run this program with --print, store its
+ * output there, and put the hash that the test then names into the header.
  */
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -118,7 +119,8 @@ static void test_hash_is_of_golden(void **state)
     }
 }
 
-/* Members lie one after the other and fill their struct: none is missing here, and there is no implicit padding. */
+/* Members lie one after the other and fill their struct: none is missing here, and there is no
+ * implicit padding. */
 static void test_members_fill_structs(void **state)
 {
     (void)state;
@@ -147,7 +149,8 @@ static void test_members_fill_structs(void **state)
     }
 }
 
-/* Structs that can grow begin with their size; so do the arguments of run calls, inside of their first member. */
+/* Structs that can grow begin with their size; so do the arguments of run calls, inside of their
+ * first member. */
 static void test_first_members(void **state)
 {
     (void)state;
@@ -181,7 +184,8 @@ static bool is_listed(enum abi_layout_kind kind, const char *name, size_t name_b
     return false;
 }
 
-/* Calls is_listed for each line of the header that begins with `prefix` and goes on as a definition. */
+/* Calls is_listed for each line of the header that begins with `prefix` and goes on as a
+ * definition. */
 static int count_definitions(const char *header, const char *prefix, enum abi_layout_kind kind)
 {
     static const char name_characters[] =

@@ -2,7 +2,8 @@
 /* ctest timeout: 300 */
 /* ctest labels: serial */
 /*
- * The plugin is a guest: loading, using and unloading it leaves the state of the process as it was, and nothing behind.
+ * The plugin is a guest: loading, using and unloading it leaves the state of the process as it was,
+ * and nothing behind.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -155,7 +156,8 @@ static void assert_same(const char *step, const struct process_state *before,
     }
 }
 
-/* ---------------------------------------------------------------- one life of a plugin, step by step */
+/* ---------------------------------------------------------------- one life of a plugin, step by
+ * step */
 
 static struct process_state first;
 
@@ -343,7 +345,8 @@ static void test_thousand_lives(void **state)
     after.error_number = before.error_number;
     assert_same("1000 lives", &before, &after, 0);
     if (MOE_TEST_SANITIZED) {
-        return; /* freed memory stays in the sanitizer's quarantine; its own leak check looks instead */
+        return; /* freed memory stays in the sanitizer's quarantine; its own leak check looks
+                   instead */
     }
     print_message("heap %zu to %zu bytes, %ld to %ld pages, %d to %d maps\n", heap_before,
                   heap_after, pages_before, pages_after, maps_before, maps_after);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest labels: no-asan */
 /*
- * Run calls allocate nothing, neither from the host nor from libc; with one thread they make no system call, with more none
- * but futex. The process's allocator is replaced here, which sanitizers do too: hence no-asan.
+ * Run calls allocate nothing, neither from the host nor from libc; with one thread they make no
+ * system call, with more none but futex. The process's allocator is replaced here, which sanitizers
+ * do too: hence no-asan.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -194,7 +195,8 @@ static void report_system_call(int number, siginfo_t *info, void *user)
     syscall(SYS_exit_group, EXIT_SYSTEM_CALL);
 }
 
-/* From here on all threads of the process may write and exit, and call `allowed` (-1: nothing else). */
+/* From here on all threads of the process may write and exit, and call `allowed` (-1: nothing
+ * else). */
 static bool forbid_system_calls(int allowed)
 {
     struct sigaction action;
@@ -216,7 +218,8 @@ static bool forbid_system_calls(int allowed)
            syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) == 0;
 }
 
-/* Waits until all threads but this one sleep: then they have made the system calls of their birth. */
+/* Waits until all threads but this one sleep: then they have made the system calls of their birth.
+ */
 static bool wait_for_sleepers(int32_t num_threads)
 {
     for (int wait = 0; wait < 5000; wait++) {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Structs that begin with struct_size, in all sizes: inputs below the introduction size are refused, larger ones are taken
- * as long as what the plugin does not know is zero; outputs are written up to struct_size and no further.
+ * Structs that begin with struct_size, in all sizes: inputs below the introduction size are
+ * refused, larger ones are taken as long as what the plugin does not know is zero; outputs are
+ * written up to struct_size and no further.
  */
 #include <setjmp.h>
 #include <stdarg.h>
