@@ -17,8 +17,7 @@
 
 enum {
     GEMM_COLUMNS_ROWS = 2, /* up to that many rows, converting weights for each row beats packing */
-    GEMM_COLUMNS_AHEAD =
-        64, /* columns fetched ahead: their distance is too long for the hardware's prefetchers */
+    GEMM_COLUMNS_AHEAD = 256, /* columns fetched ahead: too far apart for hardware prefetchers */
     GEMM_COLUMNS_GROUPS = 4, /* groups of eight channels that are passed over together */
 };
 
@@ -60,8 +59,10 @@ GEMM_INLINE void gemm_columns_pass(int num_groups, int32_t dtype, int64_t row_st
         const unsigned char *at = from + i * col_bytes;
         if (i + 1 + GEMM_COLUMNS_AHEAD < k) {
             for (int64_t offset = 0; offset < width_bytes; offset += GEMM_LINE_BYTES) {
-                __builtin_prefetch(at + GEMM_COLUMNS_AHEAD * col_bytes + offset);
-                __builtin_prefetch(at + (GEMM_COLUMNS_AHEAD + 1) * col_bytes + offset);
+                __builtin_prefetch(at + GEMM_COLUMNS_AHEAD * col_bytes + offset, 0,
+                                   GEMM_PREFETCH_L2);
+                __builtin_prefetch(at + (GEMM_COLUMNS_AHEAD + 1) * col_bytes + offset, 0,
+                                   GEMM_PREFETCH_L2);
             }
         }
         gemm_columns_step(2, num_groups, dtype, row_stride, col_bytes, at, a + i, acc);
