@@ -6,27 +6,36 @@
  * those of moe_plugin.h.
  *
  *   moe_loader_create(&options, &loader, &error);
- *   moe_loader_stage(loader, "/opt/moe/libmoe_plugin.so", NULL, &id, &error);   canary, checks,
- *   shadow copy, dlopen moe_loader_slot_open(loader, &slot_options, &slot, &error);
- *   one per problem and its weights moe_loader_promote(loader, id, &error);
- *   ... each worker thread:  moe_loader_worker_open(loader, &worker, &error); and per step
+ *   moe_loader_slot_open(loader, &slot_options, &slot, &error);    one per problem and its weights
+ *   moe_loader_stage(loader, "/opt/moe/libmoe_plugin.so", NULL, &id, &error);    canary, checks,
+ *                                            private copy, dlopen, context, weights, plans
+ *   moe_loader_promote(loader, id, &error);
+ *   ... each worker thread:  moe_loader_worker_open(loader, &worker, &error);  and per step
  *       const struct moe_loader_view *view = moe_loader_enter(worker, slot);
- *       args.weights = view->weights;  view->api->layer(view->plan, &args, &error);
+ *       args.weights = view->weights;
+ *       view->api->layer(view->plan, &args, &error);
  *       moe_loader_leave(worker);
- *   ... to upgrade, on a control thread:  stage, verify, promote; to go back: rollback
+ *   ... to upgrade, on a control thread:  stage, verify, promote, then poll now and then;
+ *       to go back:  rollback
  *
- * A generation is one plugin image with its context, and weights and plans for every open slot.
- *   States: STAGED    loaded, context, weights and plans made; serves nobody
- *   WARM      verified; may be promoted (also: the former ACTIVE after its drain, kept for
- *   rollback) ACTIVE    serves; exactly one, none before the first promote
+ * A generation is one plugin image with a context, and weights and plans for every open slot.
+ *   STAGED    loaded, context, weights and plans made; serves nobody
+ *   WARM      verified and not in use; may be promoted. Also the former ACTIVE after its drain
+ *   ACTIVE    serves; exactly one, none before the first promote
  *   DRAINING  was ACTIVE; workers or the host's captured graphs may still use it
- *   PARKED    plans, weights and context are destroyed, device memory is returned, the image stays
- *   mapped REJECTED  refused, with the reason; never serves. Its resources are released as for
- *   PARKED
+ *   PARKED    plans, weights and context are destroyed, device memory is returned; the image
+ *             stays mapped
+ *   REJECTED  refused, with the reason; never serves. Its resources are released as for PARKED
+ * PARKED and REJECTED are final. The newest 64 such generations are remembered for
+ * moe_loader_generation_at. A file whose bytes are mapped already is not mapped again: the mapped
+ * image, which keeps no state, gets a new context.
  *
  * Threads. moe_loader_enter and moe_loader_leave are for the worker's thread and take no lock. All
- * else may be called from any thread but not between enter and leave, and is serialized by a mutex
- * inside. Callbacks run on the calling thread with that mutex held: they must not call the loader.
+ * else may be called from any thread, but not between that thread's enter and leave.
+ *   Calls that build, run or release (slot_open, slot_close, stage, stage_config, verify, park) take
+ *   turns among themselves and may take long. All others are short and never wait for those, so that
+ *   a bad generation is rolled back at once even while a candidate is staged.
+ *   Callbacks run on the calling thread with a mutex held: they must not call the loader.
  */
 #ifndef MOE_LOADER_H
 #define MOE_LOADER_H
@@ -145,25 +154,25 @@ struct moe_loader_options {
     uint32_t struct_size;
     uint32_t flags;              /* MOE_LOADER_SKIP_TRUST, _SKIP_CANARY, _ALLOW_UNLOAD */
     const struct moe_host *host; /* given to every plugin; copied */
-    const struct moe_context_options
-        *context; /* for every context; copied (config sources too). NULL: all defaults */
+    /* For every context; copied, configuration files are read now, so that a generation can be
+     * built again from what it was built from. NULL: all defaults. */
+    const struct moe_context_options *context;
     const char *shadow_directory; /* as in moe_loader_open_options */
-    const char
-        *canary_path; /* moe-canary; NULL: beside the executable or in its ../lib/moe-plugin or
-                        ../bin */
+    /* moe-canary; NULL: beside the executable or in its ../lib/moe-plugin or ../bin */
+    const char *canary_path;
     int32_t canary_timeout_ms; /* 0: 20000 */
     int32_t max_workers;       /* 0: 256 */
     int32_t max_slots;         /* 0: 1024 */
-    int32_t max_parked;        /* stage refuses (BUSY) with more parked images than this; 0: 64 */
-    int32_t
-        max_device_errors; /* reports of an ACTIVE generation before it is rolled back; 0: 1, -1:
-                              never */
+    int32_t max_parked; /* with this many parked images a file that is not one of them is not staged
+                           (BUSY); 0: 64 */
+    int32_t max_device_errors; /* reports of an ACTIVE generation at which it is rolled back; 0: 1,
+                                  -1: never */
     int32_t reserved;
     void *self;
     void (*transition)(void *self,
                        const struct moe_loader_transition *transition); /* NULL: not wanted */
-    /* Is all work that the host queued with this generation done, captured graphs destroyed? NULL:
-     * yes, always (a CPU host). */
+    /* 1: all work that the host queued with this generation is done, and its captured graphs are
+     * destroyed; 0: not yet. Asked by poll once all workers have left. NULL: always 1 (CPU). */
     int32_t (*is_done)(void *self, uint64_t generation);
 };
 
@@ -179,29 +188,39 @@ struct moe_loader_slot_options {
     uint32_t struct_size;
     uint32_t flags;                    /* 0 */
     const struct moe_problem *problem; /* copied */
-    const struct moe_weights_desc
-        *weights; /* copied with its tables; the elements stay until the slot is closed */
-    uint64_t workspace_bytes; /* cap given to every plan; 0: none */
-    uint64_t ops;             /* as in moe_plan_options */
-    /* Memory for prepared weights, when a plugin wants some: called on the control thread. NULL:
-     * such a plugin is rejected. */
+    /* Copied with its tables; the elements stay until the slot is closed. */
+    const struct moe_weights_desc *weights;
+    uint64_t workspace_bytes; /* cap given to every plan; a generation that needs more is rejected.
+                                 0: none, and views may differ in workspace_bytes */
+    uint64_t workspace_alignment; /* of the workers' workspace; likewise. 0: 256 */
+    uint64_t ops;                 /* as in moe_plan_options */
+    /* Memory for prepared weights, when a plugin wants some: called on the control thread. Both NULL
+     * (such a plugin is rejected) or both set. */
     void *self;
     void *(*prepared_alloc)(void *self, uint64_t bytes, uint64_t alignment);
     void (*prepared_free)(void *self, void *memory, uint64_t bytes, uint64_t alignment);
+    void *stream; /* that weights are prepared on */
+    /* Wait for `stream`; 0 when its work is done. NULL: nothing to wait for (CPU). */
+    int32_t (*prepared_wait)(void *self, void *stream);
 };
 
-/* Make weights and plans for the slot in every generation that is STAGED, WARM or ACTIVE. Fails if
- * the ACTIVE one cannot; another is rejected. */
+/*
+ * Make weights and plans for the slot in every generation that may serve: STAGED, WARM, ACTIVE and
+ * DRAINING. Fails, with nothing changed, if the ACTIVE one cannot; any other is rejected (a DRAINING
+ * one at the end of its drain). A WARM generation that never served goes back to STAGED: it has not
+ * been verified with this slot.
+ */
 int32_t moe_loader_slot_open(struct moe_loader *loader,
                              const struct moe_loader_slot_options *options,
                              struct moe_loader_slot **out, struct moe_error *error);
-/* BUSY while a worker may be inside; try again. */
+/* No worker enters the slot from here on, and work that the host queued with it is done. BUSY while
+ * a worker is still inside it; try again. NULL is legal. */
 int32_t moe_loader_slot_close(struct moe_loader_slot *slot, struct moe_error *error);
 
 int32_t moe_loader_worker_open(struct moe_loader *loader, struct moe_loader_worker **out,
                                struct moe_error *error);
-void moe_loader_worker_close(
-    struct moe_loader_worker *worker); /* not between enter and leave; NULL is legal */
+/* Not between enter and leave. NULL is legal. */
+void moe_loader_worker_close(struct moe_loader_worker *worker);
 
 /* What a worker may use between enter and leave. */
 struct moe_loader_view {
@@ -217,8 +236,9 @@ struct moe_loader_view {
 };
 
 /*
- * The view of the ACTIVE generation, valid until leave; NULL before the first promote. One acquire
- * load and two stores to the worker's own cache line. Not nested.
+ * The view of the ACTIVE generation, valid until leave. NULL, with nothing to leave, before the first
+ * promote and when the worker is inside already. One load that other threads write to, the stores go
+ * to cache lines of this worker. Costs no lock and no system call.
  */
 const struct moe_loader_view *moe_loader_enter(struct moe_loader_worker *worker,
                                                const struct moe_loader_slot *slot);
@@ -226,14 +246,22 @@ void moe_loader_leave(struct moe_loader_worker *worker);
 
 /* ---- generations ----------------------------------------------------------------------------- */
 
-/* Load a candidate: canary first, then here; context, weights and plans for all open slots. On
- * failure the generation is REJECTED and its reason is in `error`. `options` NULL: the loader's. */
+/*
+ * Load a candidate: checks of the file, canary, then here; context, weights and plans for all open
+ * slots. `options` NULL: the loader's. On failure the generation is REJECTED with the reason, and
+ * what serves is untouched. A refused file is HASH. MOE_LOADER_ALLOW_UNLOAD counts in the loader's
+ * options only.
+ */
 int32_t moe_loader_stage(struct moe_loader *loader, const char *path,
                          const struct moe_loader_open_options *options, uint64_t *generation,
                          struct moe_error *error);
 
-/* The ACTIVE image and context with a new configuration: sources replace those of the loader's
- * context options. */
+/*
+ * The ACTIVE image, context and weights with plans of a new configuration: `sources` replace those of
+ * the loader's context options (files are read now), for later generations of stage as well once this
+ * one is promoted. Verify and promote follow as for any candidate. When it is rejected the context
+ * gets its former configuration back. STATE while nothing is ACTIVE.
+ */
 int32_t moe_loader_stage_config(struct moe_loader *loader, const struct moe_config_source *sources,
                                 int32_t num_sources, uint64_t *generation, struct moe_error *error);
 
@@ -241,49 +269,64 @@ struct moe_loader_verify_options {
     uint32_t struct_size;
     uint32_t flags;         /* 0 */
     double max_relative_l2; /* of outputs against the ACTIVE generation's; 0: 1e-2 */
-    double
-        max_slowdown; /* median time over the ACTIVE generation's, interleaved; 0: no speed gate */
-    int32_t num_tokens;     /* of the comparison; 0: min(max_tokens, 16) */
+    double max_slowdown;    /* median time over the ACTIVE generation's, interleaved; a slot that
+                               exceeds it is measured once more. 0: no speed gate */
+    int32_t num_tokens;     /* of the comparison; 0: 16. At most the slot's max_tokens are taken */
     int32_t num_timed_runs; /* of each, for the gate; 0: 15 */
     uint64_t seed;          /* of the inputs */
+    void *stream;           /* handed to run calls */
     /* Memory that the backend can use, for inputs, outputs and workspace, and copies between it and
-     * the host's; NULL: host memory (CPU). */
+     * the host's, which return 0 when done; all NULL: host memory (CPU). */
     void *self;
     void *(*memory_alloc)(void *self, uint64_t bytes, uint64_t alignment);
     void (*memory_free)(void *self, void *memory, uint64_t bytes, uint64_t alignment);
     int32_t (*copy_in)(void *self, void *device, const void *host, uint64_t bytes);
-    int32_t (*copy_out)(void *self, void *host, const void *device,
-                        uint64_t bytes); /* waits for queued work first */
+    /* Waits for the work on `stream` first. */
+    int32_t (*copy_out)(void *self, void *host, const void *device, uint64_t bytes);
 };
 
-/* Self-test, then every slot: outputs finite, inside guard bands, within tolerance of the ACTIVE
- * generation's, fast enough. STAGED becomes WARM, or REJECTED with the reason. */
+/*
+ * The plugin's self-test, then every open slot on random inputs with its weights: `layer` with given
+ * routes, with given logits and with its router (as far as the slot has them), or `experts` where
+ * its ops are that. Outputs finite and fully written, the same bits whatever the workspace held
+ * before, nothing written beside them, within tolerance of the ACTIVE generation's, fast enough.
+ * Slots whose ops hold neither are covered by the self-test. STAGED (or WARM, to look again) becomes
+ * WARM, or REJECTED with the reason: SELF_TEST, WRONG_RESULT, TOO_SLOW or what its call returned.
+ * When the comparison itself cannot be made (no memory, a type that it cannot make inputs of, a copy or the ACTIVE generation failed) the state stays.
+ */
 int32_t moe_loader_verify(struct moe_loader *loader, uint64_t generation,
                           const struct moe_loader_verify_options *options, struct moe_error *error);
 
-/* Make a WARM generation ACTIVE: one store. (The first generation may be promoted from STAGED:
- * there is nothing to compare with.) */
+/* Make a WARM generation ACTIVE for all slots by one atomic store. The first one may be promoted from
+ * STAGED: there is nothing to compare it with. STATE, or BUSY while it is being verified. */
 int32_t moe_loader_promote(struct moe_loader *loader, uint64_t generation, struct moe_error *error);
 
-/* Make the former ACTIVE generation active again: the same store. STATE if it was parked. The one
- * left is refused from then on (its sha256 cannot be staged again) if `refuse` is 1. */
+/*
+ * Make the generation that served last before the ACTIVE one ACTIVE again: the same store. It may
+ * still be DRAINING. STATE if there is none (never was, parked, or rejected). With `refuse` 1 the one
+ * left behind never serves again: it is REJECTED at the end of its drain, and its file is refused by
+ * stage from now on (unless both generations come from that file). `reason` may be NULL.
+ */
 int32_t moe_loader_rollback(struct moe_loader *loader, int32_t refuse, const char *reason,
                             struct moe_error *error);
 
-/* Let a refused sha256 be staged again. */
+/* Let a refused sha256 (64 hex digits) be staged again. INVALID_ARGUMENT if it is not refused. */
 int32_t moe_loader_allow(struct moe_loader *loader, const char *sha256, struct moe_error *error);
 
-/* A run call of this generation returned a device error. Past max_device_errors the loader rolls
- * back and refuses the file. */
+/*
+ * A run call of this generation returned `status`: DEVICE_ERROR, DEVICE_LOST or INTERNAL are counted,
+ * others are INVALID_ARGUMENT. At max_device_errors of an ACTIVE generation the loader rolls back as
+ * with `refuse` 1. STATE if there is nothing to go back to (it keeps serving).
+ */
 int32_t moe_loader_report(struct moe_loader *loader, uint64_t generation, int32_t status,
                           struct moe_error *error);
 
-/* Look at DRAINING generations: those that no worker is in and is_done agrees to become WARM, to be
- * rolled back to. Never waits. */
+/* Look at DRAINING generations: those that all workers have left and that is_done agrees to become
+ * WARM, or REJECTED if they were refused. Never waits. */
 int32_t moe_loader_poll(struct moe_loader *loader, struct moe_error *error);
 
-/* Release a STAGED, WARM (not the former ACTIVE unless `also_former` is 1) or drained generation.
- * BUSY while it drains. */
+/* Release a STAGED or WARM generation. The one that rollback would take only if `also_former` is 1
+ * (else STATE). BUSY while it drains, STATE in other states. */
 int32_t moe_loader_park(struct moe_loader *loader, uint64_t generation, int32_t also_former,
                         struct moe_error *error);
 
@@ -308,12 +351,12 @@ int32_t moe_loader_generation_at(struct moe_loader *loader, int32_t index,
 
 struct moe_loader_stats {
     uint32_t struct_size;
-    int32_t num_generations;
+    int32_t num_generations; /* that generation_at knows */
     uint64_t active_generation; /* 0: none */
     uint64_t num_promotes;
     uint64_t num_rollbacks;
     uint64_t num_rejected;
-    uint64_t num_parked; /* images that stay mapped */
+    uint64_t num_parked; /* images that stay mapped though no generation uses them */
     uint64_t num_unloaded;
 };
 int32_t moe_loader_get_stats(struct moe_loader *loader, struct moe_loader_stats *out,
