@@ -76,7 +76,8 @@ static int32_t default_dtype(const struct operand_rule *rule, const struct moe_p
     if (rule->is_fp32) {
         return MOE_DTYPE_FP32;
     }
-    return rule->group == GROUP_DOWN ? problem->down.dtype : problem->gate_up.dtype;
+    return rule->group == GROUP_DOWN && rule->has_columns ? problem->down.dtype
+                                                          : problem->gate_up.dtype;
 }
 
 static int32_t check_pointer(const struct operand_rule *rule, const void *pointer,
