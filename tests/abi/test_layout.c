@@ -197,10 +197,8 @@ static int count_definitions(const char *header, const char *prefix, enum abi_la
         }
         const char *name = line + strlen(prefix);
         size_t name_bytes = strspn(name, name_characters);
-        const char *rest = name + name_bytes;
-        const char *value = rest + strspn(rest, " ");
-        bool defines = kind == ABI_LAYOUT_STRUCT ? strncmp(rest, " {", 2) == 0
-                                                 : value > rest && *value >= '0' && *value <= '9';
+        const char *rest = name + name_bytes + strspn(name + name_bytes, " \\\n");
+        bool defines = kind == ABI_LAYOUT_STRUCT ? *rest == '{' : *rest >= '0' && *rest <= '9';
         if (!defines) {
             continue;
         }
@@ -221,19 +219,17 @@ static int count_listed(enum abi_layout_kind kind)
     return num_listed;
 }
 
-/* Lists of ids: "#define MOE_X_LIST(X)" with lines "X(NAME, ...". */
+/* Rows of the lists of ids: "X(NAME, ...". */
 static int count_ids(const char *header)
 {
+    static const char row[] = "X(MOE_";
     int num_found = 0;
-    for (const char *line = header; *line != '\0'; line += line_length(line) + 1) {
-        static const char row[] = "    X(";
-        if (strncmp(line, row, strlen(row)) == 0) {
-            const char *name = line + strlen(row);
-            num_found++;
-            if (!is_listed(ABI_LAYOUT_CONSTANT, name, strcspn(name, ","))) {
-                fail_msg("id %.*s of moe_plugin.h is missing in layout.def",
-                         (int)strcspn(name, ","), name);
-            }
+    for (const char *at = strstr(header, row); at != NULL; at = strstr(at + 1, row)) {
+        const char *name = at + strlen("X(");
+        num_found++;
+        if (!is_listed(ABI_LAYOUT_CONSTANT, name, strcspn(name, ","))) {
+            fail_msg("id %.*s of moe_plugin.h is missing in layout.def", (int)strcspn(name, ","),
+                     name);
         }
     }
     return num_found;
