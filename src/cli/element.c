@@ -58,6 +58,9 @@ static uint16_t store_fp16(float value)
     if (magnitude >= 65520.0f) { /* halfway between the largest number and the next one */
         return (uint16_t)(sign | 0x7c00u);
     }
+    if (magnitude == 0.0f) {
+        return sign;
+    }
     int exponent;
     frexpf(magnitude, &exponent); /* magnitude is in [2^(exponent-1), 2^exponent) */
     const int step = exponent - 11 > -24 ? exponent - 11 : -24;

@@ -11,6 +11,7 @@ struct values {
     const char *backend;
     int64_t num_tokens;
     struct moe_args_list sizes;
+    struct moe_args_texts configs;
 };
 
 struct outcome {
@@ -21,7 +22,7 @@ struct outcome {
     char err[4096];
 };
 
-enum { max_words = 16, words_bytes = 256 };
+enum { max_words = 2 * (MOE_ARGS_MAX_TEXTS + 4), words_bytes = 1024 };
 
 /* Parses `line`, words separated by blanks, as `moectl try <line>`. `words` holds them. */
 static void parse(const char *line, int max_operands, char *words, struct outcome *outcome)
@@ -53,6 +54,7 @@ static void parse(const char *line, int max_operands, char *words, struct outcom
          .list = &values->sizes,
          .min_value = 1,
          .max_value = INT64_MAX},
+        {.name = "config", .value_name = "FILE", .help = "files", .texts = &values->configs},
         {.name = "fast", .letter = 'f', .help = "hurry", .flag = &values->is_fast},
     };
     const struct moe_args_command command = {.name = "try",
@@ -111,6 +113,31 @@ static void values_and_defaults_are_stored(void **state)
     assert_int_equal(o.outcome, MOE_ARGS_RUN);
     assert_int_equal(o.result.num_operands, 3);
     assert_int_equal(o.values.is_fast, 1);
+}
+
+static void texts_add_up(void **state)
+{
+    (void)state;
+    char words[words_bytes];
+    struct outcome o;
+    parse("--config a --model m --config=b --config a", 0, words, &o);
+    assert_int_equal(o.outcome, MOE_ARGS_RUN);
+    assert_int_equal(o.values.configs.num_texts, 3);
+    assert_string_equal(o.values.configs.texts[0], "a");
+    assert_string_equal(o.values.configs.texts[1], "b");
+    assert_string_equal(o.values.configs.texts[2], "a");
+
+    char line[words_bytes] = "--model m";
+    for (int i = 0; i < MOE_ARGS_MAX_TEXTS; ++i) {
+        strcat(line, " --config c");
+    }
+    parse(line, 0, words, &o);
+    assert_int_equal(o.outcome, MOE_ARGS_RUN);
+    assert_int_equal(o.values.configs.num_texts, MOE_ARGS_MAX_TEXTS);
+    strcat(line, " --config c");
+    parse(line, 0, words, &o);
+    assert_int_equal(o.outcome, MOE_ARGS_WRONG);
+    fixture_assert_contains(o.err, "--config is given more than 32 times");
 }
 
 static void mistakes_are_named(void **state)
@@ -262,6 +289,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_and_defaults_are_stored),
+        cmocka_unit_test(texts_add_up),
         cmocka_unit_test(mistakes_are_named),
         cmocka_unit_test(a_list_has_a_limit),
         cmocka_unit_test(help_lists_every_option),
