@@ -10,6 +10,8 @@
 /* No struct of this ABI will ever be this large; a bigger struct_size is an uninitialized one. */
 #define STRUCT_BYTES_LIMIT 65536u
 
+enum { SHOWN_PATH_BYTES = 175 };
+
 static void set_error(struct moe_error *error, int32_t status, int32_t native, const char *format,
                       va_list values)
 {
@@ -60,28 +62,51 @@ int32_t moe_loader_status_set_errno(struct moe_error *error, int32_t status, int
     return status;
 }
 
-struct moe_loader_shown moe_loader_status_show(const char *text)
+/* Is this a byte inside a UTF-8 character, not its first? */
+static int is_inside_character(char byte)
+{
+    return ((unsigned char)byte & 0xc0u) == 0x80u;
+}
+
+static void append_clean(char *to, const char *from, size_t num_bytes)
+{
+    to += strlen(to);
+    for (size_t i = 0; i < num_bytes; i++) {
+        unsigned char byte = (unsigned char)from[i];
+        to[i] = byte < 0x20 || byte == 0x7f ? '?' : from[i];
+    }
+}
+
+struct moe_loader_shown moe_loader_status_show_path(const char *path)
 {
     struct moe_loader_shown shown;
     memset(&shown, 0, sizeof(shown));
-    if (text == NULL) {
-        text = "(null)";
+    path = path != NULL ? path : "(null)";
+    size_t num_bytes = strlen(path);
+    if (num_bytes > SHOWN_PATH_BYTES) {
+        path += num_bytes - (SHOWN_PATH_BYTES - 3);
+        while (is_inside_character(*path)) {
+            path++;
+        }
+        memcpy(shown.text, "...", 3);
     }
-    size_t num_bytes = strlen(text);
-    const char *start = text;
-    char *to = shown.text;
-    if (num_bytes >= sizeof(shown.text)) {
-        memcpy(to, "...", 3);
-        to += 3;
-        start = text + num_bytes - (sizeof(shown.text) - 1 - 3);
-        while (((unsigned char)*start & 0xc0u) == 0x80u) {
-            start++; /* not into the middle of a character */
+    append_clean(shown.text, path, strlen(path));
+    return shown;
+}
+
+struct moe_loader_shown moe_loader_status_show_text(const char *text)
+{
+    struct moe_loader_shown shown;
+    memset(&shown, 0, sizeof(shown));
+    text = text != NULL ? text : "(null)";
+    size_t num_bytes = strnlen(text, sizeof(shown.text));
+    if (num_bytes == sizeof(shown.text)) {
+        num_bytes = sizeof(shown.text) - 1;
+        while (num_bytes > 0 && is_inside_character(text[num_bytes])) {
+            num_bytes--;
         }
     }
-    for (; *start != '\0'; start++) {
-        unsigned char byte = (unsigned char)*start;
-        *to++ = byte < 0x20 || byte == 0x7f ? '?' : *start;
-    }
+    append_clean(shown.text, text, num_bytes);
     return shown;
 }
 

@@ -18,18 +18,21 @@ int32_t moe_loader_status_set(struct moe_error *error, int32_t status, const cha
 int32_t moe_loader_status_set_errno(struct moe_error *error, int32_t status, int errno_value,
                                     const char *format, ...) __attribute__((format(printf, 4, 5)));
 
-/* Bytes that hold a path inside a sentence. */
-#define MOE_LOADER_SHOWN_BYTES 176
-
+/* Text that came from elsewhere, made fit to stand in a sentence. */
 struct moe_loader_shown {
-    char text[MOE_LOADER_SHOWN_BYTES];
+    char text[288];
 };
 
-/*
- * `text` as it may stand in a sentence: one that is too long loses its front (the end of a path
- * says more), control characters become '?', UTF-8 characters stay whole. NULL becomes "(null)".
- */
-struct moe_loader_shown moe_loader_status_show(const char *text);
+/* A path: of a long one the end is kept, 175 bytes. Control characters become '?', UTF-8 characters stay
+ * whole. NULL becomes "(null)". */
+struct moe_loader_shown moe_loader_status_show_path(const char *path);
+
+/* The same for words: of many the beginning is kept. */
+struct moe_loader_shown moe_loader_status_show_text(const char *text);
+
+/* As arguments of %s: they live to the end of the statement. */
+#define MOE_LOADER_SHOW_PATH(path)  (moe_loader_status_show_path(path).text)
+#define MOE_LOADER_SHOW_TEXT(words) (moe_loader_status_show_text(words).text)
 
 /*
  * Copy the caller's input struct into ours of `own_bytes`, by the rule of moe_plugin.h: sizes below
