@@ -5,7 +5,9 @@
 file(GLOB moe_public_headers CONFIGURE_DEPENDS "${moe_abi_dir}/*.h")
 install(FILES ${moe_public_headers} DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 install(TARGETS moe_plugin LIBRARY DESTINATION "${moe_install_plugin_dir}")
-install(TARGETS moectl RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+install(TARGETS moe_loader moe_loader_shared
+  ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}" LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+install(TARGETS moectl moe-canary RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 install(FILES ${moe_profile_files} DESTINATION "${CMAKE_INSTALL_DATADIR}/moe-plugin/profiles")
 file(GLOB moe_man_pages CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/docs/man/*.1")
 if(moe_man_pages)
