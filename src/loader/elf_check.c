@@ -234,7 +234,7 @@ static int32_t check_build_id(const struct moe_elf_view *view, struct moe_elf_bu
 int32_t moe_elf_check(const void *bytes, size_t num_bytes, const char *name,
                       struct moe_elf_build_id *build_id, struct moe_error *error)
 {
-    struct moe_loader_shown shown = moe_loader_status_show_path(name);
+    struct moe_loader_shown shown = moe_loader_status_show(name);
     struct moe_elf_view view = {
         .bytes = bytes, .num_bytes = num_bytes, .name = shown.text, .error = error};
     ElfW(Ehdr) header;

@@ -77,7 +77,7 @@ static void append_clean(char *to, const char *from, size_t num_bytes)
     }
 }
 
-struct moe_loader_shown moe_loader_status_show_path(const char *path)
+struct moe_loader_shown moe_loader_status_show(const char *path)
 {
     struct moe_loader_shown shown;
     memset(&shown, 0, sizeof(shown));

@@ -25,13 +25,13 @@ struct moe_loader_shown {
 
 /* A path: of a long one the end is kept, 175 bytes. Control characters become '?', UTF-8 characters stay
  * whole. NULL becomes "(null)". */
-struct moe_loader_shown moe_loader_status_show_path(const char *path);
+struct moe_loader_shown moe_loader_status_show(const char *path);
 
 /* The same for words: of many the beginning is kept. */
 struct moe_loader_shown moe_loader_status_show_text(const char *text);
 
 /* As arguments of %s: they live to the end of the statement. */
-#define MOE_LOADER_SHOW_PATH(path)  (moe_loader_status_show_path(path).text)
+#define MOE_LOADER_SHOW_PATH(path)  (moe_loader_status_show(path).text)
 #define MOE_LOADER_SHOW_TEXT(words) (moe_loader_status_show_text(words).text)
 
 /*

@@ -187,7 +187,7 @@ static int32_t check_function(const struct table_view *view, const struct table_
 int32_t moe_table_check(const void *table, const struct moe_mapped *mapped, const char *name,
                         struct moe_error *error)
 {
-    struct moe_loader_shown shown = moe_loader_status_show_path(name);
+    struct moe_loader_shown shown = moe_loader_status_show(name);
     struct table_view view = {.bytes = table, .mapped = mapped, .name = shown.text, .error = error};
     int32_t status = check_place(&view);
     if (status == MOE_STATUS_OK) {
