@@ -225,7 +225,10 @@ struct kernel_run {
 static void run_task(void *self, int64_t task, int32_t thread)
 {
     const struct kernel_run *kernel_run = self;
-    void *scratch = kernel_run->run->scratch + (uint64_t)thread * kernel_run->run->scratch_stride;
+    char *scratch = kernel_run->run->scratch; /* NULL when no kernel of the call wants any */
+    if (scratch != NULL) {
+        scratch += (uint64_t)thread * kernel_run->run->scratch_stride;
+    }
     kernel_run->kernel->run(kernel_run->op, kernel_run->tile, task, scratch);
 }
 
