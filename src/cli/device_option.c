@@ -21,14 +21,15 @@ static const struct known_device {
 };
 enum { num_known_devices = sizeof known_devices / sizeof known_devices[0] };
 
-static const struct known_device *find_known(int64_t sm)
+/* The row of an sm; one of zeros when there is none. */
+static struct known_device find_known(int64_t sm)
 {
     for (size_t i = 0; i < num_known_devices; ++i) {
         if (known_devices[i].sm == sm) {
-            return &known_devices[i];
+            return known_devices[i];
         }
     }
-    return NULL;
+    return (struct known_device){.name = ""};
 }
 
 static int refuse_unknown(int64_t sm, struct moe_cli_error *error)
@@ -50,11 +51,13 @@ int moe_device_option_describe(const struct moe_device_option *option, struct mo
                    : MOE_CLI_FAIL(error, "--sm-count, --smem-kib and --device describe a GPU and "
                                          "need --sm");
     }
-    const struct known_device *known = find_known(option->sm);
-    if (known == NULL && (option->num_sms == 0 || option->smem_kib == 0)) {
+    const struct known_device known = find_known(option->sm);
+    const int64_t num_sms = option->num_sms > 0 ? option->num_sms : known.num_sms;
+    const int64_t smem_kib = option->smem_kib > 0 ? option->smem_kib : known.smem_kib;
+    const char *name = option->name != NULL ? option->name : known.name;
+    if (num_sms == 0 || smem_kib == 0) {
         return refuse_unknown(option->sm, error);
     }
-    const char *name = option->name != NULL ? option->name : known != NULL ? known->name : "";
     MOE_INIT(*device);
     if (strlen(name) >= sizeof device->name) {
         return MOE_CLI_FAIL(error, "--device: the name is longer than %zu bytes",
@@ -62,10 +65,9 @@ int moe_device_option_describe(const struct moe_device_option *option, struct mo
     }
     device->backend = MOE_BACKEND_CUDA;
     device->sm = (int32_t)option->sm;
-    device->num_sms = option->num_sms > 0 ? (int32_t)option->num_sms : known->num_sms;
-    device->smem_bytes =
-        1024 * (option->smem_kib > 0 ? (int32_t)option->smem_kib : known->smem_kib);
-    device->l2_bytes = known != NULL ? (int64_t)known->l2_mib << 20 : 0;
+    device->num_sms = (int32_t)num_sms;
+    device->smem_bytes = 1024 * (int32_t)smem_kib;
+    device->l2_bytes = (int64_t)known.l2_mib << 20;
     snprintf(device->name, sizeof device->name, "%s", name);
     return 1;
 }
