@@ -4,6 +4,7 @@
 
 #include "element.h"
 #include "terminal.h"
+#include "ticker.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -167,19 +168,14 @@ static int time_layer(const struct rank *rank, const struct moe_layer_args *args
     double seconds[max_timed_calls];
     int num_calls = 0;
     double spent_s = 0.0;
-    struct moe_progress progress;
-    moe_progress_begin(&progress, stderr, "timing the layer");
     while (num_calls < min_timed_calls || (num_calls < max_timed_calls && spent_s < budget_s)) {
         seconds[num_calls] = call_layer(rank, args, error);
         if (seconds[num_calls] < 0.0) {
-            moe_progress_end(&progress);
             return -1;
         }
         spent_s += seconds[num_calls];
         num_calls += 1;
-        moe_progress_update(&progress, num_calls, 0);
     }
-    moe_progress_end(&progress);
     qsort(seconds, (size_t)num_calls, sizeof seconds[0], compare_seconds);
     const double median_s = seconds[num_calls / 2];
     if (median_s > result->median_s) {
@@ -324,25 +320,21 @@ int moe_layer_run(struct moe_plugin_host *host, const struct moe_layer_run_reque
 {
     memset(result, 0, sizeof *result);
     const int64_t num_ranks = request->split.tp * request->split.ep;
-    struct moe_progress progress;
-    if (make_room(request, result, error) != 0) {
-        goto fail;
-    }
-    moe_progress_begin(&progress, stderr, "running ranks");
-    for (int64_t rank_idx = 0; rank_idx < num_ranks; ++rank_idx) {
-        if (run_block(host, request, rank_idx, result, error) != 0 ||
-            (request->wants_experts_output &&
-             run_experts(host, request, rank_idx, result, error) != 0)) {
-            moe_progress_end(&progress);
-            goto fail;
+    int status = make_room(request, result, error);
+    struct moe_ticker ticker;
+    moe_ticker_begin(&ticker, stderr, "running the layer, ranks", num_ranks);
+    for (int64_t rank_idx = 0; status == 0 && rank_idx < num_ranks; ++rank_idx) {
+        moe_ticker_set(&ticker, rank_idx);
+        status = run_block(host, request, rank_idx, result, error);
+        if (status == 0 && request->wants_experts_output) {
+            status = run_experts(host, request, rank_idx, result, error);
         }
-        moe_progress_update(&progress, rank_idx + 1, num_ranks);
     }
-    moe_progress_end(&progress);
-    return 0;
-fail:
-    moe_layer_run_finish(result);
-    return -1;
+    moe_ticker_end(&ticker);
+    if (status != 0) {
+        moe_layer_run_finish(result);
+    }
+    return status;
 }
 
 void moe_layer_run_finish(struct moe_layer_run_result *result)
