@@ -10,7 +10,6 @@
 
 enum {
     MEGABYTE = 1000000,
-    WEIGHT_MEGABYTES = 1000, /* that the copies of the weights take together, at least */
     MIN_COPIES = 2,
     MAX_COPIES = 1024,
     COLD_MEGABYTES = 128,
@@ -28,8 +27,10 @@ int moe_bench_data_init(struct moe_bench_data *data, const struct moe_plugin_hos
     data->problem = &options->problem;
     data->team = team;
     data->cold_bytes = (uint64_t)COLD_MEGABYTES * MEGABYTE;
-    if (CACHES * (uint64_t)host->device.l2_bytes > data->cold_bytes) {
-        data->cold_bytes = CACHES * (uint64_t)host->device.l2_bytes;
+    data->weight_bytes = (uint64_t)options->weight_mb * MEGABYTE;
+    data->cache_bytes = moe_bench_memory_cache_bytes(host->device.l2_bytes);
+    if (CACHES * data->cache_bytes > data->cold_bytes) {
+        data->cold_bytes = CACHES * data->cache_bytes;
     }
     struct moe_error cause;
     struct moe_plan_options plan_options;
@@ -79,10 +80,10 @@ static struct needs add_up_needs(const struct moe_problem *problem,
     return needs;
 }
 
-/* As many copies as make WEIGHT_MEGABYTES and at least MIN_COPIES, fewer when memory is short. 0: not even one fits. */
-static int64_t count_copies(uint64_t copy_bytes, uint64_t budget_bytes)
+/* As many copies as make `wanted_bytes` and at least MIN_COPIES, fewer when memory is short. 0: not even one fits. */
+static int64_t count_copies(uint64_t copy_bytes, uint64_t wanted_bytes, uint64_t budget_bytes)
 {
-    uint64_t num_copies = ((uint64_t)WEIGHT_MEGABYTES * MEGABYTE + copy_bytes - 1) / copy_bytes;
+    uint64_t num_copies = (wanted_bytes + copy_bytes - 1) / copy_bytes;
     num_copies = num_copies < MIN_COPIES ? MIN_COPIES : num_copies;
     num_copies = num_copies > MAX_COPIES ? MAX_COPIES : num_copies;
     const uint64_t fitting = budget_bytes / copy_bytes;
@@ -125,9 +126,10 @@ int moe_bench_data_fill(struct moe_bench_data *data, const struct moe_plugin_hos
                                  data->plan_info.workspace_bytes;
     const uint64_t available = moe_bench_memory_available();
     const uint64_t budget = available == 0 ? UINT64_MAX : available / 100 * MEMORY_PERCENT;
-    const int64_t num_copies = needs.weight_bytes == 0 || budget < fixed_bytes
-                                   ? 0
-                                   : count_copies(needs.weight_bytes, budget - fixed_bytes);
+    const int64_t num_copies =
+        needs.weight_bytes == 0 || budget < fixed_bytes
+            ? 0
+            : count_copies(needs.weight_bytes, data->weight_bytes, budget - fixed_bytes);
     if (budget < fixed_bytes || (needs.weight_bytes > 0 && num_copies == 0)) {
         return MOE_CLI_FAIL(error,
                             "this needs %" PRIu64 " MB for data and %" PRIu64

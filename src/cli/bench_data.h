@@ -21,7 +21,9 @@ struct moe_bench_data {
     struct moe_plan *plan;
     struct moe_plan_info plan_info;
     struct moe_bench_team *team;
-    uint64_t cold_bytes;              /* that inputs, and outputs, are rotated through at least */
+    uint64_t cache_bytes;  /* of the last level */
+    uint64_t cold_bytes;   /* that inputs, and outputs, are rotated through at least */
+    uint64_t weight_bytes; /* that calls are rotated through at least, if memory allows */
     struct moe_bench_weights weights; /* no copies when no operation needs them */
     struct moe_bench_memory inputs;   /* of tokens.dtype */
     struct moe_bench_memory logits;   /* of logits_dtype */

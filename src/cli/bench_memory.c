@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 
 enum {
+    MAX_CACHES = 8,
     TABLE_BITS = 16,
     TABLE_ENTRIES = 1 << TABLE_BITS,
     ENTRIES_PER_DRAW = 64 / TABLE_BITS,
@@ -56,6 +57,18 @@ uint64_t moe_bench_memory_available(void)
         smaller_limit(available, "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
     return smaller_limit(available, "/sys/fs/cgroup/memory/memory.limit_in_bytes",
                          "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+}
+
+uint64_t moe_bench_memory_cache_bytes(int64_t otherwise)
+{
+    uint64_t largest = 0;
+    for (int index = 0; index < MAX_CACHES; ++index) {
+        char path[80];
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", index);
+        const uint64_t bytes = 1024 * read_number(path, ""); /* "32768K" */
+        largest = bytes > largest ? bytes : largest;
+    }
+    return largest > 0 || otherwise < 0 ? largest : (uint64_t)otherwise;
 }
 
 uint64_t moe_bench_memory_align(uint64_t value)

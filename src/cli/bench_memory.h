@@ -19,6 +19,9 @@ struct moe_bench_memory {
  * (cgroup) leaves, the smaller; 0 when neither is known. */
 uint64_t moe_bench_memory_available(void);
 
+/* Bytes of the largest cache of the first CPU, as the system describes it; `otherwise` when it does not. */
+uint64_t moe_bench_memory_cache_bytes(int64_t otherwise);
+
 /* `value` rounded up to MOE_BENCH_ALIGNMENT. */
 uint64_t moe_bench_memory_align(uint64_t value);
 

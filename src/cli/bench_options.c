@@ -13,7 +13,12 @@ static const char all_ops[] = "all";
 /* The members of a shape, in the order of --shape. */
 enum { SHAPE_EXPERTS, SHAPE_TOP_K, SHAPE_HIDDEN, SHAPE_INTER, NUM_SHAPE };
 
-enum { LARGEST_DIMENSION = 1 << 24, LARGEST_TOKENS = 1 << 20, DEFAULT_MIN_TIME_MS = 300 };
+enum {
+    LARGEST_DIMENSION = 1 << 24,
+    LARGEST_TOKENS = 1 << 20,
+    DEFAULT_MIN_TIME_MS = 300,
+    DEFAULT_WEIGHT_MB = 1000
+};
 
 /* Qwen3-30B-A3B: many small experts, the shape of most models of its time. */
 static const struct moe_args_list default_shape = {.num_values = NUM_SHAPE,
@@ -135,6 +140,25 @@ static int read_model(int64_t layer_idx, struct moe_bench_options *options,
     return 0;
 }
 
+/* Sizes are computed in 64 bits; what comes near their end is more than any machine has. */
+static int check_sizes(const struct moe_problem *problem, struct moe_cli_error *error)
+{
+    const double largest_bytes = 0x1p50, element_bytes = 4.0;
+    const double width =
+        problem->hidden > 2.0 * problem->inter ? problem->hidden : 2.0 * problem->inter;
+    const double weight_bytes =
+        3.0 * element_bytes * problem->hidden *
+        ((double)problem->num_experts * problem->inter + problem->shared_inter);
+    const double row_bytes = element_bytes * (double)problem->max_tokens * problem->top_k * width;
+    if (weight_bytes > largest_bytes || row_bytes > largest_bytes) {
+        return MOE_CLI_FAIL(
+            error,
+            "this layer would have %.3g GB of weights and %.3g GB of rows; choose smaller numbers",
+            1e-9 * weight_bytes, 1e-9 * row_bytes);
+    }
+    return 0;
+}
+
 static int check(const struct texts *texts, struct moe_bench_options *options,
                  struct moe_cli_error *error)
 {
@@ -167,7 +191,7 @@ static int check(const struct texts *texts, struct moe_bench_options *options,
             options->problem.max_tokens = num_tokens;
         }
     }
-    return 0;
+    return check_sizes(problem, error);
 }
 
 enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char *summary,
@@ -176,7 +200,8 @@ enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char 
     *options = (struct moe_bench_options){.host = moe_plugin_host_default_options(),
                                           .tokens = default_tokens,
                                           .routing_text = "uniform",
-                                          .min_time_ms = DEFAULT_MIN_TIME_MS};
+                                          .min_time_ms = DEFAULT_MIN_TIME_MS,
+                                          .weight_mb = DEFAULT_WEIGHT_MB};
     struct texts texts = {.ops = all_ops, .layer_idx = -1};
     const struct moe_args_option rows[] = {
         {.name = "op",
@@ -229,6 +254,12 @@ enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char 
          .number = &options->min_time_ms,
          .min_value = 1,
          .max_value = 600000},
+        {.name = "weight-mb",
+         .value_name = "MB",
+         .help = "megabytes of weights that calls are rotated through, at least (1000)",
+         .number = &options->weight_mb,
+         .min_value = 1,
+         .max_value = 1000000},
         {.name = "csv",
          .help = "print the result as comma-separated values",
          .flag = &options->wants_csv},

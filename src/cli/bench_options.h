@@ -25,6 +25,7 @@ struct moe_bench_options {
     const char *routing_text;
     int64_t seed;
     int64_t min_time_ms; /* of each operation and number of tokens */
+    int64_t weight_mb;   /* that the copies of the weights take together, at least */
     int wants_json;
     int wants_csv;
 };

@@ -16,7 +16,7 @@ static const char *source_name(const struct moe_choice *choice)
 
 /* ---------------------------------------------------------------- text */
 
-enum { MAX_COLUMNS = 16, MAX_CELL = 96 };
+enum { MAX_COLUMNS = 16, MAX_CELL = 192 };
 
 /* A table whose columns are as wide as their widest cell. Rows are gone through twice: to measure, then to print. */
 struct table {
@@ -134,7 +134,7 @@ static void print_setting(const struct moe_bench_session *session, FILE *out)
     const struct moe_bench_weights *weights = &session->data.weights;
     fprintf(out, "%s %s (%s), %s %s, %d threads, last-level cache %.0f MB, %s\n", api->name,
             api->version, api->source_id, moe_abi_backend_name(device->backend), device->isa,
-            device->num_sms, 1e-6 * (double)device->l2_bytes, device->name);
+            device->num_sms, 1e-6 * (double)session->data.cache_bytes, device->name);
     if (options->model != NULL) {
         fprintf(out, "%s, layer %" PRId64 " of %s: ", options->model_type, options->layer_idx,
                 options->model);
@@ -177,7 +177,7 @@ int moe_bench_report_text(const struct moe_bench_session *session, FILE *out)
     fputc('\n', out);
     print_table(session, out, print_results);
     for (int32_t i = 0; i < session->num_refusals; ++i) {
-        fprintf(out, "not measured: %s: %s\n", moe_abi_op_name(session->refusals[i].op),
+        fprintf(out, "not measured: %s (%s)\n", moe_abi_op_name(session->refusals[i].op),
                 session->refusals[i].reason);
     }
     fputc('\n', out);
@@ -209,7 +209,7 @@ static void put_setting(const struct moe_bench_session *session, struct moe_cli_
     moe_cli_json_put_text(json, "name", device->name);
     moe_cli_json_put_text(json, "isa", device->isa);
     moe_cli_json_put_int(json, "num_threads", device->num_sms);
-    moe_cli_json_put_int(json, "last_level_cache_bytes", device->l2_bytes);
+    moe_cli_json_put_int(json, "last_level_cache_bytes", (int64_t)session->data.cache_bytes);
     moe_cli_json_end_object(json);
     moe_cli_json_begin_object(json, "problem");
     moe_cli_json_put_text(json, "model_type", options->model_type);
@@ -362,7 +362,7 @@ int moe_bench_report_csv(const struct moe_bench_session *session, FILE *out)
         fputc('\n', out);
     }
     for (int32_t i = 0; i < session->num_refusals; ++i) {
-        fprintf(stderr, "not measured: %s: %s\n", moe_abi_op_name(session->refusals[i].op),
+        fprintf(stderr, "not measured: %s (%s)\n", moe_abi_op_name(session->refusals[i].op),
                 session->refusals[i].reason);
     }
     return fflush(out) != 0 || ferror(out) ? -1 : 0;
