@@ -13,8 +13,7 @@
 
 #define GEMM_INLINE static inline __attribute__((always_inline))
 
-/* to[0..k) = from[0..k), contiguous. */
-static inline void gemm_pack_row(float *to, const void *from, int32_t dtype, int64_t k)
+GEMM_INLINE void gemm_pack_row_typed(float *to, const void *from, int32_t dtype, int64_t k)
 {
     int64_t i = 0;
     for (; i + MOE_VEC8_LANES <= k; i += MOE_VEC8_LANES) {
@@ -23,6 +22,18 @@ static inline void gemm_pack_row(float *to, const void *from, int32_t dtype, int
     if (i < k) {
         moe_vec8_store(to + i,
                        moe_convert_load_partial(moe_convert_at(from, dtype, i), dtype, k - i));
+    }
+}
+
+/* to[0..k) = from[0..k), contiguous. */
+static inline void gemm_pack_row(float *to, const void *from, int32_t dtype, int64_t k)
+{
+    if (dtype == MOE_DTYPE_BF16) {
+        gemm_pack_row_typed(to, from, MOE_DTYPE_BF16, k);
+    } else if (dtype == MOE_DTYPE_FP16) {
+        gemm_pack_row_typed(to, from, MOE_DTYPE_FP16, k);
+    } else {
+        gemm_pack_row_typed(to, from, MOE_DTYPE_FP32, k);
     }
 }
 
