@@ -55,7 +55,7 @@ static char endless[4096];
 int helper_version(void);
 #endif
 #if defined(PLUGIN_STATIC_TLS)
-static __thread int in_static_tls __attribute__((tls_model("initial-exec")));
+static __thread volatile int in_static_tls __attribute__((tls_model("initial-exec")));
 #endif
 #if defined(PLUGIN_UNIQUE)
 __asm__(".data\n.globl unique_state\n.type unique_state, %gnu_unique_object\n"
