@@ -18,10 +18,10 @@
 #include <stdint.h>
 
 enum {
-    GEMM_CHANNELS = 8,    /* channels per call of gemm_dot_rows */
-    GEMM_LINE_BYTES = 64, /* cache line */
-    GEMM_PREFETCH_L2 = 2, /* locality of __builtin_prefetch */
-    GEMM_STREAM_ROWS = 12, /* up to that many rows are streamed: converting twice beats packing */
+    GEMM_CHANNELS = 8,     /* channels per call of gemm_dot_rows */
+    GEMM_LINE_BYTES = 64,  /* cache line */
+    GEMM_PREFETCH_L2 = 2,  /* locality of __builtin_prefetch */
+    GEMM_STREAM_ROWS = 12, /* up to that many rows are streamed: converting again beats packing */
 };
 
 /* Up to eight channels of weights, each contiguous along k. */
