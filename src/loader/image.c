@@ -286,7 +286,11 @@ static int is_mapped(const char *path)
 static int32_t map_copy(struct moe_loader_image *image, struct moe_error *error)
 {
     const char *path = image->shadow.path;
-    if (is_mapped(path)) {
+    int is_taken = is_mapped(path);
+    while (is_taken && moe_shadow_renumber(&image->shadow)) {
+        is_taken = is_mapped(path);
+    }
+    if (is_taken) {
         return moe_loader_status_set(error, MOE_STATUS_INTERNAL,
                                      "%s: the dynamic linker already has an image named %s",
                                      MOE_LOADER_SHOW_PATH(image->path), MOE_LOADER_SHOW_PATH(path));

@@ -45,6 +45,11 @@ static int write_all(int descriptor, const void *bytes, size_t num_bytes)
 
 /* ---- memfd ---- */
 
+static void name_memfd(struct moe_shadow *shadow)
+{
+    snprintf(shadow->path, sizeof(shadow->path), "/proc/self/fd/%d", shadow->descriptor);
+}
+
 static int32_t create_memfd(struct moe_shadow *shadow, const void *bytes, size_t num_bytes,
                             struct moe_error *error)
 {
@@ -67,8 +72,23 @@ static int32_t create_memfd(struct moe_shadow *shadow, const void *bytes, size_t
             "the private copy of %zu bytes cannot be written to a memfd", num_bytes);
     }
     shadow->descriptor = descriptor;
-    snprintf(shadow->path, sizeof(shadow->path), "/proc/self/fd/%d", descriptor);
+    name_memfd(shadow);
     return MOE_STATUS_OK;
+}
+
+int32_t moe_shadow_renumber(struct moe_shadow *shadow)
+{
+    if (shadow->folder >= 0 || shadow->descriptor < 0) {
+        return 0;
+    }
+    int other = fcntl(shadow->descriptor, F_DUPFD_CLOEXEC, shadow->descriptor + 1);
+    if (other < 0) {
+        return 0;
+    }
+    close(shadow->descriptor);
+    shadow->descriptor = other;
+    name_memfd(shadow);
+    return 1;
 }
 
 /* ---- the folder ---- */

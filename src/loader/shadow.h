@@ -25,6 +25,12 @@ int32_t moe_shadow_create(struct moe_shadow *shadow, const char *directory, int3
                           const struct moe_trust *trust, const char *sha256, const void *bytes,
                           size_t num_bytes, struct moe_error *error);
 
+/*
+ * Give a memfd another number, and so another path, when the dynamic linker has an older image under this one (the host
+ * may load memfds of its own). 0 when that is not possible: a file, or no descriptors left.
+ */
+int32_t moe_shadow_renumber(struct moe_shadow *shadow);
+
 /* After dlopen: a file loses its name and its descriptor; a memfd keeps its descriptor, whose number is in the path. */
 void moe_shadow_mapped(struct moe_shadow *shadow);
 

@@ -144,7 +144,7 @@ static inline void fixture_expect_refusal(struct loader_fixture *fixture, const 
 {
     int32_t found = fixture_open(fixture, path);
     if (found != status || strstr(fixture->error.message, words) == NULL) {
-        fail_msg("%s: expected %s \"...%s...\", found %s \"%s\"", path,
+        fail_msg("%s: expected %s \"...%s...\", found %s \"%s\"", path != NULL ? path : "NULL",
                  moe_loader_status_name(status), words, moe_loader_status_name(found),
                  fixture->error.message);
     }
