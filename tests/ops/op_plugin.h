@@ -13,6 +13,7 @@
 #include "support.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -44,12 +45,13 @@ struct op_plugin {
     struct moe_device device;
     struct support_allocator allocator; /* of every context */
     _Atomic int num_log_lines;
+    pthread_mutex_t log_lock; /* of last_log_line: contexts log on the thread that calls them */
     char last_log_line[512];
     int num_tile_sets;
     struct op_variant variants[OP_MAX_TILE_SETS][OP_MAX_THREADS + 1]; /* made on first use */
 };
 
-static struct op_plugin op_plugin;
+static struct op_plugin op_plugin = {.log_lock = PTHREAD_MUTEX_INITIALIZER};
 
 #define op_api() (op_plugin.api)
 
@@ -77,7 +79,9 @@ static inline void op_log(void *self, int32_t level, const char *text, uint64_t 
     assert_true(level >= MOE_LEVEL_ERROR && level <= MOE_LEVEL_INFO);
     assert_int_equal(strlen(text), text_bytes);
     atomic_fetch_add(&op_plugin.num_log_lines, 1);
+    pthread_mutex_lock(&op_plugin.log_lock);
     snprintf(op_plugin.last_log_line, sizeof(op_plugin.last_log_line), "%s", text);
+    pthread_mutex_unlock(&op_plugin.log_lock);
 }
 
 static inline void *op_host_alloc(void *self, uint64_t bytes, uint64_t alignment)
