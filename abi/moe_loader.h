@@ -341,7 +341,7 @@ struct moe_loader_generation_info {
     uint64_t config_fingerprint; /* compare across ranks before promoting */
     char sha256[72];
     char kernel_set_id[72]; /* likewise */
-    char path[256];
+    char path[320];
     char reason[256]; /* of a rejection */
 };
 

@@ -32,8 +32,8 @@ struct moe_sources {
 };
 
 /* A mapped image; without users it is parked. Under `control`. */
-struct moe_mapped {
-    struct moe_mapped *next;
+struct moe_kept_image {
+    struct moe_kept_image *next;
     struct moe_loader_image *image;
     char sha256[MOE_LOADER_SHA256_BYTES];
     int32_t num_users;
@@ -49,12 +49,17 @@ struct moe_runtime_weights {
 /* An image with a context on it and the weights of every open slot; generations that differ in
  * configuration only share one. Under `control`. */
 struct moe_runtime {
-    struct moe_mapped *mapped;
+    struct moe_kept_image *mapped;
     const struct moe_plugin_api *api;
     struct moe_context *context;
     struct moe_sources *sources;         /* that the context has now */
     struct moe_runtime_weights *weights; /* [max_slots] */
     int32_t num_users;
+};
+
+struct moe_refused {
+    struct moe_refused *next;
+    char sha256[MOE_LOADER_SHA256_BYTES];
 };
 
 /* Calls of one worker in one generation: written by that worker alone. */
@@ -63,21 +68,22 @@ struct moe_call_counter {
 };
 
 struct moe_generation {
-    struct moe_generation *next; /* by age */
+    struct moe_generation *next;            /* by age */
     struct moe_loader_generation_info info; /* state and the like, under `state` */
     int32_t status;                         /* why it is REJECTED, or will be */
     bool is_refused;    /* never serves again: REJECTED at the end of its drain */
     bool is_in_use;     /* being verified: not to be promoted */
     bool needs_release; /* REJECTED, resources still there */
+    struct moe_refused *refusal; /* to put into the list when it is refused */
     uint64_t served;    /* ordinal of the end of its last time as ACTIVE; 0: never */
 
     /* ---- under `control`; NULL once released ---- */
     struct moe_runtime *runtime;
     struct moe_sources *sources;
-    struct moe_plan **plans;         /* [max_slots] */
-    struct moe_loader_view *views;   /* [max_slots]: what workers are given */
-    struct moe_call_counter *calls;  /* [max_workers] */
-    uint64_t *inside;                /* [max_workers], under `state`: sequence of each worker that was
+    struct moe_plan **plans;        /* [max_slots] */
+    struct moe_loader_view *views;  /* [max_slots]: what workers are given */
+    struct moe_call_counter *calls; /* [max_workers] */
+    uint64_t *inside; /* [max_workers], under `state`: sequence of each worker that was
                                         inside when it stopped being ACTIVE; 0: has left */
     /* A slot is being opened: how that went here. */
     int32_t slot_status;
@@ -103,11 +109,6 @@ struct moe_loader_worker {
     bool is_open; /* under `state` */
 };
 
-struct moe_refused {
-    struct moe_refused *next;
-    char sha256[MOE_LOADER_SHA256_BYTES];
-};
-
 struct moe_loader {
     /* The one word that promote and rollback store to; alone on its line. */
     _Alignas(MOE_LOADER_LINE_BYTES) _Atomic(struct moe_generation *) active;
@@ -119,7 +120,7 @@ struct moe_loader {
 
     pthread_mutex_t control;
     struct moe_sources *sources; /* of the options */
-    struct moe_mapped *mapped;
+    struct moe_kept_image *mapped;
     struct moe_loader_slot **slots; /* [max_slots]; NULL: free */
 
     pthread_mutex_t state;
@@ -139,6 +140,11 @@ void moe_loader_unlock_control(struct moe_loader *loader);
 
 /* NULL is refused with a sentence. */
 int32_t moe_loader_check_not_null(const void *object, const char *name, struct moe_error *error);
+
+/* Hand the error of an inner call to the caller (NULL: not wanted), whole: position and native code
+ * too. Returns `status`; OK passes nothing. */
+int32_t moe_loader_pass_error(struct moe_error *error, int32_t status,
+                              const struct moe_error *cause);
 
 /* A copy of a string, NULL when there is no memory. */
 char *moe_loader_copy_string(const char *text);
