@@ -23,6 +23,11 @@
 
 #define MOE_VEC8_LANES 8
 
+/* 1: sums of lanes in another order than the canonical one, for a second plugin with other bits. */
+#ifndef MOE_CPU_SUM_NEIGHBORS
+#define MOE_CPU_SUM_NEIGHBORS 0
+#endif
+
 /* Adding this to a float of magnitude below 2^22 rounds it to an integer, which then sits in the
  * low mantissa bits. */
 #define MOE_VEC8_ROUNDER 0x1.8p23f
@@ -168,12 +173,20 @@ static inline void moe_vec8_deinterleave(struct moe_vec8 low, struct moe_vec8 hi
     odd->v = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odds), 0xd8));
 }
 
-/* The sum in canonical order: ((s0+s4)+(s2+s6))+((s1+s5)+(s3+s7)). */
+/* The sum in canonical order: ((s0+s4)+(s2+s6))+((s1+s5)+(s3+s7)); neighbours first where
+ * MOE_CPU_SUM_NEIGHBORS asks for other bits. */
 static inline float moe_vec8_sum(struct moe_vec8 a)
 {
+#if MOE_CPU_SUM_NEIGHBORS
+    const __m256 pairs = _mm256_hadd_ps(a.v, a.v);
+    const __m256 halves = _mm256_hadd_ps(pairs, pairs);
+    return _mm_cvtss_f32(
+        _mm_add_ss(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+#else
     const __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     const __m128 by2 = _mm_add_ps(by4, _mm_movehl_ps(by4, by4));
     return _mm_cvtss_f32(_mm_add_ss(by2, _mm_shuffle_ps(by2, by2, 1)));
+#endif
 }
 
 #else
@@ -324,7 +337,11 @@ static inline void moe_vec8_deinterleave(struct moe_vec8 low, struct moe_vec8 hi
 static inline float moe_vec8_sum(struct moe_vec8 a)
 {
     const float *s = a.lane;
+#if MOE_CPU_SUM_NEIGHBORS
+    return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+#else
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+#endif
 }
 
 #endif
