@@ -34,13 +34,13 @@ enum behaviour {
     TABLE_SIZE_4,
     TABLE_SIZE_HUGE,
     TABLE_SIZE_PAST_IMAGE,
-    TABLE_ON_HEAP,
+    TABLE_OUTSIDE,
     TABLE_MISALIGNED,
     MEMBER_NULL,
     MEMBER_OUTSIDE,
     MEMBER_IN_DATA,
     STRING_NULL,
-    STRING_ON_HEAP,
+    STRING_OUTSIDE,
     STRING_ENDLESS,
     EXPORTS_TWO,
     EXPORTS_UNIQUE,
@@ -160,10 +160,9 @@ static void set_layer(uintptr_t address)
     memcpy(&api.layer, &address, sizeof(address));
 }
 
-static const struct moe_plugin_api *spoil(void)
+/* The host struct serves as an address outside the image. */
+static const struct moe_plugin_api *spoil(const struct moe_host *host)
 {
-    static char heap_text[] = "on the heap";
-    struct moe_plugin_api *moved;
     switch (PLUGIN_BEHAVIOUR) {
     case TABLE_VERSION:
         api.abi_major = 99;
@@ -186,12 +185,8 @@ static const struct moe_plugin_api *spoil(void)
     case TABLE_SIZE_PAST_IMAGE:
         api.struct_size = 65536;
         return &api;
-    case TABLE_ON_HEAP:
-        moved = malloc(sizeof(*moved));
-        if (moved != NULL) {
-            *moved = api;
-        }
-        return moved;
+    case TABLE_OUTSIDE:
+        return (const struct moe_plugin_api *)(const void *)host;
     case TABLE_MISALIGNED:
         return (const struct moe_plugin_api *)(const void *)(endless + 1 + (uintptr_t)endless % 2);
     case MEMBER_NULL:
@@ -206,8 +201,8 @@ static const struct moe_plugin_api *spoil(void)
     case STRING_NULL:
         api.version = NULL;
         return &api;
-    case STRING_ON_HEAP:
-        api.version = strdup(heap_text);
+    case STRING_OUTSIDE:
+        api.version = (const char *)host;
         return &api;
     case STRING_ENDLESS:
         memset(endless, 'x', sizeof(endless));
@@ -239,7 +234,6 @@ const struct moe_plugin_api *hidden_entry(const struct moe_host *host, struct mo
 __attribute__((visibility("default"))) const struct moe_plugin_api *ENTRY(
     const struct moe_host *host, struct moe_error *error)
 {
-    (void)host;
 #if defined(PLUGIN_NEEDS_LIBRARY)
     num_calls = helper_version();
 #endif
@@ -263,6 +257,6 @@ __attribute__((visibility("default"))) const struct moe_plugin_api *ENTRY(
     case ENTRY_ENDS_PROCESS:
         exit(0);
     default:
-        return spoil();
+        return spoil(host);
     }
 }
