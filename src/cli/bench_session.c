@@ -283,8 +283,8 @@ static void conclude(struct moe_bench_session *session)
         struct moe_bench_case *bench_case = &session->cases[i];
         const struct moe_bench_cost *cost = &bench_case->cost;
         const enum moe_bench_limit bandwidth = moe_bench_case_bandwidth(bench_case->op);
-        const double bytes_s = cost->moved_bytes / session->limit_summaries[bandwidth].median;
-        const double flops_s = cost->flops / session->limit_summaries[MOE_BENCH_LIMIT_FMA].median;
+        const double bytes_s = cost->moved_bytes / session->limit_summaries[bandwidth].p90;
+        const double flops_s = cost->flops / session->limit_summaries[MOE_BENCH_LIMIT_FMA].p90;
         struct moe_bench_result *result = &session->results[i];
         result->bench_case = bench_case;
         result->seconds = moe_bench_samples_summarize(&bench_case->samples);

@@ -42,6 +42,8 @@ struct moe_bench_session {
     struct moe_bench_limits limits;
     struct moe_bench_data data;
     double timer_s;
+    /* Rates. The limit is the 90th percentile: what the machine reaches when nobody else uses it,
+     * whereas the median would shrink with every neighbour and flatter the operations. */
     struct moe_bench_summary limit_summaries[MOE_BENCH_NUM_LIMITS];
 
     int32_t num_ops; /* that are measured */

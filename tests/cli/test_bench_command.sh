@@ -84,7 +84,7 @@ for result in results:
         assert math.isfinite(result[key]) and result[key] > 0, (key, result)
     assert 0 < result["us_p10"] <= result["us"] <= result["us_p90"], result
     assert result["num_samples"] >= 5 and result["tile"] and result["rule"], result
-    rate = {"read": "read_gb_per_s", "copy": "copy_gb_per_s", "fma": "fma_gflop_per_s"}[result["limit"]]
+    rate = {"read": "read_gb_per_s_p90", "copy": "copy_gb_per_s_p90", "fma": "fma_gflop_per_s_p90"}[result["limit"]]
     work = result["flops"] if result["limit"] == "fma" else result["bytes"]
     assert math.isclose(result["floor_us"], work / limits[rate] / 1e3, rel_tol=1e-6), result
     assert math.isclose(result["ratio"], result["floor_us"] / result["us"], rel_tol=1e-6), result
