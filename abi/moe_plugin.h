@@ -495,7 +495,9 @@ struct moe_plan_options {
     uint32_t flags;         /* 0 */
     uint64_t workspace_cap; /* bytes; 0: none. The layer then runs in chunks of tokens, with the
                                same bits */
-    uint64_t ops;           /* bit set of 1 << MOE_OP_*; 0: the layer and all that it is made of */
+    uint64_t ops;           /* bit set of 1 << MOE_OP_*; an operation brings along what it is made
+                               of. 0: all but quantize, and but router and gating where the problem
+                               has no gating */
 };
 
 /* Output of plan_info. */

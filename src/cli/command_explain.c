@@ -244,7 +244,7 @@ static int ask(const struct question *question, int64_t num_tokens, struct sink 
     const struct moe_plugin_api *api = question->host->api;
     if (api->explain(question->host->context, question->device, question->problem, num_tokens,
                      &callbacks, &cause) != MOE_STATUS_OK) {
-        return moe_plugin_host_fail(error, "explain", &cause);
+        return moe_plugin_host_fail(error, "the plugin does not explain this", &cause);
     }
     return 0;
 }

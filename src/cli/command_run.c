@@ -3,6 +3,7 @@
 #include "args.h"
 #include "command.h"
 #include "element.h"
+#include "family.h"
 #include "run_report.h"
 
 #include <inttypes.h>
@@ -28,7 +29,22 @@ static const char details[] =
     "bias of down is added by the first. Under --ep each holds a contiguous range of the experts; "
     "the\n"
     "shared expert belongs to the first. Every rank runs the router. Both together make tp * ep "
-    "ranks.";
+    "ranks.\n"
+    "\n"
+    "Model types (model_type in config.json):";
+
+enum { help_bytes = 4096 };
+
+/* `details`, and the model types of the table. */
+static void write_help(char text[help_bytes])
+{
+    size_t length = (size_t)snprintf(text, help_bytes, "%s", details);
+    const struct moe_family *family;
+    for (size_t i = 0; (family = moe_family_row(i)) != NULL && length < help_bytes; ++i) {
+        length += (size_t)snprintf(text + length, help_bytes - length, "%s %s", i == 0 ? "" : ",",
+                                   family->model_type);
+    }
+}
 
 struct run_options {
     const char *model;
@@ -93,9 +109,11 @@ static enum moe_args_outcome parse(int argc, char **argv, struct run_options *op
         MOE_PLUGIN_HOST_ROW_THREADS(options->host),
         MOE_PLUGIN_HOST_ROW_VERBOSE(options->host),
     };
+    char help[help_bytes];
+    write_help(help);
     const struct moe_args_command command = {.name = moe_command_run.name,
                                              .summary = moe_command_run.summary,
-                                             .details = details,
+                                             .details = help,
                                              .options = rows,
                                              .num_options = sizeof rows / sizeof rows[0]};
     return moe_args_parse(&command, argc, argv, args, stdout, stderr);

@@ -105,7 +105,11 @@ static int begin_rank(struct moe_plugin_host *host, const struct moe_layer_run_r
     struct moe_error cause;
     MOE_INIT(cause);
     MOE_INIT(rank->info);
-    if (host->api->plan_create(host->context, problem, NULL, &rank->plan, &cause) != 0 ||
+    struct moe_plan_options options;
+    MOE_INIT(options);
+    options.ops =
+        UINT64_C(1) << MOE_OP_LAYER; /* and what it is made of: that is what is reported */
+    if (host->api->plan_create(host->context, problem, &options, &rank->plan, &cause) != 0 ||
         host->api->plan_info(rank->plan, &rank->info, &cause) != 0) {
         return moe_plugin_host_fail(error, "no plan for this layer", &cause);
     }

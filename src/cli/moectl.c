@@ -40,7 +40,10 @@ static int refuse_unknown(const char *word)
     if (nearest != NULL) {
         fprintf(stderr, " (did you mean %s?)", nearest);
     }
-    fputs("\nType 'moectl --help' for the commands.\n", stderr);
+    for (size_t i = 0; i < num_commands; ++i) {
+        fprintf(stderr, "%s%s", i == 0 ? "; there are " : ", ", names[i]);
+    }
+    fputs("\nType 'moectl --help' for what they do.\n", stderr);
     return MOE_EXIT_USAGE;
 }
 

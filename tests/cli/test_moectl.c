@@ -53,7 +53,7 @@ static void tells_its_commands(void **state)
     EXPECT_RUN("usage: moectl COMMAND", "--help");
     EXPECT_RUN("moectl 0.1", "--version");
     expect_moectl((const char *const[]){NULL}, 2, NULL, "usage: moectl COMMAND");
-    EXPECT_REFUSED("there is no command 'ifno' (did you mean info?)", "ifno");
+    EXPECT_REFUSED("there is no command 'ifno' (did you mean info?); there are run, ", "ifno");
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; ++i) {
         char usage[64];
         snprintf(usage, sizeof usage, "usage: moectl %s [options]", commands[i]);

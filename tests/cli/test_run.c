@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include "element.h"
+#include "family.h"
 #include "golden_file.h"
 
 static struct fixture_folder folder;
@@ -82,6 +83,37 @@ static void refuses_unknown_families(void **state)
     fixture_write_text(&folder, "config.json", "{\"model_type\": \"bloom\"}");
     EXPECT_REFUSED("'bloom'", "run", "--model", folder.path);
     EXPECT_REFUSED("deepseek_v3, gpt_oss, llama4_text, mixtral", "run", "--model", folder.path);
+}
+
+static void tells_its_families(void **state)
+{
+    (void)state;
+    const struct moe_family *family;
+    for (size_t i = 0; (family = moe_family_row(i)) != NULL; ++i) {
+        EXPECT_RUN(family->model_type, "run", "--help");
+    }
+}
+
+/* The table of a run names the operations of the layer, and none that only single calls use. */
+static void tells_what_ran(void **state)
+{
+    (void)state;
+    static const char *const ran[] = {"router", "gating", "ep_preprocess",
+                                      "gemm1",  "gemm2",  "post_reorder"};
+    static const char *const did_not_run[] = {"align_block_size", "pre_reorder", "activation ",
+                                              "sum_reduce"};
+    struct moe_support_moectl result;
+    moe_support_moectl_run(ARGUMENTS("run", "--model", model_path), &result);
+    assert_int_equal(result.exit_status, 0);
+    for (size_t i = 0; i < sizeof ran / sizeof ran[0]; ++i) {
+        char line[32];
+        snprintf(line, sizeof line, "\n%s ", ran[i]);
+        assert_non_null(strstr(result.out, line));
+    }
+    for (size_t i = 0; i < sizeof did_not_run / sizeof did_not_run[0]; ++i) {
+        assert_null(strstr(result.out, did_not_run[i]));
+    }
+    moe_support_moectl_finish(&result);
 }
 
 static void runs_random_tokens(void **state)
@@ -308,6 +340,8 @@ int main(void)
         cmocka_unit_test(refuses_wrong_options),
         cmocka_unit_test(refuses_backends_that_are_not_here),
         cmocka_unit_test(refuses_unknown_families),
+        cmocka_unit_test(tells_its_families),
+        cmocka_unit_test(tells_what_ran),
         cmocka_unit_test(runs_random_tokens),
         cmocka_unit_test(one_wrong_element_is_found),
         cmocka_unit_test(other_input_gives_other_output),
