@@ -249,8 +249,8 @@ void moe_loader_leave(struct moe_loader_worker *worker);
 /*
  * Load a candidate: checks of the file, canary, then here; context, weights and plans for all open
  * slots. `options` NULL: the loader's. On failure the generation is REJECTED with the reason, and
- * what serves is untouched. A refused file is HASH. MOE_LOADER_ALLOW_UNLOAD counts in the loader's
- * options only.
+ * what serves is untouched. A refused file is HASH. In `options`, MOE_LOADER_SKIP_CANARY is legal
+ * too; MOE_LOADER_ALLOW_UNLOAD counts in the loader's options only.
  */
 int32_t moe_loader_stage(struct moe_loader *loader, const char *path,
                          const struct moe_loader_open_options *options, uint64_t *generation,

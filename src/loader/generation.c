@@ -273,8 +273,7 @@ uint64_t moe_generation_num_calls(const struct moe_loader *loader,
 {
     uint64_t num_calls = generation->info.num_calls;
     for (int32_t i = 0; generation->calls != NULL && i < loader->options.max_workers; i++) {
-        num_calls +=
-            atomic_load_explicit(&generation->calls[i].num_calls, memory_order_relaxed);
+        num_calls += atomic_load_explicit(&generation->calls[i].num_calls, memory_order_relaxed);
     }
     return num_calls;
 }

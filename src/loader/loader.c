@@ -26,9 +26,9 @@ enum {
 
 int32_t moe_loader_check_not_null(const void *object, const char *name, struct moe_error *error)
 {
-    return object != NULL ? MOE_STATUS_OK
-                          : moe_loader_status_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s is NULL",
-                                                  name);
+    return object != NULL
+               ? MOE_STATUS_OK
+               : moe_loader_status_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s is NULL", name);
 }
 
 int32_t moe_loader_pass_error(struct moe_error *error, int32_t status,
@@ -174,8 +174,8 @@ static int32_t allocate_tables(struct moe_loader *loader, struct moe_error *erro
 {
     const size_t num_workers = (size_t)loader->options.max_workers;
     loader->slots = calloc((size_t)loader->options.max_slots, sizeof(*loader->slots));
-    loader->workers = moe_loader_alloc(num_workers, sizeof(*loader->workers),
-                                       _Alignof(struct moe_loader_worker));
+    loader->workers =
+        moe_loader_alloc(num_workers, sizeof(*loader->workers), _Alignof(struct moe_loader_worker));
     if (loader->slots == NULL || loader->workers == NULL) {
         return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY,
                                      "no memory for %d slots and %d workers",

@@ -112,8 +112,10 @@ static int32_t enter_image(struct moe_loader *loader, const char *path,
                            struct moe_loader_generation_info *info, bool *is_candidate,
                            struct moe_kept_image **out, struct moe_error *error)
 {
+    struct moe_loader_open_options of_image = *options;
+    of_image.flags &= ~MOE_LOADER_SKIP_CANARY; /* images know no canary */
     struct moe_loader_image *image = NULL;
-    int32_t status = moe_image_prepare(path, options, &image, error);
+    int32_t status = moe_image_prepare(path, &of_image, &image, error);
     if (status != MOE_STATUS_OK) {
         return status;
     }

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _POSIX_C_SOURCE 200809L
 
+#include "slot.h"
 #include "generation.h"
 #include "loader_status.h"
 #include "runtime.h"
-#include "slot.h"
 #include "worker.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    MAX_EXPERTS = 1 << 20, /* bounds what is read of a table before a plugin has judged the problem */
+    MAX_EXPERTS =
+        1 << 20, /* bounds what is read of a table before a plugin has judged the problem */
     DEFAULT_WORKSPACE_ALIGNMENT = 256,
 };
 
@@ -21,8 +22,7 @@ enum {
 enum {
     FIRST_OPERAND = offsetof(struct moe_weights_desc, gate),
     FIRST_SINGLE = offsetof(struct moe_weights_desc, router),
-    NUM_OPERANDS =
-        (sizeof(struct moe_weights_desc) - FIRST_OPERAND) / sizeof(struct moe_operand),
+    NUM_OPERANDS = (sizeof(struct moe_weights_desc) - FIRST_OPERAND) / sizeof(struct moe_operand),
 };
 _Static_assert(sizeof(struct moe_weights_desc) ==
                    FIRST_OPERAND + NUM_OPERANDS * sizeof(struct moe_operand),
@@ -30,7 +30,8 @@ _Static_assert(sizeof(struct moe_weights_desc) ==
 
 static int64_t table_length(size_t operand_idx, int32_t num_experts)
 {
-    return FIRST_OPERAND + operand_idx * sizeof(struct moe_operand) < FIRST_SINGLE ? num_experts : 1;
+    return FIRST_OPERAND + operand_idx * sizeof(struct moe_operand) < FIRST_SINGLE ? num_experts
+                                                                                   : 1;
 }
 
 static int32_t copy_tables(struct moe_loader_slot *slot, struct moe_error *error)
@@ -71,9 +72,10 @@ static int32_t check_options(const struct moe_loader_slot_options *options, stru
                                      options->flags);
     }
     if ((options->prepared_alloc == NULL) != (options->prepared_free == NULL)) {
-        return moe_loader_status_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                                     "of prepared_alloc and prepared_free only one is set; set both "
-                                     "or none");
+        return moe_loader_status_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "of prepared_alloc and prepared_free only one is set; set both "
+            "or none");
     }
     if ((options->workspace_alignment & (options->workspace_alignment - 1)) != 0) {
         return moe_loader_status_set(error, MOE_STATUS_INVALID_ARGUMENT,

@@ -145,9 +145,9 @@ static int32_t read_options(const struct moe_loader *loader,
             return status;
         }
         if ((own->flags & ~known) != 0) {
-            return moe_loader_status_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                                         "moe_loader_open_options.flags is 0x%x; known bits are 0x%x",
-                                         own->flags, known);
+            return moe_loader_status_set(
+                error, MOE_STATUS_INVALID_ARGUMENT,
+                "moe_loader_open_options.flags is 0x%x; known bits are 0x%x", own->flags, known);
         }
         own->flags = (own->flags & ~MOE_LOADER_ALLOW_UNLOAD) |
                      (loader->options.flags & MOE_LOADER_ALLOW_UNLOAD);

@@ -15,9 +15,9 @@ struct moe_generation *moe_swap_find_former(const struct moe_loader *loader)
 {
     struct moe_generation *former = NULL;
     for (struct moe_generation *at = loader->generations; at != NULL; at = at->next) {
-        const bool can_serve = (at->info.state == MOE_GENERATION_WARM ||
-                                at->info.state == MOE_GENERATION_DRAINING) &&
-                               !at->is_refused;
+        const bool can_serve =
+            (at->info.state == MOE_GENERATION_WARM || at->info.state == MOE_GENERATION_DRAINING) &&
+            !at->is_refused;
         if (can_serve && at->served > (former != NULL ? former->served : 0)) {
             former = at;
         }
@@ -57,12 +57,12 @@ static int32_t promote(struct moe_loader *loader, uint64_t id, struct moe_error 
                                      (unsigned long long)id);
     }
     if (state != MOE_GENERATION_WARM && !(is_first && state == MOE_GENERATION_STAGED)) {
-        return moe_loader_status_set(
-            error, MOE_LOADER_STATUS_STATE, "generation %llu is %s; %s", (unsigned long long)id,
-            moe_generation_state_name(state),
-            state == MOE_GENERATION_STAGED     ? "verify it first"
-            : state == MOE_GENERATION_DRAINING ? "poll until it is warm, or roll back to it"
-                                               : "warm ones can be promoted");
+        return moe_loader_status_set(error, MOE_LOADER_STATUS_STATE, "generation %llu is %s; %s",
+                                     (unsigned long long)id, moe_generation_state_name(state),
+                                     state == MOE_GENERATION_STAGED ? "verify it first"
+                                     : state == MOE_GENERATION_DRAINING
+                                         ? "poll until it is warm, or roll back to it"
+                                         : "warm ones can be promoted");
     }
     if (moe_refused_holds_locked(loader, generation->info.sha256)) {
         return moe_loader_status_set(error, MOE_LOADER_STATUS_HASH,

@@ -62,10 +62,9 @@ static int32_t compare_runs(struct job *job, const struct moe_verify_case *test,
                                      "found other bytes in its workspace",
                                      test->slot->idx, moe_verify_form_name(test->form));
     }
-    return views[1] == NULL
-               ? MOE_STATUS_OK
-               : moe_verify_result_compare(test, &results[0], &results[1],
-                                           job->options->max_relative_l2, error);
+    return views[1] == NULL ? MOE_STATUS_OK
+                            : moe_verify_result_compare(test, &results[0], &results[1],
+                                                        job->options->max_relative_l2, error);
 }
 
 /* ---- speed ---- */
@@ -119,7 +118,8 @@ static int32_t check_speed(struct job *job, const struct moe_verify_case *test,
     double *samples = malloc(2 * (size_t)job->options->num_timed_runs * sizeof(*samples));
     if (samples == NULL) {
         job->is_host_fault = true;
-        return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY, "verify: no memory for timings");
+        return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                                     "verify: no memory for timings");
     }
     double medians[2] = {0.0, 0.0};
     bool is_fast = false;
@@ -172,7 +172,8 @@ static int32_t verify_form(struct job *job, const struct moe_loader_slot *slot, 
 static int32_t verify_slot(struct job *job, const struct moe_loader_slot *slot,
                            struct moe_error *error)
 {
-    bool is_timed = job->options->max_slowdown > 0.0; /* by one form: the others run the same GEMMs */
+    bool is_timed =
+        job->options->max_slowdown > 0.0; /* by one form: the others run the same GEMMs */
     int32_t status = MOE_STATUS_OK;
     for (int32_t form = 0; form < MOE_VERIFY_NUM_FORMS && status == MOE_STATUS_OK; form++) {
         if (moe_verify_form_applies(slot, form)) {
@@ -212,12 +213,13 @@ static int32_t read_options(const struct moe_loader_verify_options *caller,
     if (own->flags != 0 || own->num_tokens < 0 || own->num_timed_runs < 0 ||
         own->num_timed_runs > MAX_TIMED_RUNS || !(own->max_relative_l2 >= 0.0) ||
         !(own->max_slowdown >= 0.0) || (num_callbacks != 0 && num_callbacks != 4)) {
-        return moe_loader_status_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                                     "moe_loader_verify_options: flags is 0; num_tokens, "
-                                     "max_relative_l2 and max_slowdown are not negative, "
-                                     "num_timed_runs is 0 to %d; memory_alloc, memory_free, copy_in "
-                                     "and copy_out are all set or all NULL",
-                                     MAX_TIMED_RUNS);
+        return moe_loader_status_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "moe_loader_verify_options: flags is 0; num_tokens, "
+            "max_relative_l2 and max_slowdown are not negative, "
+            "num_timed_runs is 0 to %d; memory_alloc, memory_free, copy_in "
+            "and copy_out are all set or all NULL",
+            MAX_TIMED_RUNS);
     }
     own->max_relative_l2 =
         own->max_relative_l2 > 0.0 ? own->max_relative_l2 : default_max_relative_l2;

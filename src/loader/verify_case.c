@@ -71,7 +71,8 @@ static int32_t write_numbers(const struct moe_verify_case *test,
     const int64_t element_bytes = moe_verify_number_bytes(dtype);
     unsigned char *numbers = malloc((size_t)block->bytes + 1);
     if (numbers == NULL) {
-        return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY, "verify: no memory for inputs");
+        return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                                     "verify: no memory for inputs");
     }
     for (uint64_t at = 0; at < block->bytes; at += (uint64_t)element_bytes) {
         moe_verify_number_store(dtype, scale * moe_verify_number_uniform(random), numbers + at);
@@ -121,7 +122,8 @@ static int32_t write_segments(const struct moe_verify_case *test, struct moe_err
     const int64_t num_experts = test->slot->problem.num_experts;
     int64_t *segments = malloc((size_t)(num_experts + 1) * sizeof(*segments));
     if (segments == NULL) {
-        return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY, "verify: no memory for inputs");
+        return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                                     "verify: no memory for inputs");
     }
     for (int64_t expert = 0; expert <= num_experts; expert++) {
         segments[expert] = test->num_rows * expert / num_experts;
@@ -137,17 +139,19 @@ static int32_t resolve_sizes(struct moe_verify_case *test, const struct moe_load
                              struct moe_error *error)
 {
     const struct moe_problem *problem = &test->slot->problem;
-    const int64_t wanted = test->options->num_tokens != 0 ? test->options->num_tokens : DEFAULT_TOKENS;
+    const int64_t wanted =
+        test->options->num_tokens != 0 ? test->options->num_tokens : DEFAULT_TOKENS;
     test->num_rows = wanted < problem->max_tokens ? wanted : problem->max_tokens;
     test->output_dtype = problem->output_dtype != 0 ? problem->output_dtype : problem->tokens.dtype;
     test->logits_dtype = problem->logits_dtype != 0 ? problem->logits_dtype : MOE_DTYPE_FP32;
     const int32_t dtypes[] = {problem->tokens.dtype, test->output_dtype, test->logits_dtype};
     for (size_t i = 0; i < sizeof(dtypes) / sizeof(dtypes[0]); i++) {
         if (moe_verify_number_bytes(dtypes[i]) == 0) {
-            return moe_loader_status_set(error, MOE_STATUS_UNSUPPORTED,
-                                         "verify: slot %d has elements of dtype %d; inputs are made "
-                                         "of fp32, fp16 and bf16",
-                                         test->slot->idx, dtypes[i]);
+            return moe_loader_status_set(
+                error, MOE_STATUS_UNSUPPORTED,
+                "verify: slot %d has elements of dtype %d; inputs are made "
+                "of fp32, fp16 and bf16",
+                test->slot->idx, dtypes[i]);
         }
     }
     if (is_layer(test->form) && (problem->top_k < 1 || problem->top_k > num_global(problem))) {
@@ -194,14 +198,15 @@ static int32_t allocate(struct moe_verify_case *test, const struct moe_loader_vi
         uint64_t bytes;
         uint64_t alignment;
     } blocks[] = {
-        {&test->tokens, num_rows * hidden * (uint64_t)moe_verify_number_bytes(problem->tokens.dtype),
-         0},
+        {&test->tokens,
+         num_rows * hidden * (uint64_t)moe_verify_number_bytes(problem->tokens.dtype), 0},
         {&test->ids, (uint64_t)test->num_ids * sizeof(int32_t), 0},
-        {&test->weights, (uint64_t)(is_layer(test->form) ? test->num_ids : test->num_rows) *
-                             sizeof(float), 0},
+        {&test->weights,
+         (uint64_t)(is_layer(test->form) ? test->num_ids : test->num_rows) * sizeof(float), 0},
         {&test->logits, logits_bytes, 0},
         {&test->segments, ((uint64_t)problem->num_experts + 1) * sizeof(int64_t), 0},
-        {&test->output, num_rows * hidden * (uint64_t)moe_verify_number_bytes(test->output_dtype), 0},
+        {&test->output, num_rows * hidden * (uint64_t)moe_verify_number_bytes(test->output_dtype),
+         0},
         {&test->logits_out, logits_bytes, 0},
         {&test->ids_out, (uint64_t)test->num_ids * sizeof(int32_t), 0},
         {&test->weights_out, (uint64_t)test->num_ids * sizeof(float), 0},
@@ -251,8 +256,8 @@ int32_t moe_verify_case_init(struct moe_verify_case *test, const struct moe_load
 void moe_verify_case_finish(struct moe_verify_case *test)
 {
     struct moe_verify_block *blocks[] = {
-        &test->tokens,  &test->ids,        &test->weights, &test->logits,      &test->segments,
-        &test->output,  &test->logits_out, &test->ids_out, &test->weights_out, &test->workspace,
+        &test->tokens, &test->ids,        &test->weights, &test->logits,      &test->segments,
+        &test->output, &test->logits_out, &test->ids_out, &test->weights_out, &test->workspace,
     };
     for (size_t i = 0; i < sizeof(blocks) / sizeof(blocks[0]); i++) {
         moe_verify_block_finish(test->options, blocks[i]);
@@ -318,8 +323,8 @@ static int32_t call_experts(const struct moe_verify_case *test, const struct moe
 int32_t moe_verify_case_call(const struct moe_verify_case *test, const struct moe_loader_view *view,
                              struct moe_error *error)
 {
-    int32_t status = is_layer(test->form) ? call_layer(test, view, error)
-                                          : call_experts(test, view, error);
+    int32_t status =
+        is_layer(test->form) ? call_layer(test, view, error) : call_experts(test, view, error);
     if (status == MOE_STATUS_OK && test->options->copy_out != NULL) {
         unsigned char first;
         if (test->options->copy_out(test->options->self, &first, test->output.data, 1) != 0) {

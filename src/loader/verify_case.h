@@ -73,8 +73,7 @@ int32_t moe_verify_case_run(const struct moe_verify_case *test, const struct moe
                             struct moe_error *error);
 
 /* The same bits in all that was written? */
-bool moe_verify_result_equals(const struct moe_verify_case *test,
-                              const struct moe_verify_result *a,
+bool moe_verify_result_equals(const struct moe_verify_case *test, const struct moe_verify_result *a,
                               const struct moe_verify_result *b);
 
 /* Within tolerance of the reference; WRONG_RESULT with numbers. */

@@ -42,7 +42,8 @@ static int32_t fill(const struct moe_loader_verify_options *options, unsigned ch
     int32_t status = MOE_STATUS_OK;
     for (uint64_t at = 0; at < bytes && status == MOE_STATUS_OK; at += sizeof(chunk)) {
         const uint64_t left = bytes - at;
-        status = copy_in(options, to + at, chunk, left < sizeof(chunk) ? left : sizeof(chunk), error);
+        status =
+            copy_in(options, to + at, chunk, left < sizeof(chunk) ? left : sizeof(chunk), error);
     }
     return status;
 }

@@ -20,7 +20,8 @@ int32_t moe_verify_result_init(const struct moe_verify_case *test, struct moe_ve
     if (result->output == NULL || result->logits == NULL || result->ids == NULL ||
         result->weights == NULL || result->values == NULL) {
         moe_verify_result_finish(result);
-        return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY, "verify: no memory for results");
+        return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                                     "verify: no memory for results");
     }
     return MOE_STATUS_OK;
 }

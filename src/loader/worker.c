@@ -83,8 +83,8 @@ bool moe_worker_have_left(const struct moe_loader *loader, uint64_t *inside)
 {
     bool have_left = true;
     for (int32_t i = 0; i < loader->options.max_workers; i++) {
-        if (inside[i] != 0 && inside[i] != atomic_load_explicit(&loader->workers[i].sequence,
-                                                                memory_order_acquire)) {
+        if (inside[i] != 0 &&
+            inside[i] != atomic_load_explicit(&loader->workers[i].sequence, memory_order_acquire)) {
             inside[i] = 0;
         }
         have_left = have_left && inside[i] == 0;
