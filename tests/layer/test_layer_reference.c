@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ctest timeout: 300 */
+/* ctest timeout: 900 */
 /* layer through the function table over the grid: against the reference, the same bits with every tile and number of
  * threads; its routing is that of the single operations. */
 #include "layer_fixture.h"
@@ -221,22 +221,22 @@ static void grid_matches_reference(void **state)
                                      [SIGMOID] = 2,
                                      [SCALING] = 3,
                                      [GAP] = 2};
-    struct support_grid grid;
+    struct op_grid grid;
     struct support_random random;
     support_random_seed(&random, 17);
-    support_grid_init_pairwise(&grid, levels, NUM_GRID_FACTORS, NULL, NULL);
-    for (int64_t row = 0; row < grid.num_rows; row++) {
+    op_grid_init(&grid, levels, NUM_GRID_FACTORS, SHAPE + 1, 6);
+    for (int64_t row = 0; row < grid.grid.num_rows; row++) {
         int pick[NUM_FACTORS];
-        support_grid_row(&grid, row, pick);
+        const bool runs = op_grid_row(&grid, row, pick);
         for (int factor = NUM_GRID_FACTORS; factor < NUM_FACTORS; factor++) {
             pick[factor] = (int)support_random_below(&random, (uint64_t)levels[factor]);
         }
         settle(pick);
-        if (op_row_runs(row, 6)) {
+        if (runs) {
             check_case(pick, row);
         }
     }
-    support_grid_finish(&grid);
+    op_grid_finish(&grid);
 }
 
 int main(void)

@@ -199,22 +199,17 @@ static inline const struct op_variant *op_variant(int tile_set, int32_t num_thre
     return variant;
 }
 
-/* The variants that a case runs in: every tile set, in full grids on every number of threads, else on one that turns
- * with `turn`, so that all meet over a grid. Returns how many. */
+/* The variants that a case runs in: every tile set, on a number of threads that turns with `turn`, so that all meet over a
+ * grid. Returns how many. */
 static inline int op_list_variants(int64_t turn, const struct op_variant **variants)
 {
-    int count = 0;
     for (int set = 0; set < op_plugin.num_tile_sets; set++) {
-        for (int32_t threads = 1; threads <= OP_MAX_THREADS; threads++) {
-            if (support_full_grids() || (turn + set) % OP_MAX_THREADS + 1 == threads) {
-                variants[count++] = op_variant(set, threads);
-            }
-        }
+        variants[set] = op_variant(set, (int32_t)((turn + set) % OP_MAX_THREADS) + 1);
     }
-    return count;
+    return op_plugin.num_tile_sets;
 }
 
-enum { OP_MAX_VARIANTS = OP_MAX_TILE_SETS * OP_MAX_THREADS };
+enum { OP_MAX_VARIANTS = OP_MAX_TILE_SETS };
 
 /* Group setup: opens the plugin. */
 static inline int op_setup(void **state)
@@ -425,10 +420,44 @@ static inline void op_expect_success(const struct op_watch *watch, op_invoke_fn 
     op_assert_status(MOE_STATUS_OK, invoke(watch->plan, args, &error), error);
 }
 
-/* Rows of a grid that this build runs: sanitizer builds take every `stride`th. */
-static inline bool op_row_runs(int64_t row, int64_t stride)
+/* ---------------------------------------------------------------- grids */
+
+/* Pairwise over all factors; with MOE_TEST_FULL=1 the full product of the first num_main factors, the others drawn for
+ * each row. Sanitizer builds run every sanitized_stride-th row. */
+struct op_grid {
+    struct support_grid grid;
+    struct support_random random;
+    int levels[SUPPORT_GRID_MAX_FACTORS];
+    int num_factors;
+    int num_main;
+    int sanitized_stride;
+};
+
+static inline void op_grid_init(struct op_grid *grid, const int *levels, int num_factors,
+                                int num_main, int sanitized_stride)
 {
-    return MOE_TEST_SANITIZED == 0 || row % stride == 0;
+    memcpy(grid->levels, levels, (size_t)num_factors * sizeof(*levels));
+    grid->num_factors = num_factors;
+    grid->num_main = num_main;
+    grid->sanitized_stride = sanitized_stride;
+    support_random_seed(&grid->random, (uint64_t)num_factors);
+    support_grid_init(&grid->grid, levels, support_full_grids() ? num_main : num_factors, NULL,
+                      NULL);
+}
+
+/* The levels of a row; false: this build leaves it out. Rows are asked for in order. */
+static inline bool op_grid_row(struct op_grid *grid, int64_t row, int *pick)
+{
+    support_grid_row(&grid->grid, row, pick);
+    for (int f = grid->num_main; support_full_grids() && f < grid->num_factors; f++) {
+        pick[f] = (int)support_random_below(&grid->random, (uint64_t)grid->levels[f]);
+    }
+    return MOE_TEST_SANITIZED == 0 || row % grid->sanitized_stride == 0;
+}
+
+static inline void op_grid_finish(struct op_grid *grid)
+{
+    support_grid_finish(&grid->grid);
 }
 
 #endif

@@ -172,11 +172,11 @@ static void grid_matches_reference(void **state)
                           OP_COUNT(op_dtypes),
                           NUM_LAYOUTS,
                           2 /* limit */};
-    struct support_grid grid;
-    support_grid_init(&grid, levels, OP_COUNT(levels), NULL, NULL);
-    for (int64_t row = 0; row < grid.num_rows; row++) {
+    struct op_grid grid;
+    op_grid_init(&grid, levels, OP_COUNT(levels), 3, 4);
+    for (int64_t row = 0; row < grid.grid.num_rows; row++) {
         int pick[OP_COUNT(levels)];
-        support_grid_row(&grid, row, pick);
+        const bool runs = op_grid_row(&grid, row, pick);
         struct act_case test = {row_counts[pick[0]],       inters[pick[1]],    activations[pick[2]],
                                 op_dtypes[pick[3]],        op_dtypes[pick[4]], (enum layout)pick[5],
                                 pick[6] == 1 ? 2.0f : 0.0f};
@@ -186,11 +186,11 @@ static void grid_matches_reference(void **state)
         if (is_ungated(&test) && test.activation == MOE_ACTIVATION_SWIGLU_OAI) {
             test.layout = LAYOUT_STRIDED; /* it is gated only */
         }
-        if (op_row_runs(row, 4)) {
+        if (runs) {
             check_case(&test, row);
         }
     }
-    support_grid_finish(&grid);
+    op_grid_finish(&grid);
 }
 
 static void bad_rows_are_refused(void **state)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ctest timeout: 240 */
+/* ctest timeout: 900 */
 /* router through the function table: every logit within the bound of fp32 accumulation, the same bits with every tile and
  * number of threads, and for a token wherever it stands in a batch. */
 #include "op_data.h"
@@ -177,11 +177,11 @@ static void grid_matches_reference(void **state)
                           OP_COUNT(op_dtypes),
                           2 /* gap */,
                           2 /* transposed */};
-    struct support_grid grid;
-    support_grid_init(&grid, levels, OP_COUNT(levels), NULL, NULL);
-    for (int64_t row = 0; row < grid.num_rows; row++) {
+    struct op_grid grid;
+    op_grid_init(&grid, levels, OP_COUNT(levels), 3, 7);
+    for (int64_t row = 0; row < grid.grid.num_rows; row++) {
         int pick[OP_COUNT(levels)];
-        support_grid_row(&grid, row, pick);
+        const bool runs = op_grid_row(&grid, row, pick);
         const struct router_case test = {
             .num_tokens = token_counts[pick[0]],
             .num_experts = expert_counts[pick[1]],
@@ -193,11 +193,11 @@ static void grid_matches_reference(void **state)
             .gap = 3 * pick[7],
             .transposed = pick[8] == 1,
         };
-        if (op_row_runs(row, 7)) {
+        if (runs) {
             check_case(&test, row);
         }
     }
-    support_grid_finish(&grid);
+    op_grid_finish(&grid);
 }
 
 /* Every token alone and at either end of a shorter batch, with every tile on every number of threads. */

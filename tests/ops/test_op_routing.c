@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ctest timeout: 240 */
+/* ctest timeout: 900 */
 /* align_block_size, align_capacity and ep_preprocess through the function table: every output bit for bit against the
  * reference, for hostile ids and all filters, with capacities that hosts use and the smallest ones. */
 #include "op_data.h"
@@ -187,15 +187,18 @@ static void align_matches_reference(void **state)
         OP_COUNT(token_counts), OP_COUNT(expert_counts), OP_COUNT(topks), OP_COUNT(block_sizes),
         OP_NUM_TRAFFICS,        OP_NUM_FILTERINGS,       2 /* wide */,    2 /* mode */,
         NUM_CAPACITIES};
-    struct support_grid grid;
+    struct op_grid grid;
     struct support_random random;
     support_random_seed(&random, 1);
-    support_grid_init(&grid, levels, OP_COUNT(levels), NULL, NULL);
-    for (int64_t row = 0; row < grid.num_rows; row++) {
+    op_grid_init(&grid, levels, OP_COUNT(levels), 4, 4);
+    for (int64_t row = 0; row < grid.grid.num_rows; row++) {
         int pick[OP_COUNT(levels)];
         struct op_routes routes;
-        support_grid_row(&grid, row, pick);
-        if (!op_row_runs(row, 4) || topks[pick[2]] > expert_counts[pick[1]]) {
+        const bool runs = op_grid_row(&grid, row, pick);
+        while (topks[pick[2]] > expert_counts[pick[1]]) {
+            pick[2]--;
+        }
+        if (!runs) {
             continue;
         }
         op_routes_init(&routes, &random, token_counts[pick[0]], expert_counts[pick[1]],
@@ -205,7 +208,7 @@ static void align_matches_reference(void **state)
                   pick[7] == 1 ? MOE_FILTER_KEEP : MOE_FILTER_DROP, (enum capacity)pick[8]);
         op_routes_finish(&routes);
     }
-    support_grid_finish(&grid);
+    op_grid_finish(&grid);
 }
 
 /* Block size 0 is that of the plan's gemm1. */
@@ -421,15 +424,18 @@ static void ep_preprocess_matches_reference(void **state)
     const int levels[] = {OP_COUNT(token_counts), OP_COUNT(expert_counts), OP_COUNT(topks),
                           OP_COUNT(alignments),   OP_NUM_TRAFFICS,         OP_NUM_FILTERINGS,
                           2 /* wide */,           2 /* slack */,           2 /* rows */};
-    struct support_grid grid;
+    struct op_grid grid;
     struct support_random random;
     support_random_seed(&random, 2);
-    support_grid_init(&grid, levels, OP_COUNT(levels), NULL, NULL);
-    for (int64_t row = 0; row < grid.num_rows; row++) {
+    op_grid_init(&grid, levels, OP_COUNT(levels), 4, 4);
+    for (int64_t row = 0; row < grid.grid.num_rows; row++) {
         int pick[OP_COUNT(levels)];
         struct op_routes routes;
-        support_grid_row(&grid, row, pick);
-        if (!op_row_runs(row, 4) || topks[pick[2]] > expert_counts[pick[1]]) {
+        const bool runs = op_grid_row(&grid, row, pick);
+        while (topks[pick[2]] > expert_counts[pick[1]]) {
+            pick[2]--;
+        }
+        if (!runs) {
             continue;
         }
         op_routes_init(&routes, &random, token_counts[pick[0]], expert_counts[pick[1]],
@@ -439,7 +445,7 @@ static void ep_preprocess_matches_reference(void **state)
                pick[7] * 5, pick[8] == 1);
         op_routes_finish(&routes);
     }
-    support_grid_finish(&grid);
+    op_grid_finish(&grid);
 }
 
 /* Filters that name experts outside the problem, and what this version does not have. */

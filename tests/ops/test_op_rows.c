@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ctest timeout: 240 */
+/* ctest timeout: 900 */
 /* pre_reorder, post_reorder and sum_reduce through the function table: against the reference, the same bits with every tile
  * and number of threads, strides, in place, hostile indices. */
 #include "op_data.h"
@@ -116,20 +116,20 @@ static void pre_reorder_copies_every_route(void **state)
                           OP_NUM_TRAFFICS,
                           2 /* gap */,
                           2 /* spare */};
-    struct support_grid grid;
+    struct op_grid grid;
     struct support_random random;
     support_random_seed(&random, 1);
-    support_grid_init(&grid, levels, OP_COUNT(levels), NULL, NULL);
-    for (int64_t row = 0; row < grid.num_rows; row++) {
+    op_grid_init(&grid, levels, OP_COUNT(levels), 4, 4);
+    for (int64_t row = 0; row < grid.grid.num_rows; row++) {
         int pick[OP_COUNT(levels)];
         const struct op_variant *variants[OP_MAX_VARIANTS];
         struct op_tensor tokens;
         struct mapping mapping;
-        support_grid_row(&grid, row, pick);
+        const bool runs = op_grid_row(&grid, row, pick);
         const struct reorder_case test = {
             token_counts[pick[0]],    topks[pick[1]], hiddens[pick[2]], op_dtypes[pick[3]],
             (enum op_traffic)pick[4], 3 * pick[5],    2 * pick[6]};
-        if (!op_row_runs(row, 4)) {
+        if (!runs) {
             continue;
         }
         const int num_variants = op_list_variants(row, variants);
@@ -141,7 +141,7 @@ static void pre_reorder_copies_every_route(void **state)
         support_guard_finish(&mapping.src2dst);
         op_tensor_finish(&tokens);
     }
-    support_grid_finish(&grid);
+    op_grid_finish(&grid);
 }
 
 /* ---------------------------------------------------------------- post_reorder, sum_reduce */
@@ -351,11 +351,11 @@ static void combine_matches_reference(void **state)
         OP_COUNT(token_counts), OP_COUNT(topks),  OP_COUNT(hiddens),  OP_COUNT(op_dtypes),
         OP_NUM_TRAFFICS,        NUM_EXTRAS,       NUM_TARGETS,        2 /* gap */,
         2 /* weights */,        2 /* residual */, 3 /* sum, spare */, 2 /* scaling */};
-    struct support_grid grid;
-    support_grid_init_pairwise(&grid, levels, OP_COUNT(levels), NULL, NULL);
-    for (int64_t row = 0; row < grid.num_rows; row++) {
+    struct op_grid grid;
+    op_grid_init(&grid, levels, OP_COUNT(levels), 4, 4);
+    for (int64_t row = 0; row < grid.grid.num_rows; row++) {
         int pick[OP_COUNT(levels)];
-        support_grid_row(&grid, row, pick);
+        const bool runs = op_grid_row(&grid, row, pick);
         const struct combine_case test = {
             .base = {token_counts[pick[0]], topks[pick[1]], hiddens[pick[2]], op_dtypes[pick[3]],
                      (enum op_traffic)pick[4], 3 * pick[7], 2 * (pick[10] == 1)},
@@ -366,11 +366,11 @@ static void combine_matches_reference(void **state)
             .is_sum = pick[10] == 2,
             .scaling = pick[11] == 1 ? 2.5f : 0.0f,
         };
-        if (op_row_runs(row, 4)) {
+        if (runs) {
             check_combine_case(&test, row);
         }
     }
-    support_grid_finish(&grid);
+    op_grid_finish(&grid);
 }
 
 /* ---------------------------------------------------------------- refusals */
