@@ -63,7 +63,8 @@ static int32_t find_executable(const char *given, char found[PATH_MAX], struct m
 
 /* ---- starting it ---- */
 
-/* All that the helper needs of the environment: which devices there are, and what a sanitized build reads. */
+/* All that the helper needs of the environment: which devices there are, and what a sanitized build
+ * reads. */
 static int is_passed_on(const char *variable)
 {
     static const char *const names[] = {

@@ -17,11 +17,11 @@ struct moe_canary_options {
 };
 
 /*
- * Start the helper with a clean environment and the image's private copy as its descriptor 3, and wait. It runs
- * the handshake, makes a context with one thread, runs the self-test and destroys the context. At the
- * timeout its process group is killed. OK, or CANARY with a sentence that says in which step it
- * refused, crashed (with the signal) or timed out; IO when the helper could not be started. Safe when
- * the host ignores SIGCHLD or reaps children elsewhere.
+ * Start the helper with a clean environment and the image's private copy as its descriptor 3, and
+ * wait. It runs the handshake, makes a context with one thread, runs the self-test and destroys the
+ * context. At the timeout its process group is killed. OK, or CANARY with a sentence that says in
+ * which step it refused, crashed (with the signal) or timed out; IO when the helper could not be
+ * started. Safe when the host ignores SIGCHLD or reaps children elsewhere.
  */
 int32_t moe_canary_run(const struct moe_canary_options *options,
                        const struct moe_loader_image *image, struct moe_error *error);

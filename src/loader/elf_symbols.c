@@ -31,7 +31,8 @@ static int32_t count_by_hash(const struct moe_elf_view *view, uint64_t table, ui
     return MOE_STATUS_OK;
 }
 
-/* The symbol after the last one that the chain from `symbol` leads to; 0 when it runs out of the segment. */
+/* The symbol after the last one that the chain from `symbol` leads to; 0 when it runs out of the
+ * segment. */
 static uint64_t chain_end(const unsigned char *chains, uint64_t num_chains, uint64_t idx)
 {
     for (; idx < num_chains; idx++) {
@@ -43,9 +44,9 @@ static uint64_t chain_end(const unsigned char *chains, uint64_t num_chains, uint
 }
 
 /*
- * The GNU table: words nbuckets, symoffset, bloom_size, bloom_shift; bloom_size words of the machine's
- * size; buckets (first symbol of each, ascending); chains for the symbols from symoffset on, each ended by an odd word.
- * So the last symbol is the end of the chain of the highest bucket.
+ * The GNU table: words nbuckets, symoffset, bloom_size, bloom_shift; bloom_size words of the
+ * machine's size; buckets (first symbol of each, ascending); chains for the symbols from symoffset
+ * on, each ended by an odd word. So the last symbol is the end of the chain of the highest bucket.
  */
 static int32_t count_by_gnu_hash(const struct moe_elf_view *view, uint64_t table,
                                  uint64_t *num_symbols)

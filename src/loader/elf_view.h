@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The bytes of a shared object seen through its program headers; shared by the parts of the ELF check. */
+/* The bytes of a shared object seen through its program headers; shared by the parts of the ELF
+ * check. */
 #ifndef MOE_LOADER_ELF_VIEW_H
 #define MOE_LOADER_ELF_VIEW_H
 
@@ -19,8 +20,8 @@ struct moe_elf_view {
     uint32_t num_segments;
 };
 
-/* The file's bytes of the addresses [address, address + num_bytes), or NULL when they are not all in the
- * file part of one loaded segment. No alignment is promised. */
+/* The file's bytes of the addresses [address, address + num_bytes), or NULL when they are not all
+ * in the file part of one loaded segment. No alignment is promised. */
 const unsigned char *moe_elf_view_at(const struct moe_elf_view *view, uint64_t address,
                                      uint64_t num_bytes);
 

@@ -108,7 +108,8 @@ static int is_unchanged(const struct stat *before, const struct stat *after)
            before->st_ctim.tv_nsec == after->st_ctim.tv_nsec;
 }
 
-/* All bytes of the file, in memory that the caller frees: every later check looks at these and no others. */
+/* All bytes of the file, in memory that the caller frees: every later check looks at these and no
+ * others. */
 static int32_t read_file(int descriptor, const char *path, unsigned char **out, size_t *out_bytes,
                          struct moe_error *error)
 {

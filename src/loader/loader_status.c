@@ -27,7 +27,8 @@ static void set_error(struct moe_error *error, int32_t status, int32_t native, c
     if (native != 0) {
         size_t used = strlen(full.message);
         char reason[96] = "unknown error";
-        /* The POSIX form: it writes into the buffer. The C library's other form needs _GNU_SOURCE. */
+        /* The POSIX form: it writes into the buffer. The C library's other form needs _GNU_SOURCE.
+         */
         (void)strerror_r(native, reason, sizeof(reason));
         snprintf(full.message + used, sizeof(full.message) - used, ": %s", reason);
     }

@@ -23,8 +23,8 @@ struct moe_loader_shown {
     char text[288];
 };
 
-/* A path: of a long one the end is kept, 175 bytes. Control characters become '?', UTF-8 characters stay
- * whole. NULL becomes "(null)". */
+/* A path: of a long one the end is kept, 175 bytes. Control characters become '?', UTF-8 characters
+ * stay whole. NULL becomes "(null)". */
 struct moe_loader_shown moe_loader_status_show(const char *path);
 
 /* The same for words: of many the beginning is kept. */
@@ -36,8 +36,8 @@ struct moe_loader_shown moe_loader_status_show_text(const char *text);
 
 /*
  * Copy the caller's input struct into ours of `own_bytes`, by the rule of moe_plugin.h: sizes below
- * `introduction_bytes` are INVALID_ARGUMENT, a missing tail becomes zero, unknown bytes that are set
- * are UNKNOWN_FIELD. After the copy struct_size is own_bytes.
+ * `introduction_bytes` are INVALID_ARGUMENT, a missing tail becomes zero, unknown bytes that are
+ * set are UNKNOWN_FIELD. After the copy struct_size is own_bytes.
  */
 int32_t moe_loader_status_read_struct(void *own, size_t own_bytes, const void *caller,
                                       size_t introduction_bytes, const char *name,

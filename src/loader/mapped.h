@@ -21,7 +21,8 @@ struct moe_mapped {
     struct moe_elf_build_id build_id; /* num_bytes 0: none found */
 };
 
-/* Look up the image whose dynamic section is at `dynamic` (l_ld of its link map). 1 if there is one. */
+/* Look up the image whose dynamic section is at `dynamic` (l_ld of its link map). 1 if there is
+ * one. */
 int32_t moe_mapped_find(const void *dynamic, struct moe_mapped *mapped);
 
 /* Are the bytes [address, address + num_bytes) in one readable, or executable, segment? */

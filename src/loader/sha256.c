@@ -84,7 +84,8 @@ void moe_sha256_digest(const void *bytes, size_t num_bytes, uint8_t digest[MOE_S
         add_block(state, next);
     }
 
-    /* The rest, one set bit, zeros, and the length in bits: one block, or two if it does not fit. */
+    /* The rest, one set bit, zeros, and the length in bits: one block, or two if it does not fit.
+     */
     uint8_t tail[2 * BLOCK_BYTES] = {0};
     if (rest > 0) {
         memcpy(tail, next, rest);

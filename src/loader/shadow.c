@@ -94,8 +94,9 @@ int32_t moe_shadow_renumber(struct moe_shadow *shadow)
 /* ---- the folder ---- */
 
 /*
- * Remove copies whose process was killed between making and mapping them. A live one holds a lock on its copy; the kernel
- * lets go of it with the process, also where process ids mean nothing (another container).
+ * Remove copies whose process was killed between making and mapping them. A live one holds a lock
+ * on its copy; the kernel lets go of it with the process, also where process ids mean nothing
+ * (another container).
  */
 static void sweep(int folder)
 {

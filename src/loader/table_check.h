@@ -6,10 +6,11 @@
 #include "mapped.h"
 
 /*
- * Check `table` without trusting a byte of it: it lies in readable segments of the image; struct_size is between that of ABI
- * 0.1 and 64 KiB; version and layout hash are ours; strings are terminated within 256 bytes inside the
- * image; mandatory members are set, and every member that is set points into executable segments. OK, or
- * BAD_TABLE with the first thing that is wrong; `name` begins the sentence.
+ * Check `table` without trusting a byte of it: it lies in readable segments of the image;
+ * struct_size is between that of ABI 0.1 and 64 KiB; version and layout hash are ours; strings are
+ * terminated within 256 bytes inside the image; mandatory members are set, and every member that is
+ * set points into executable segments. OK, or BAD_TABLE with the first thing that is wrong; `name`
+ * begins the sentence.
  */
 int32_t moe_table_check(const void *table, const struct moe_mapped *mapped, const char *name,
                         struct moe_error *error);

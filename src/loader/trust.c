@@ -80,8 +80,8 @@ static int32_t resolve(const char *path, char resolved[PATH_MAX], struct moe_err
 }
 
 /*
- * Open the folder that holds the last component of the resolved path; `*name` points at that component
- * in it ("" for the root folder itself). `resolved` is cut and mended on the way.
+ * Open the folder that holds the last component of the resolved path; `*name` points at that
+ * component in it ("" for the root folder itself). `resolved` is cut and mended on the way.
  */
 static int32_t walk(char *resolved, const struct moe_trust *trust, int *folder, const char **name,
                     struct moe_error *error)

@@ -12,18 +12,18 @@ struct moe_trust {
 };
 
 /*
- * Resolve `path` (symbolic links included) and walk the result from the root folder without following
- * any link, so that what was checked is what is opened. Every folder and the file must be owned by a trusted
- * user and not writable by group or others (a sticky folder may be). On success `*descriptor` is the
- * regular file, open for reading and close-on-exec. Never waits, whatever kind of file it is.
- * INVALID_ARGUMENT for no path, IO when something is missing or cannot be read, BAD_FILE for other
- * kinds of files, UNTRUSTED.
+ * Resolve `path` (symbolic links included) and walk the result from the root folder without
+ * following any link, so that what was checked is what is opened. Every folder and the file must be
+ * owned by a trusted user and not writable by group or others (a sticky folder may be). On success
+ * `*descriptor` is the regular file, open for reading and close-on-exec. Never waits, whatever kind
+ * of file it is. INVALID_ARGUMENT for no path, IO when something is missing or cannot be read,
+ * BAD_FILE for other kinds of files, UNTRUSTED.
  */
 int32_t moe_trust_open_file(const char *path, const struct moe_trust *trust, int *descriptor,
                             struct moe_error *error);
 
-/* The same for a folder: `*descriptor` is it, open for reading; `resolved` (PATH_MAX bytes) its name
- * without links. */
+/* The same for a folder: `*descriptor` is it, open for reading; `resolved` (PATH_MAX bytes) its
+ * name without links. */
 int32_t moe_trust_open_folder(const char *path, const struct moe_trust *trust, int *descriptor,
                               char *resolved, struct moe_error *error);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The ELF check on good plugins, spoilt in one place each, cut anywhere, and with random bytes changed; and SHA-256. */
+/* The ELF check on good plugins, spoilt in one place each, cut anywhere, and with random bytes
+ * changed; and SHA-256. */
 #define _GNU_SOURCE
 
 #include "elf_check.h"
@@ -170,7 +171,8 @@ static void symbol_tables_are_checked(void **state)
     expect_refusal(&old, "hash table lies outside");
 }
 
-/* Cut at every byte of the small plugin, and at many of the real one: never accepted, never a byte read past the end. */
+/* Cut at every byte of the small plugin, and at many of the real one: never accepted, never a byte
+ * read past the end. */
 static void cut_files_are_refused(void **state)
 {
     (void)state;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Opening and closing images: good ones, each kind of bad one with its own sentence, and nothing left behind. */
+/* Opening and closing images: good ones, each kind of bad one with its own sentence, and nothing
+ * left behind. */
 #define _GNU_SOURCE
 
 #include "loader_fixture.h"

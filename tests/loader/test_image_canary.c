@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the canary says about plugins that refuse, crash, hang or end the process, and what it leaves behind. */
+/* What the canary says about plugins that refuse, crash, hang or end the process, and what it
+ * leaves behind. */
 #define _GNU_SOURCE
 
 #include "loader_fixture.h"
@@ -142,7 +143,8 @@ static void a_missing_canary_is_named(void **state)
     moe_loader_image_close(image, 1, NULL);
 }
 
-/* Prepare, canary, map, again and again; killed at a random point, nothing stays that a next start would load. */
+/* Prepare, canary, map, again and again; killed at a random point, nothing stays that a next start
+ * would load. */
 static void killed_staging_leaves_nothing(void **state)
 {
     struct loader_fixture *fixture = *state;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Ways in which reloading a plugin by hand fails with this C library, each measured; the loader survives or refuses. Where
- * the trap can be sprung without harm, the test springs it first, so that it cannot pass by not being one.
+ * Ways in which reloading a plugin by hand fails with this C library, each measured; the loader
+ * survives or refuses. Where the trap can be sprung without harm, the test springs it first, so
+ * that it cannot pass by not being one.
  */
 /* ctest labels: tsan */
 #define _GNU_SOURCE
@@ -75,7 +76,8 @@ static void memfds_are_not_mistaken_for_each_other(void **state)
     assert_int_equal(second_number, first_number);
     assert_string_equal(id_by_hand(path, &fixture->host), "good_a"); /* the trap */
 
-    /* That number's name is taken in the dynamic linker for good; the loader notices, whatever number it gets. */
+    /* That number's name is taken in the dynamic linker for good; the loader notices, whatever
+     * number it gets. */
     close(second_number);
     fixture->options.flags |= MOE_LOADER_USE_MEMFD;
     static const char *const plugins[] = {SMALL_PLUGIN("good_a"), SMALL_PLUGIN("good_b")};
@@ -105,7 +107,8 @@ static void overwriting_the_published_file_changes_nothing(void **state)
     moe_loader_image_close(fixture->image, 1, NULL);
 }
 
-/* Equal SONAMEs of plugins do no harm; those of libraries that they bring along do, so they bring none. */
+/* Equal SONAMEs of plugins do no harm; those of libraries that they bring along do, so they bring
+ * none. */
 static void soname_twins_are_apart(void **state)
 {
     struct loader_fixture *fixture = *state;
@@ -122,7 +125,8 @@ static void soname_twins_are_apart(void **state)
                            "needs the library libhelper.so");
 }
 
-/* A unique symbol would make two versions share state; ordinary state is each image's own, also of one file opened twice. */
+/* A unique symbol would make two versions share state; ordinary state is each image's own, also of
+ * one file opened twice. */
 static void images_share_no_state(void **state)
 {
     struct loader_fixture *fixture = *state;
@@ -153,7 +157,8 @@ static void *stay_inside(void *self)
     return NULL;
 }
 
-/* By hand, dlclose under a thread is a crash; closing an image keeps its code unless unloading is asked for. */
+/* By hand, dlclose under a thread is a crash; closing an image keeps its code unless unloading is
+ * asked for. */
 static void a_thread_inside_survives_closing(void **state)
 {
     struct loader_fixture *fixture = *state;

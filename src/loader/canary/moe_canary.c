@@ -4,10 +4,11 @@
  *
  *   moe-canary [--backend NAME] [--ordinal N] [--skip-trust] PLUGIN
  *
- * Opens the plugin as a host would, makes a context with one thread, runs the self-test, destroys the context. The last line
- * of its output is "moe-canary: passed", or "moe-canary: refused: " and the reason. Exit status 0: passed;
- * 1: refused; 2: wrong arguments. The loader starts it with --inherited (the plugin is open on a
- * descriptor, PLUGIN is its name), --parent PID (it ends with that process) and --backend-id.
+ * Opens the plugin as a host would, makes a context with one thread, runs the self-test, destroys
+ * the context. The last line of its output is "moe-canary: passed", or "moe-canary: refused: " and
+ * the reason. Exit status 0: passed; 1: refused; 2: wrong arguments. The loader starts it with
+ * --inherited (the plugin is open on a descriptor, PLUGIN is its name), --parent PID (it ends with
+ * that process) and --backend-id.
  */
 #define _GNU_SOURCE
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The smallest plugin that the loader accepts, and, built with another PLUGIN_BEHAVIOUR, one that breaks the
- * contract in one way. PLUGIN_ID is its kernel-set id.
+ * The smallest plugin that the loader accepts, and, built with another PLUGIN_BEHAVIOUR, one that
+ * breaks the contract in one way. PLUGIN_ID is its kernel-set id.
  */
 #define _GNU_SOURCE
 
