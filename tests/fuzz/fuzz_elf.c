@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libFuzzer target of the ELF check: any bytes are accepted with a build id, or refused as BAD_FILE with a sentence; never
- * read past their end (the input is an exact allocation).
+ * libFuzzer target of the ELF check: any bytes are accepted with a build id, or refused as BAD_FILE
+ * with a sentence; never read past their end (the input is an exact allocation).
  */
 #include "elf_check.h"
 
