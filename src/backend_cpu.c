@@ -11,8 +11,6 @@
 
 #include <string.h>
 
-#define NUM_THREADS_LIMIT 1024
-
 static int32_t cpu_probe(int32_t ordinal, struct moe_device *out, struct moe_error *error)
 {
     if (ordinal != 0) {
@@ -33,14 +31,14 @@ static int32_t cpu_state_create(const struct moe_memory *memory,
 {
     struct moe_cpu_pool *pool = NULL;
     int32_t num_threads = options->num_threads;
-    if (num_threads < 0 || num_threads > NUM_THREADS_LIMIT) {
+    if (num_threads < 0 || num_threads > MOE_CPU_POOL_MAX_THREADS) {
         return moe_error_set(
             error, MOE_STATUS_INVALID_ARGUMENT,
             "context options: num_threads is %d; it must be 1 to %d, or 0 for the affinity mask",
-            num_threads, NUM_THREADS_LIMIT);
+            num_threads, MOE_CPU_POOL_MAX_THREADS);
     }
     if (num_threads == 0) {
-        num_threads = device->num_sms < NUM_THREADS_LIMIT ? device->num_sms : NUM_THREADS_LIMIT;
+        num_threads = device->num_sms;
     }
     MOE_TRY(moe_cpu_pool_create(memory, num_threads, &pool, error));
     device->num_sms = num_threads;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Threads: one counter hands out ranges of tasks, and a worker may come late or not at all. A run is open while
- * its caller still has tasks to take; workers enter and leave it by counting themselves in `run_state`. The caller closes the
- * run when no task is left and waits only for workers that are inside, never for one that still sleeps.
+ * Threads: one counter hands out ranges of tasks, and a worker may come late or not at all. A run
+ * is open while its caller still has tasks to take; workers enter and leave it by counting
+ * themselves in `run_state`. The caller closes the run when no task is left and waits only for
+ * workers that are inside, never for one that still sleeps.
  *
  * The fields of a run are written while no worker can be inside (closed, nobody active) and read by
  * workers after they entered, so `run_state` orders all access to them.
@@ -25,14 +26,16 @@
 #include <unistd.h>
 
 enum {
-    MAX_THREADS = 1024,
     CACHE_LINE = 64,
     STACK_BYTES = 512 * 1024, /* kernels keep their data in scratch */
-    RANGES_PER_THREAD =
-        8, /* a range is this part of a thread's share of what is left: large first, single tasks at the end */
 
-    /* Polls before a thread sleeps, about 15 to 50 ns each. Short, because the thread that is waited for may need this very
-     * CPU; long enough for the gap between two stages of one call. */
+    /* A range of tasks is this part of a thread's share of what is left: large ones first. */
+    RANGES_PER_THREAD = 8,
+
+    /*
+     * Polls before a thread sleeps, about 15 to 50 ns each. Short, because the thread that is
+     * waited for may need this very CPU; long enough for the gap between two stages of one call.
+     */
     SPINS_IN_SESSION = 400,
     SPINS_FOR_STRAGGLERS = 200,
 };
@@ -41,7 +44,7 @@ enum {
 #define RUN_ACTIVE_MASK   UINT32_C(0xffff)
 #define RUN_OPEN          UINT32_C(0x10000)
 #define RUN_CALLER_SLEEPS UINT32_C(0x20000)
-_Static_assert(MAX_THREADS <= RUN_ACTIVE_MASK, "every worker can be counted");
+_Static_assert(MOE_CPU_POOL_MAX_THREADS <= RUN_ACTIVE_MASK, "every worker can be counted");
 
 struct pool_worker {
     struct moe_cpu_pool *pool;
@@ -147,7 +150,10 @@ static void leave_run(struct moe_cpu_pool *pool)
     }
 }
 
-/* Return when num_runs is no longer `seen`: at once, after some polls while a session lasts, or after sleep. */
+/*
+ * Return when num_runs is no longer `seen`: at once, after some polls while a session lasts, or
+ * after sleep.
+ */
 static void wait_for_run(struct moe_cpu_pool *pool, uint32_t seen)
 {
     for (int spins = 0; spins < SPINS_IN_SESSION; spins++) {
@@ -159,7 +165,10 @@ static void wait_for_run(struct moe_cpu_pool *pool, uint32_t seen)
         }
         spin_pause();
     }
-    /* Sequentially consistent with start_run: either it sees this sleeper, or the futex sees its new value. */
+    /*
+     * Sequentially consistent with start_run: either it sees this sleeper, or the futex sees its
+     * new value.
+     */
     atomic_fetch_add(&pool->num_sleepers, 1);
     while (atomic_load(&pool->num_runs) == seen) {
         futex_wait(&pool->num_runs, seen);
@@ -188,7 +197,10 @@ static void *worker_main(void *argument)
     }
 }
 
-/* pthread_create with a small stack, or the default one where thread-local data of the process does not fit the small one. */
+/*
+ * pthread_create with a small stack, or the default one where thread-local data of the process does
+ * not fit the small one.
+ */
 static int start_thread(struct pool_worker *worker)
 {
     pthread_attr_t attributes;
@@ -241,15 +253,17 @@ int32_t moe_cpu_pool_default_threads(void)
         return 1;
     }
     int count = CPU_COUNT_S(sizeof(cpus), cpus);
-    return count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : (int32_t)count;
+    return count < 1                          ? 1
+           : count > MOE_CPU_POOL_MAX_THREADS ? MOE_CPU_POOL_MAX_THREADS
+                                              : (int32_t)count;
 }
 
 int32_t moe_cpu_pool_create(const struct moe_memory *memory, int32_t num_threads,
                             struct moe_cpu_pool **out, struct moe_error *error)
 {
-    if (num_threads < 1 || num_threads > MAX_THREADS) {
+    if (num_threads < 1 || num_threads > MOE_CPU_POOL_MAX_THREADS) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "num_threads is %d; valid: 1..%d",
-                             (int)num_threads, (int)MAX_THREADS);
+                             (int)num_threads, (int)MOE_CPU_POOL_MAX_THREADS);
     }
     size_t bytes =
         sizeof(struct moe_cpu_pool) + (size_t)(num_threads - 1) * sizeof(struct pool_worker);

@@ -53,20 +53,3 @@ void moe_memory_free(const struct moe_memory *memory, void *block, size_t bytes)
         memory->release(memory->self, block, bytes > 0 ? bytes : 1, BLOCK_ALIGNMENT);
     }
 }
-
-char *moe_memory_copy_string(const struct moe_memory *memory, const char *text)
-{
-    size_t bytes = strlen(text) + 1;
-    char *copy = moe_memory_alloc(memory, bytes);
-    if (copy != NULL) {
-        memcpy(copy, text, bytes);
-    }
-    return copy;
-}
-
-void moe_memory_free_string(const struct moe_memory *memory, char *text)
-{
-    if (text != NULL) {
-        moe_memory_free(memory, text, strlen(text) + 1);
-    }
-}

@@ -22,8 +22,4 @@ void *moe_memory_alloc(const struct moe_memory *memory, size_t bytes);
 /* Free a block of moe_memory_alloc with the same `bytes`. NULL is legal. */
 void moe_memory_free(const struct moe_memory *memory, void *block, size_t bytes);
 
-/* A copy of a string; free it with moe_memory_free_string. NULL when there is no memory. */
-char *moe_memory_copy_string(const struct moe_memory *memory, const char *text);
-void moe_memory_free_string(const struct moe_memory *memory, char *text);
-
 #endif

@@ -5,10 +5,8 @@
 #include "structs.h"
 #include "tiles.h"
 
+#include <math.h>
 #include <string.h>
-
-/* Dimensions beyond this are mistakes, and products of two of them still fit 64 bits. */
-#define DIMENSION_LIMIT (1 << 24)
 
 /* Segments may be padded to multiples of this many rows by a host that dispatches rows itself. */
 #define SEGMENT_ALIGNMENT_LIMIT 128
@@ -154,14 +152,16 @@ static int32_t check_dtype(const char *name, int32_t dtype, struct moe_error *er
 
 static int32_t check_experts(const struct moe_problem *problem, struct moe_error *error)
 {
-    MOE_TRY(check_dimension("num_experts", problem->num_experts, 1, DIMENSION_LIMIT, error));
+    MOE_TRY(check_dimension("num_experts", problem->num_experts, 1, MOE_DIMENSION_LIMIT, error));
     return check_dimension("num_experts_global", problem->num_experts_global, problem->num_experts,
-                           DIMENSION_LIMIT, error);
+                           MOE_DIMENSION_LIMIT, error);
 }
 
 static int32_t check_routes(const struct moe_problem *problem, struct moe_error *error)
 {
-    MOE_TRY(check_dimension("top_k", problem->top_k, 1, problem->num_experts_global, error));
+    int32_t most =
+        problem->num_experts_global > 0 ? problem->num_experts_global : MOE_DIMENSION_LIMIT;
+    MOE_TRY(check_dimension("top_k", problem->top_k, 1, most, error));
     if (moe_problem_max_rows(problem) > INT32_MAX) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "problem.max_tokens %lld * top_k %d, with segments padded to %d rows, "
@@ -240,7 +240,7 @@ static int32_t check_gating(const struct moe_problem *problem, struct moe_error 
                              moe_gating_name(problem->gating));
     }
     return check_dimension("num_appended_experts", problem->num_appended_experts, 0,
-                           DIMENSION_LIMIT, error);
+                           MOE_DIMENSION_LIMIT, error);
 }
 
 static int32_t check_activation(const struct moe_problem *problem, struct moe_error *error)
@@ -257,9 +257,12 @@ static int32_t check_activation(const struct moe_problem *problem, struct moe_er
             "problem.act_alpha and act_limit belong to swiglu_oai; %s would ignore them",
             moe_activation_name(problem->activation));
     }
-    if (oai && ((problem->flags & MOE_PROBLEM_UNGATED) != 0 || !(problem->act_limit >= 0.0f))) {
+    if (oai && ((problem->flags & MOE_PROBLEM_UNGATED) != 0 || !(problem->act_limit >= 0.0f) ||
+                !isfinite(problem->act_alpha))) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "swiglu_oai is gated, with act_limit >= 0");
+                             "swiglu_oai is gated, with a finite act_alpha and act_limit >= 0, not "
+                             "%g and %g",
+                             (double)problem->act_alpha, (double)problem->act_limit);
     }
     return MOE_STATUS_OK;
 }
@@ -278,6 +281,12 @@ static int32_t check_flags(const struct moe_problem *problem, struct moe_error *
         return moe_error_set(
             error, MOE_STATUS_INVALID_ARGUMENT,
             "MOE_PROBLEM_SHARED_SIGMOID is set, but shared_inter is 0: there is no shared expert");
+    }
+    if (!isfinite(problem->routed_scaling) || !isfinite(problem->appended_weight)) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "problem.routed_scaling is %g and appended_weight %g; they must be "
+                             "finite",
+                             (double)problem->routed_scaling, (double)problem->appended_weight);
     }
     MOE_TRY(check_dimension("scaling_on", problem->scaling_on, MOE_SCALING_NONE, MOE_SCALING_OUTPUT,
                             error));
@@ -309,15 +318,13 @@ int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struc
 
     MOE_TRY(check_dimension("max_tokens", problem->max_tokens, 1, INT32_MAX, error));
     MOE_TRY(check_flags(problem, error));
-    if (uses(ops, gemms | sorts | router | gating)) {
+    /* Rows and workspace are counted with both, so what is not needed is 0 or right. */
+    if (uses(ops, gemms | sorts | router | gating) || problem->num_experts != 0 ||
+        problem->num_experts_global != 0) {
         MOE_TRY(check_experts(problem, error));
     }
-    if (uses(ops, sorts | gating | moves | MOE_OP_BIT(MOE_OP_LAYER))) {
-        if (problem->num_experts_global > 0) {
-            MOE_TRY(check_routes(problem, error));
-        } else {
-            MOE_TRY(check_dimension("top_k", problem->top_k, 1, DIMENSION_LIMIT, error));
-        }
+    if (uses(ops, sorts | gating | moves | MOE_OP_BIT(MOE_OP_LAYER)) || problem->top_k != 0) {
+        MOE_TRY(check_routes(problem, error));
     }
     if (uses(ops, gating) && problem->gating != MOE_GATING_NONE) {
         MOE_TRY(check_gating(problem, error));
@@ -325,18 +332,18 @@ int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struc
         MOE_TRY(check_gating(problem, error));
     }
     if (uses(ops, gemms | moves | router | quantize)) {
-        MOE_TRY(check_dimension("hidden", problem->hidden, 1, DIMENSION_LIMIT, error));
+        MOE_TRY(check_dimension("hidden", problem->hidden, 1, MOE_DIMENSION_LIMIT, error));
     }
     if (uses(ops, gemms | moves | router | activation | quantize)) {
         MOE_TRY(check_dtype("tokens.dtype", problem->tokens.dtype, error));
         MOE_TRY(check_dtype("output_dtype", problem->output_dtype, error));
     }
     if (uses(ops, gemms | activation)) {
-        MOE_TRY(check_dimension("inter", problem->inter, 1, DIMENSION_LIMIT, error));
+        MOE_TRY(check_dimension("inter", problem->inter, 1, MOE_DIMENSION_LIMIT, error));
         MOE_TRY(check_activation(problem, error));
         MOE_TRY(check_dtype("intermediate.dtype", problem->intermediate.dtype, error));
     }
-    MOE_TRY(check_dimension("shared_inter", problem->shared_inter, 0, DIMENSION_LIMIT, error));
+    MOE_TRY(check_dimension("shared_inter", problem->shared_inter, 0, MOE_DIMENSION_LIMIT, error));
     if (uses(ops, gemms)) {
         MOE_TRY(check_dtype("gate_up.dtype", problem->gate_up.dtype, error));
         MOE_TRY(check_dtype("down.dtype", problem->down.dtype, error));

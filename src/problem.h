@@ -10,6 +10,9 @@
 
 #define MOE_OP_BIT(op) (UINT64_C(1) << (op))
 
+/* Dimensions beyond this are mistakes, and products of two of them still fit 64 bits. */
+#define MOE_DIMENSION_LIMIT (1 << 24)
+
 /*
  * Copy the caller's problem and resolve what zero stands for: num_experts_global, output, logits
  * and intermediate dtypes, scaling 1, one group. INVALID_ARGUMENT, UNKNOWN_FIELD.

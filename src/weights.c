@@ -59,6 +59,14 @@ static bool is_present(const struct moe_operand *operand)
     return operand->base != NULL || operand->table != NULL;
 }
 
+/* Offsets of three such strides times dimensions, in bytes, fit 63 bits. */
+#define STRIDE_LIMIT (INT64_MAX / 16 / MOE_DIMENSION_LIMIT)
+
+static bool is_stride(int64_t stride)
+{
+    return stride >= 0 && stride <= STRIDE_LIMIT;
+}
+
 /* Is this operand part of its group for this problem? */
 static bool is_wanted(const struct operand_rule *rule, const struct moe_problem *problem)
 {
@@ -106,9 +114,14 @@ static int32_t check_operand(const struct operand_rule *rule, const struct moe_p
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "weights: %s.reserved must be 0",
                              rule->name);
     }
-    if (operand->expert_stride < 0 || operand->row_stride < 0 || operand->col_stride < 0) {
+    if (!is_stride(operand->expert_stride) || !is_stride(operand->row_stride) ||
+        !is_stride(operand->col_stride)) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "weights: %s has a negative stride", rule->name);
+                             "weights: %s has strides %lld, %lld and %lld (expert, row, column); "
+                             "they must be 0 to %lld elements",
+                             rule->name, (long long)operand->expert_stride,
+                             (long long)operand->row_stride, (long long)operand->col_stride,
+                             (long long)STRIDE_LIMIT);
     }
     if (operand->dtype == 0) {
         operand->dtype = default_dtype(rule, problem);

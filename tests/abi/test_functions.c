@@ -292,6 +292,9 @@ static const struct bad_member bad_problems[] = {
     REFUSE(moe_problem, router_jitter, FLOAT_ONE, "router_jitter"),
     REFUSE(moe_problem, router_jitter, FLOAT_NAN, "router_jitter"),
     REFUSE(moe_problem, routed_scaling, 0x40000000, "routed_scaling"),
+    REFUSE(moe_problem, routed_scaling, FLOAT_NAN, "routed_scaling"),
+    REFUSE(moe_problem, routed_scaling, FLOAT_INF, "routed_scaling"),
+    REFUSE(moe_problem, appended_weight, FLOAT_NAN, "appended_weight"),
     OUTSIDE(scaling_on, MOE_SCALING_NONE, MOE_SCALING_OUTPUT),
     OUTSIDE(determinism, MOE_DETERMINISM_CANONICAL, MOE_DETERMINISM_NONE),
     REFUSE(moe_problem, num_appended_experts, -1, "num_appended_experts"),
@@ -350,6 +353,66 @@ static void test_bad_problems(void **state)
         num_wrong += is_wrong("supports", bad, status, &error);
     }
     assert_int_equal(num_wrong, 0);
+}
+
+/* Members that an operation does not need are 0 or right: rows and workspace are counted with them. */
+static void test_bad_problems_of_single_operations(void **state)
+{
+    (void)state;
+    static const struct bad_member bad_members[] = {
+        REFUSE(moe_problem, top_k, -1, "top_k"),
+        REFUSE(moe_problem, top_k, INT32_MAX, "top_k"),
+        REFUSE(moe_problem, num_experts, -1, "num_experts"),
+        REFUSE(moe_problem, num_experts, INT32_MAX, "num_experts"),
+        REFUSE(moe_problem, num_experts_global, -1, "num_experts_global"),
+        REFUSE(moe_problem, max_tokens, INT32_MAX, "max_tokens"),
+    };
+    static const int32_t ops[] = {MOE_OP_ROUTER,       MOE_OP_PRE_REORDER, MOE_OP_ACTIVATION,
+                                  MOE_OP_GEMM1,        MOE_OP_GEMM2,       MOE_OP_EXPERTS,
+                                  MOE_OP_POST_REORDER, MOE_OP_SUM_REDUCE};
+    int num_wrong = 0;
+    for (size_t i = 0; i < sizeof(bad_members) / sizeof(bad_members[0]); i++) {
+        for (size_t j = 0; j < sizeof(ops) / sizeof(ops[0]); j++) {
+            const struct bad_member *bad = &bad_members[i];
+            struct moe_problem problem = host.problem;
+            struct moe_plan *plan = NULL;
+            struct moe_plan_options options;
+            struct moe_error error;
+            memcpy((char *)&problem + bad->offset, &bad->value, bad->bytes);
+            MOE_INIT(error);
+            MOE_INIT(options);
+            options.ops = UINT64_C(1) << ops[j];
+            int32_t status = api->plan_create(host.context, &problem, &options, &plan, &error);
+            num_wrong += is_wrong("plan_create of one operation", bad, status, &error);
+            api->plan_destroy(plan);
+        }
+    }
+    assert_int_equal(num_wrong, 0);
+}
+
+/* Strides that would overflow an offset, and negative ones. */
+static void test_bad_strides_of_weights(void **state)
+{
+    (void)state;
+    static const int64_t strides[] = {-1, INT64_MIN, INT64_C(1) << 40, INT64_MAX};
+    for (size_t i = 0; i < sizeof(strides) / sizeof(strides[0]); i++) {
+        struct moe_weights_desc desc = host.desc;
+        int64_t *const members[] = {&desc.gate.expert_stride, &desc.up.row_stride,
+                                    &desc.down.col_stride, &desc.router.row_stride};
+        for (size_t j = 0; j < sizeof(members) / sizeof(members[0]); j++) {
+            struct moe_weights *weights = NULL;
+            struct moe_error error;
+            const int64_t right = *members[j];
+            MOE_INIT(error);
+            *members[j] = strides[i];
+            assert_int_equal(
+                api->weights_bind(host.context, &host.problem, &desc, NULL, 0, &weights, &error),
+                MOE_STATUS_INVALID_ARGUMENT);
+            assert_non_null(strstr(error.message, "stride"));
+            assert_null(weights);
+            *members[j] = right;
+        }
+    }
 }
 
 static const struct bad_member bad_options[] = {
@@ -496,6 +559,8 @@ int main(void)
         cmocka_unit_test(test_status_names),
         cmocka_unit_test(test_plan_op_info_range),
         cmocka_unit_test(test_bad_problems),
+        cmocka_unit_test(test_bad_problems_of_single_operations),
+        cmocka_unit_test(test_bad_strides_of_weights),
         cmocka_unit_test(test_bad_context_options),
         cmocka_unit_test(test_bad_devices),
         cmocka_unit_test(test_probe_of_no_device),
