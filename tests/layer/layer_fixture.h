@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Layers with random weights: their inputs, one watched call, and the expectation of every output element. */
+/* Layers with random weights: their inputs, one watched call, and the expectation of every output
+ * element. */
 #ifndef MOE_TESTS_LAYER_FIXTURE_H
 #define MOE_TESTS_LAYER_FIXTURE_H
 
@@ -50,7 +51,8 @@ static inline int32_t layer_logits_dtype(const struct moe_problem *problem)
     return problem->logits_dtype != 0 ? problem->logits_dtype : MOE_DTYPE_FP32;
 }
 
-/* `problem` as the case wants it, but for num_experts, num_experts_global holding all experts, and max_tokens. */
+/* `problem` as the case wants it, but for num_experts, num_experts_global holding all experts, and
+ * max_tokens. */
 static inline void layer_data_init(struct layer_data *data, uint64_t seed,
                                    const struct moe_problem *problem, const struct layer_case *test)
 {
@@ -121,7 +123,8 @@ static inline bool layer_is_in_place(const struct layer_data *data, enum layer_t
                                              : data->test.has_residual);
 }
 
-/* Arguments for the tokens [first, first + count); outputs are allocated, in-place inputs copied into them. */
+/* Arguments for the tokens [first, first + count); outputs are allocated, in-place inputs copied
+ * into them. */
 static inline void layer_fill_args(const struct layer_data *data, int64_t first, int64_t count,
                                    struct layer_outputs *outputs, struct moe_layer_args *args)
 {
@@ -268,7 +271,8 @@ static inline double layer_expect_factor(const struct layer_data *data, const do
     return 1.0 / (1.0 + exp(-logit));
 }
 
-/* Output row of one token by the routing that the call used, before its last rounding, and how far it may be off. */
+/* Output row of one token by the routing that the call used, before its last rounding, and how far
+ * it may be off. */
 static inline void layer_expect_token(const struct layer_data *data,
                                       const struct layer_result *result, int64_t token, double *out,
                                       double *tolerance)
@@ -339,7 +343,8 @@ static inline void layer_expect_token(const struct layer_data *data,
     free(rows);
 }
 
-/* Every token by the reference; large cases check every nth token, the first and the last among them. */
+/* Every token by the reference; large cases check every nth token, the first and the last among
+ * them. */
 static inline void layer_check(const struct layer_data *data, const struct layer_result *result)
 {
     const struct moe_problem *problem = &data->model.problem;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 300 */
-/* What must not change a bit of a layer: memory layout of the weights, chunks of a capped workspace, the batch around a token,
- * running it as single operations. What ranks of an expert-parallel layer add up to. */
+/* What must not change a bit of a layer: memory layout of the weights, chunks of a capped
+ * workspace, the batch around a token, running it as single operations. What ranks of an
+ * expert-parallel layer add up to. */
 #include "layer_fixture.h"
 
 enum { T = 50, H = 72, K = 3, E = 24 };
@@ -63,7 +64,8 @@ static void layouts_do_not_matter(void **state)
     }
 }
 
-/* A plan whose layer runs `chunk` tokens at a time: the chunk grows with the cap, so the cap is found by halving. */
+/* A plan whose layer runs `chunk` tokens at a time: the chunk grows with the cap, so the cap is
+ * found by halving. */
 static struct moe_plan *plan_chunked(struct moe_context *context, const struct moe_problem *problem,
                                      int64_t chunk)
 {
@@ -160,7 +162,8 @@ static void the_batch_does_not_matter(void **state)
     layer_data_finish(&data);
 }
 
-/* ---------------------------------------------------------------- the layer as single operations */
+/* ---------------------------------------------------------------- the layer as single operations
+ */
 
 struct steps {
     const struct op_variant *variant;
@@ -228,7 +231,8 @@ static void multiply(const struct steps *steps, int32_t which, const struct supp
              &gemm, &gemm.call, output);
 }
 
-/* gate_up and the activation apart: the same bits where gate and up are kept in fp32, which rounds nothing. */
+/* gate_up and the activation apart: the same bits where gate and up are kept in fp32, which rounds
+ * nothing. */
 static void multiply_and_activate(const struct steps *steps)
 {
     struct support_guard pairs = op_output(steps->num_rows * 80 * 4, 4, SUPPORT_POISON_FLOAT);
@@ -334,7 +338,8 @@ static void single_operations_give_the_layer(void **state)
 
 /* ---------------------------------------------------------------- expert parallelism */
 
-/* One rank of a layer: experts [begin, end) of the whole model, by range or by map. Adds its output to `sum` and its magnitude to `sum_abs`. */
+/* One rank of a layer: experts [begin, end) of the whole model, by range or by map. Adds its
+ * output to `sum` and its magnitude to `sum_abs`. */
 static void add_rank(const struct layer_data *whole, int32_t begin, int32_t end, bool by_map,
                      double *sum, double *sum_abs)
 {
@@ -423,8 +428,8 @@ static void ranks_add_up_to_the_layer(void **state)
         for (int64_t t = 0; t < T; t++) {
             layer_expect_token(&data, &whole, t, expected, expected + H);
             for (int64_t h = 0; h < H; h++) {
-                /* Each rank is within the bound of its own routes, and those bounds add up to the whole's; but
-                 * each rounds its own output once. */
+                /* Each rank is within the bound of its own routes, and those bounds add up to the
+                 * whole's; but each rounds its own output once. */
                 assert_true(fabs(sum[t * H + h] - expected[h]) <=
                             expected[H + h] + 0x1p-24 * sum_abs[t * H + h]);
             }

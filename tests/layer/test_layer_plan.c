@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Plans seen from a host: which configuration they keep, what the counters and the log say, what plan_info promises. */
+/* Plans seen from a host: which configuration they keep, what the counters and the log say, what
+ * plan_info promises. */
 #include "layer_fixture.h"
 
 static struct moe_problem make_problem(void)
@@ -141,7 +142,8 @@ static void a_plan_logs_one_line(void **state)
     assert_int_equal(atomic_load(&op_plugin.num_log_lines), before + 1);
 }
 
-/* workspace_bytes holds every call up to max_tokens; one call never needs less with more tokens of a bucket. */
+/* workspace_bytes holds every call up to max_tokens; one call never needs less with more tokens of
+ * a bucket. */
 static void plan_info_covers_every_call(void **state)
 {
     (void)state;

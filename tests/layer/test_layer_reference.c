@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 900 */
-/* layer through the function table over the grid: against the reference, the same bits with every tile and number of
- * threads; its routing is that of the single operations. */
+/* layer through the function table over the grid: against the reference, the same bits with every
+ * tile and number of threads; its routing is that of the single operations. */
 #include "layer_fixture.h"
 
 static const int64_t token_counts[] = {0, 1, 2, 17, 64, 1000};
@@ -96,7 +96,8 @@ static struct moe_problem make_problem(const int *pick)
     return problem;
 }
 
-/* Moves a pick that no problem has to one near it, and one that takes too long to the smallest shape. */
+/* Moves a pick that no problem has to one near it, and one that takes too long to the smallest
+ * shape. */
 static void settle(int *pick)
 {
     const int64_t limit = support_full_grids() ? INT64_C(1) << 28 : INT64_C(1) << 25;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest labels: tsan */
-/* Four threads on one plan and one weights object, while others create plans and reload the configuration: every result has the
- * bits of a run alone. */
+/* Four threads on one plan and one weights object, while others create plans and reload the
+ * configuration: every result has the bits of a run alone. */
 #include "layer_fixture.h"
 
 #include <pthread.h>

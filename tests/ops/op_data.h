@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tensors as the plugin sees them and as doubles for the references; expert ids, ordinary and hostile; filters. */
+/* Tensors as the plugin sees them and as doubles for the references; expert ids, ordinary and
+ * hostile; filters. */
 #ifndef MOE_TESTS_OP_DATA_H
 #define MOE_TESTS_OP_DATA_H
 
@@ -28,7 +29,8 @@ static inline void *op_array(int64_t count, size_t element_bytes)
     return array;
 }
 
-/* A poisoned output of `bytes`, guarded, at an address that is aligned to the element and to no more. */
+/* A poisoned output of `bytes`, guarded, at an address that is aligned to the element and to no
+ * more. */
 static inline struct support_guard op_output(int64_t bytes, size_t element_bytes, int poison)
 {
     const struct support_guard_options options = {.misalignment = element_bytes, .poison = poison};
@@ -137,7 +139,8 @@ static inline void op_tensor_finish(struct op_tensor *tensor)
     free(tensor->values);
 }
 
-/* Rows of `width` elements out of a guarded buffer with `stride`; the gaps must still hold poison. */
+/* Rows of `width` elements out of a guarded buffer with `stride`; the gaps must still hold poison.
+ */
 static inline void op_pack_rows(const struct support_guard *guard, int64_t num_rows, int64_t width,
                                 int64_t stride, size_t element_bytes, void *packed)
 {
@@ -214,8 +217,8 @@ static inline int64_t op_traffic_id(struct support_random *random, enum op_traff
     }
 }
 
-/* Local experts: a quarter to three quarters by range; by map every third is elsewhere, one entry lies beyond the local
- * experts, and the rest are numbered backwards. */
+/* Local experts: a quarter to three quarters by range; by map every third is elsewhere, one entry
+ * lies beyond the local experts, and the rest are numbered backwards. */
 static inline void op_routes_filter(struct op_routes *routes, enum op_filtering filtering)
 {
     const int64_t num_experts = routes->num_experts;

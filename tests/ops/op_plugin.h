@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The built plugin as a host sees it: opened with dlopen, one context per forced choice of tiles and number of threads, and a
- * run call under watch.
+ * The built plugin as a host sees it: opened with dlopen, one context per forced choice of tiles
+ * and number of threads, and a run call under watch.
  *
- * A tile set forces one tile per operation through a configuration that replaces all others. Tile set s takes row s (modulo
- * their number) of the rows of tiles.def that this machine can run, so all sets together cover every row of every operation.
+ * A tile set forces one tile per operation through a configuration that replaces all others. Tile
+ * set s takes row s (modulo their number) of the rows of tiles.def that this machine can run, so
+ * all sets together cover every row of every operation.
  */
 #ifndef MOE_TESTS_OP_PLUGIN_H
 #define MOE_TESTS_OP_PLUGIN_H
@@ -117,7 +118,8 @@ static inline int op_list_tiles(int32_t op, int32_t *tiles, int capacity)
     return count;
 }
 
-/* "{kernel: ..., every key}" of one tile; the numbers that the table has no value for are left out. */
+/* "{kernel: ..., every key}" of one tile; the numbers that the table has no value for are left
+ * out. */
 static inline void op_append_tile(char *text, size_t size, const char *op_name, int32_t tile)
 {
     struct moe_tile_info info;
@@ -160,7 +162,8 @@ static inline void op_force_tiles(int tile_set, int32_t tiles[MOE_NUM_OPS], char
 
 /* ---------------------------------------------------------------- contexts */
 
-/* A context on `num_threads` threads; `config` NULL: built-in profiles only, else it replaces them. */
+/* A context on `num_threads` threads; `config` NULL: built-in profiles only, else it replaces
+ * them. */
 static inline struct moe_context *op_context_create(const char *config, int32_t num_threads)
 {
     struct moe_context_options options;
@@ -199,8 +202,8 @@ static inline const struct op_variant *op_variant(int tile_set, int32_t num_thre
     return variant;
 }
 
-/* The variants that a case runs in: every tile set, on a number of threads that turns with `turn`, so that all meet over a
- * grid. Returns how many. */
+/* The variants that a case runs in: every tile set, on a number of threads that turns with `turn`,
+ * so that all meet over a grid. Returns how many. */
 static inline int op_list_variants(int64_t turn, const struct op_variant **variants)
 {
     for (int set = 0; set < op_plugin.num_tile_sets; set++) {
@@ -352,8 +355,9 @@ static inline void op_expect_short_workspace(const struct op_watch *watch, op_in
 }
 
 /*
- * Runs one call with a poisoned workspace of exactly the bytes that the plan says. `call` is the first member of args.
- * Checks the forced tile, guard bands of workspace and outputs, and that nothing was allocated or logged.
+ * Runs one call with a poisoned workspace of exactly the bytes that the plan says. `call` is the
+ * first member of args. Checks the forced tile, guard bands of workspace and outputs, and that
+ * nothing was allocated or logged.
  */
 static inline void op_run(const struct op_watch *watch, op_invoke_fn *invoke, const void *args,
                           struct moe_call *call)
@@ -398,7 +402,8 @@ static inline void op_lend_workspace(struct moe_call *call)
     call->workspace_bytes = sizeof(workspace);
 }
 
-/* A call that is refused as `expected`, though it has workspace, with all outputs left as they are. */
+/* A call that is refused as `expected`, though it has workspace, with all outputs left as they
+ * are. */
 static inline void op_expect_refusal(int32_t expected, const struct op_watch *watch,
                                      op_invoke_fn *invoke, const void *args, struct moe_call *call)
 {
@@ -422,8 +427,8 @@ static inline void op_expect_success(const struct op_watch *watch, op_invoke_fn 
 
 /* ---------------------------------------------------------------- grids */
 
-/* Pairwise over all factors; with MOE_TEST_FULL=1 the full product of the first num_main factors, the others drawn for
- * each row. Sanitizer builds run every sanitized_stride-th row. */
+/* Pairwise over all factors; with MOE_TEST_FULL=1 the full product of the first num_main factors,
+ * the others drawn for each row. Sanitizer builds run every sanitized_stride-th row. */
 struct op_grid {
     struct support_grid grid;
     struct support_random random;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The weights of a layer: random values, the same values in every memory layout, and what an expert makes of a row, with a
- * bound for fp32 arithmetic that follows each error through the expert. */
+/* The weights of a layer: random values, the same values in every memory layout, and what an
+ * expert makes of a row, with a bound for fp32 arithmetic that follows each error through the
+ * expert. */
 #ifndef MOE_TESTS_OP_WEIGHTS_H
 #define MOE_TESTS_OP_WEIGHTS_H
 
@@ -91,8 +92,8 @@ static inline int32_t op_inter_dtype(const struct moe_problem *problem)
     return problem->intermediate.dtype != 0 ? problem->intermediate.dtype : problem->tokens.dtype;
 }
 
-/* Everything that the problem uses, the router included if it has a gating rule. Biases, router and shared experts are of
- * the type of gate_up, their default. */
+/* Everything that the problem uses, the router included if it has a gating rule. Biases, router
+ * and shared experts are of the type of gate_up, their default. */
 static inline void op_model_init(struct op_model *model, struct support_random *random,
                                  const struct moe_problem *problem)
 {
@@ -343,7 +344,8 @@ static inline struct op_expert op_shared_expert(const struct op_model *model)
     return result;
 }
 
-/* out[n] = row_weight * x . w[n] + bias[n], and how far fp32 may be from it when x itself is off by x_tolerance (NULL: exact). */
+/* out[n] = row_weight * x . w[n] + bias[n], and how far fp32 may be from it when x itself is off
+ * by x_tolerance (NULL: exact). */
 static inline void op_expect_gemm(const double *x, const double *x_tolerance, const double *w,
                                   const double *bias, double row_weight, int64_t n, int64_t k,
                                   double *out, double *tolerance)
@@ -398,10 +400,11 @@ static inline struct ref_activation op_ref_activation(const struct moe_problem *
 
 /*
  * act(gate, up) and a bound for its fp32 value when gate and up are off by their tolerances.
- * With f the function of the gate, |f(g') u' - f(g) u| <= L dg (|u| + du) + |f(g)| du, where L bounds |f'|: 1.1 for
- * x sigma(x) and x sigma(alpha x), 1.13 for both forms of gelu, 2 (|g| + dg) for relu2, 1 for the identity. Clamping only
- * shrinks differences. fp32 arithmetic adds a few ulp, and for functions of exp(z) the rounding of z: 2^-20 + 2^-22 |z|
- * of the result, |z| at most 128; |z| <= 2 |g| + 0.1 |g|^3 + |alpha g|.
+ * With f the function of the gate, |f(g') u' - f(g) u| <= L dg (|u| + du) + |f(g)| du, where L
+ * bounds |f'|: 1.1 for x sigma(x) and x sigma(alpha x), 1.13 for both forms of gelu, 2 (|g| + dg)
+ * for relu2, 1 for the identity. Clamping only shrinks differences. fp32 arithmetic adds a few
+ * ulp, and for functions of exp(z) the rounding of z: 2^-20 + 2^-22 |z| of the result, |z| at most
+ * 128; |z| <= 2 |g| + 0.1 |g|^3 + |alpha g|.
  */
 static inline double op_expect_act(const struct moe_problem *problem, double gate, double up,
                                    double gate_tolerance, double up_tolerance, double *out)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* activation through the function table: every function and type, halves, interleaved, strided and in place, against the
- * reference; the same bits with every tile and number of threads. */
+/* activation through the function table: every function and type, halves, interleaved, strided and
+ * in place, against the reference; the same bits with every tile and number of threads. */
 #include "op_weights.h"
 
 static const int64_t row_counts[] = {0, 1, 2, 17, 64, 1000};

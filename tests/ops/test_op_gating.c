@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 900 */
-/* gating through the function table: every rule over the grid against the reference, the same bits with every tile and
- * number of threads, and what a plan or a call refuses. */
+/* gating through the function table: every rule over the grid against the reference, the same bits
+ * with every tile and number of threads, and what a plan or a call refuses. */
 #include "op_data.h"
 
 static const int64_t token_counts[] = {0, 1, 2, 17, 64, 1000};
@@ -140,9 +140,10 @@ static int64_t load_id(const struct gate_case *test, const struct gate_result *r
 }
 
 /*
- * How far an fp32 weight may be from the exact one, relative: a score is exp(logit - max) / sum or a logistic; the
- * difference is rounded once (2^-24 of at most 128, beyond which exp is 0), exp and logistic are off by a few
- * ulp, the sum by ceil(E / 8) + 3 roundings, and scaling, renormalization and division by one each.
+ * How far an fp32 weight may be from the exact one, relative: a score is exp(logit - max) / sum or
+ * a logistic; the difference is rounded once (2^-24 of at most 128, beyond which exp is 0), exp
+ * and logistic are off by a few ulp, the sum by ceil(E / 8) + 3 roundings, and scaling,
+ * renormalization and division by one each.
  */
 static double weight_tolerance(const struct gate_case *test)
 {
@@ -174,7 +175,8 @@ static struct ref_gate_rule make_rule(const struct gate_case *test, const double
     return rule;
 }
 
-/* What holds for every token, near ties included: distinct ids in range, finite weights, none negative. */
+/* What holds for every token, near ties included: distinct ids in range, finite weights, none
+ * negative. */
 static void check_token(const struct gate_case *test, const struct gate_result *result,
                         int64_t token)
 {

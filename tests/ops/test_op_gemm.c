@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 900 */
-/* grouped_gemm, activation and experts through the function table: every `which`, rows by segment and gathered by sorted
- * ids, against the reference; the same bits with every tile and number of threads; experts equals its two GEMMs. */
+/* grouped_gemm, activation and experts through the function table: every `which`, rows by segment
+ * and gathered by sorted ids, against the reference; the same bits with every tile and number of
+ * threads; experts equals its two GEMMs. */
 #include "op_weights.h"
 
 static const int64_t token_counts[] = {0, 1, 2, 17, 64, 1000};
@@ -112,7 +113,8 @@ static void destroy_plan(const struct moe_plan *plan)
     op_api()->plan_destroy((struct moe_plan *)(uintptr_t)plan);
 }
 
-/* Everything that one variant computes; rows are packed and sorted by expert, route outputs are in order of routes. */
+/* Everything that one variant computes; rows are packed and sorted by expert, route outputs are in
+ * order of routes. */
 struct gemm_results {
     unsigned char *gate_up;      /* [rows, 1 or 2 x inter] of the tokens' type */
     unsigned char *hidden;       /* [rows, inter] */
@@ -255,7 +257,8 @@ static void run_segments(const struct gemm_session *session, int32_t which, cons
     support_guard_finish(&output);
 }
 
-/* grouped_gemm gathered by the ids of align_block_size in keep mode, so that every route has an output. */
+/* grouped_gemm gathered by the ids of align_block_size in keep mode, so that every route has an
+ * output. */
 static void run_gathered(const struct gemm_session *session, int32_t which, const void *input,
                          int64_t input_stride, int64_t width, size_t bytes, void *packed)
 {
@@ -341,7 +344,8 @@ static void run_all(const struct op_variant *variant, const struct gemm_case *te
 
 /* ---------------------------------------------------------------- expectation */
 
-/* Every row by the reference; large cases check every nth row, the first and the last among them. */
+/* Every row by the reference; large cases check every nth row, the first and the last among them.
+ */
 static void check_rows(const struct gemm_data *data, const struct gemm_results *results)
 {
     const struct moe_problem *problem = &data->model.problem;
@@ -377,7 +381,8 @@ static void check_rows(const struct gemm_data *data, const struct gemm_results *
     free(out);
 }
 
-/* Gathered outputs are the rows of the segments at their routes, and zeros where the expert is not here. */
+/* Gathered outputs are the rows of the segments at their routes, and zeros where the expert is not
+ * here. */
 static void check_routes(const struct gemm_data *data, const struct gemm_results *results)
 {
     const struct widths w = widths_of(&data->model.problem);
@@ -465,7 +470,8 @@ static struct gemm_case make_case(const int *pick)
     return test;
 }
 
-/* Moves a pick that no problem has to one near it, and one that takes too long to the smallest shape. */
+/* Moves a pick that no problem has to one near it, and one that takes too long to the smallest
+ * shape. */
 static void settle(int *pick)
 {
     const int64_t limit = support_full_grids() ? INT64_C(1) << 28 : INT64_C(1) << 25;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 900 */
-/* router through the function table: every logit within the bound of fp32 accumulation, the same bits with every tile and
- * number of threads, and for a token wherever it stands in a batch. */
+/* router through the function table: every logit within the bound of fp32 accumulation, the same
+ * bits with every tile and number of threads, and for a token wherever it stands in a batch. */
 #include "op_data.h"
 
 static const int64_t token_counts[] = {0, 1, 2, 17, 64, 1000};
@@ -200,7 +200,8 @@ static void grid_matches_reference(void **state)
     op_grid_finish(&grid);
 }
 
-/* Every token alone and at either end of a shorter batch, with every tile on every number of threads. */
+/* Every token alone and at either end of a shorter batch, with every tile on every number of
+ * threads. */
 static void batch_does_not_change_a_token(void **state)
 {
     (void)state;

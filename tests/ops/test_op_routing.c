@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 900 */
-/* align_block_size, align_capacity and ep_preprocess through the function table: every output bit for bit against the
- * reference, for hostile ids and all filters, with capacities that hosts use and the smallest ones. */
+/* align_block_size, align_capacity and ep_preprocess through the function table: every output bit
+ * for bit against the reference, for hostile ids and all filters, with capacities that hosts use
+ * and the smallest ones. */
 #include "op_data.h"
 
 static const int64_t token_counts[] = {0, 1, 2, 17, 64, 1000};

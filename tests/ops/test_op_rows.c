@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 900 */
-/* pre_reorder, post_reorder and sum_reduce through the function table: against the reference, the same bits with every tile
- * and number of threads, strides, in place, hostile indices. */
+/* pre_reorder, post_reorder and sum_reduce through the function table: against the reference, the
+ * same bits with every tile and number of threads, strides, in place, hostile indices. */
 #include "op_data.h"
 
 static const int64_t token_counts[] = {0, 1, 2, 17, 64, 1000};
@@ -27,7 +27,8 @@ static void destroy_plan(const struct moe_plan *plan)
     op_api()->plan_destroy((struct moe_plan *)(uintptr_t)plan);
 }
 
-/* src2dst of random routes: a row per local route, and those left out are a mix of negative numbers. */
+/* src2dst of random routes: a row per local route, and those left out are a mix of negative
+ * numbers. */
 struct mapping {
     struct support_guard src2dst;
     int64_t num_rows;
