@@ -2,14 +2,15 @@
 /*
  * gemm: which rows meet which weights, and in which task.
  *
- * A task is a stretch of positions times block_n output channels, gate and up of the same channels together. All rows
- * of a stretch pass through the same weights, so an expert's weights come from memory once, or once per
- * some hundred rows when an expert has more than that.
- *   seg_indptr:  segments are cut into stretches of rows_per_task positions; empty segments make no task
- *   expert_ids:  a stretch is a few consecutive blocks, as many as an expert has on average; neighbours of the same expert are
- *                taken as one
- * Tasks of one stretch are neighbours: its rows stay in the cache. Outputs of tasks are disjoint as long as row_ids does not
- * name a row twice.
+ * A task is a stretch of positions times block_n output channels, gate and up of the same channels
+ * together. All rows of a stretch pass through the same weights, so an expert's weights come from
+ * memory once, or once per some hundred rows when an expert has more than that.
+ *   seg_indptr:  segments are cut into stretches of rows_per_task positions; empty segments make no
+ *                task
+ *   expert_ids:  a stretch is a few consecutive blocks, as many as an expert has on average;
+ *                neighbours of the same expert are taken as one
+ * Tasks of one stretch are neighbours: its rows stay in the cache. Outputs of tasks are disjoint as
+ * long as row_ids does not name a row twice.
  */
 #include "gemm.h"
 
@@ -17,8 +18,10 @@
 
 #include <stdbool.h>
 
-/* Positions per task at most, so that one expert with all rows still gives work to all threads. Reading the weights again
- * once per that many rows costs nothing against the arithmetic. */
+/*
+ * Positions per task at most, so that one expert with all rows still gives work to all threads.
+ * Reading the weights again once per that many rows costs nothing against the arithmetic.
+ */
 enum { ROWS_PER_TASK = 256 };
 
 /* Consecutive positions of one expert. */
@@ -72,7 +75,10 @@ static int64_t num_segment_stretches(const struct moe_op_gemm *op, const struct 
     return count;
 }
 
-/* Stretch `index` of all segments' stretches. Reads two numbers per segment, far less than the weights that the task reads. */
+/*
+ * Stretch `index` of all segments' stretches. Reads two numbers per segment, far less than the
+ * weights that the task reads.
+ */
 static struct stretch find_segment_stretch(const struct moe_op_gemm *op,
                                            const struct moe_tile *tile, int64_t index)
 {
@@ -111,7 +117,10 @@ static int64_t blocks_per_task(const struct moe_op_gemm *op, const struct moe_ti
     return clamp(num_blocks / (op->num_experts > 0 ? op->num_experts : 1), 1, most > 1 ? most : 1);
 }
 
-/* The stretch of equal experts that begins with block `block` and ends at `end_block` at the latest. */
+/*
+ * The stretch of equal experts that begins with block `block` and ends at `end_block` at the
+ * latest.
+ */
 static struct stretch stretch_of_blocks(const struct moe_op_gemm *op, int64_t block,
                                         int64_t end_block, int64_t num_positions)
 {
@@ -129,7 +138,10 @@ static struct stretch stretch_of_blocks(const struct moe_op_gemm *op, int64_t bl
 
 /* ---------------------------------------------------------------- panels */
 
-/* List up to block_m valid rows from position *position on, and move it behind them. Returns their number. */
+/*
+ * List up to block_m valid rows from position *position on, and move it behind them. Returns their
+ * number.
+ */
 static int64_t list_rows(const struct moe_op_gemm *op, int64_t block_m, int64_t *position,
                          int64_t end, const struct moe_gemm_scratch *scratch)
 {
@@ -178,49 +190,48 @@ static void run_stretch(struct moe_gemm_block *block, const struct stretch *stre
 
 /* ---------------------------------------------------------------- the kernel */
 
-int64_t MOE_CPU_NAME(moe_cpu_gemm_num_tasks)(const void *arguments, const struct moe_tile *tile)
+int64_t MOE_CPU_NAME(moe_cpu_gemm_num_tasks)(const void *op, const struct moe_tile *tile)
 {
-    const struct moe_op_gemm *op = arguments;
+    const struct moe_op_gemm *gemm = op;
     int64_t num_stretches = 0;
-    if (op->seg_indptr) {
-        num_stretches = num_segment_stretches(op, tile);
+    if (gemm->seg_indptr) {
+        num_stretches = num_segment_stretches(gemm, tile);
     } else {
-        num_stretches = divide_up(divide_up(num_block_positions(op), op->block_size),
-                                  blocks_per_task(op, tile));
+        num_stretches = divide_up(divide_up(num_block_positions(gemm), gemm->block_size),
+                                  blocks_per_task(gemm, tile));
     }
-    return num_stretches * num_channel_blocks(op, tile);
+    return num_stretches * num_channel_blocks(gemm, tile);
 }
 
-uint64_t MOE_CPU_NAME(moe_cpu_gemm_scratch_bytes)(const void *arguments,
-                                                  const struct moe_tile *tile)
+uint64_t MOE_CPU_NAME(moe_cpu_gemm_scratch_bytes)(const void *op, const struct moe_tile *tile)
 {
-    struct moe_gemm_scratch scratch;
-    return MOE_CPU_NAME(moe_gemm_panel_layout)(&scratch, arguments, tile, NULL);
+    struct moe_gemm_scratch layout;
+    return MOE_CPU_NAME(moe_gemm_panel_layout)(&layout, op, tile, NULL);
 }
 
-void MOE_CPU_NAME(moe_cpu_gemm_run)(const void *arguments, const struct moe_tile *tile,
-                                    int64_t task, void *memory)
+void MOE_CPU_NAME(moe_cpu_gemm_run)(const void *op, const struct moe_tile *tile, int64_t task,
+                                    void *scratch)
 {
-    const struct moe_op_gemm *op = arguments;
-    const int64_t num_blocks = num_channel_blocks(op, tile);
+    const struct moe_op_gemm *gemm = op;
+    const int64_t num_blocks = num_channel_blocks(gemm, tile);
     const int64_t index = task / num_blocks;
-    struct moe_gemm_scratch scratch;
-    struct moe_gemm_block block = {.op = op, .block_m = tile->block_m, .block_n = tile->block_n};
+    struct moe_gemm_scratch layout;
+    struct moe_gemm_block block = {.op = gemm, .block_m = tile->block_m, .block_n = tile->block_n};
     block.first = task % num_blocks * tile->block_n;
-    block.count = op->n - block.first < tile->block_n ? op->n - block.first : tile->block_n;
-    (void)MOE_CPU_NAME(moe_gemm_panel_layout)(&scratch, op, tile, memory);
+    block.count = gemm->n - block.first < tile->block_n ? gemm->n - block.first : tile->block_n;
+    (void)MOE_CPU_NAME(moe_gemm_panel_layout)(&layout, gemm, tile, scratch);
 
-    if (op->seg_indptr) {
-        const struct stretch stretch = find_segment_stretch(op, tile, index);
-        run_stretch(&block, &stretch, &scratch);
+    if (gemm->seg_indptr) {
+        const struct stretch stretch = find_segment_stretch(gemm, tile, index);
+        run_stretch(&block, &stretch, &layout);
         return;
     }
-    const int64_t num_positions = num_block_positions(op);
-    const int64_t size = blocks_per_task(op, tile);
-    const int64_t end = clamp((index + 1) * size, 0, divide_up(num_positions, op->block_size));
+    const int64_t num_positions = num_block_positions(gemm);
+    const int64_t size = blocks_per_task(gemm, tile);
+    const int64_t end = clamp((index + 1) * size, 0, divide_up(num_positions, gemm->block_size));
     for (int64_t first = index * size; first < end;) {
-        const struct stretch stretch = stretch_of_blocks(op, first, end, num_positions);
-        run_stretch(&block, &stretch, &scratch);
-        first = divide_up(stretch.end, op->block_size);
+        const struct stretch stretch = stretch_of_blocks(gemm, first, end, num_positions);
+        run_stretch(&block, &stretch, &layout);
+        first = divide_up(stretch.end, gemm->block_size);
     }
 }

@@ -1,19 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Grouped GEMM on a CPU (gemm.c walks segments, gemm_panel.c computes) and the router, which is a GEMM with one segment.
+ * Grouped GEMM on a CPU (gemm.c walks segments, gemm_panel.c computes) and the router, which is a
+ * GEMM with one segment.
  *
- * Canonical arithmetic of one output: lane l of eight sums k = l, l + 8, ... in ascending order by fused multiply-add, from
- * +0, with zero products in the lanes that the last eight columns lack; then ((s0+s4)+(s2+s6)) + ((s1+s5)+(s3+s7)), times
- * the row's weight, plus the bias, the activation, one rounding. Nothing else enters: instruction set, tile,
- * weight layout, segment and thread never change a bit.
+ * Canonical arithmetic of one output: lane l of eight sums k = l, l + 8, ... in ascending order by
+ * fused multiply-add, from +0, with zero products in the lanes that the last eight columns lack;
+ * then ((s0+s4)+(s2+s6)) + ((s1+s5)+(s3+s7)), times the row's weight, plus the bias, the
+ * activation, one rounding. Nothing else enters: instruction set, tile, weight layout, segment and
+ * thread never change a bit.
  */
 #ifndef MOE_GEMM_H
 #define MOE_GEMM_H
 
 #include "cpu_kernels.h"
 
-/* Members of moe_cpu_kernels.gemm; `op` is a struct moe_op_gemm. num_tasks reads the segments (seg_indptr, or expert_ids
- * and num_tokens_post_pad): call it when they are final, and run tasks before they change. */
+/*
+ * Members of moe_cpu_kernels.gemm; `op` is a struct moe_op_gemm. num_tasks reads the segments
+ * (seg_indptr, or expert_ids and num_tokens_post_pad): call it when they are final, and run tasks
+ * before they change.
+ */
 int64_t MOE_CPU_NAME(moe_cpu_gemm_num_tasks)(const void *op, const struct moe_tile *tile);
 uint64_t MOE_CPU_NAME(moe_cpu_gemm_scratch_bytes)(const void *op, const struct moe_tile *tile);
 void MOE_CPU_NAME(moe_cpu_gemm_run)(const void *op, const struct moe_tile *tile, int64_t task,

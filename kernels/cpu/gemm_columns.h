@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One row of inputs times weights whose channels are contiguous, or every other one ([K, N] matrices, halves or interleaved).
+ * One row of inputs times weights whose channels are contiguous, or every other one ([K, N]
+ * matrices, halves or interleaved).
  *
- * Here the lanes of a vector are eight channels, and the eight sums of canonical arithmetic (gemm.h) are eight vectors: the
- * vector of lane l meets the columns k = l (mod 8). Each chain is the same as in gemm_dot.h, so the bits are. The columns
- * of two lanes are passed over at a time, 32 channels wide, so that each cache line is used up when it is touched: columns
- * are often a power of two apart and would not stay in the cache together.
+ * Here the lanes of a vector are eight channels, and the eight sums of canonical arithmetic
+ * (gemm.h) are eight vectors: the vector of lane l meets the columns k = l (mod 8). Each chain is
+ * the same as in gemm_dot.h, so the bits are. The columns of two lanes are passed over at a time,
+ * 32 channels wide, so that each cache line is used up when it is touched: columns are often a
+ * power of two apart and would not stay in the cache together.
  *
- * Sums lie as [channel / 8][lane][channel % 8] until gemm_columns_finish turns them to the order of gemm_dot.h.
+ * Sums lie as [channel / 8][lane][channel % 8] until gemm_columns_finish turns them to the order of
+ * gemm_dot.h.
  */
 #ifndef MOE_GEMM_COLUMNS_H
 #define MOE_GEMM_COLUMNS_H
@@ -18,7 +21,7 @@
 enum {
     GEMM_COLUMNS_ROWS = 2, /* up to that many rows, converting weights for each row beats packing */
     GEMM_COLUMNS_AHEAD = 256, /* columns fetched ahead: too far apart for hardware prefetchers */
-    GEMM_COLUMNS_GROUPS = 4, /* groups of eight channels that are passed over together */
+    GEMM_COLUMNS_GROUPS = 4,  /* groups of eight channels that are passed over together */
 };
 
 /* num_lanes (1, 2) columns from `at` on, num_groups (1..4) groups of eight channels. */
@@ -125,7 +128,10 @@ static inline void gemm_columns_row(const struct gemm_weight_block *block, const
     }
 }
 
-/* After all k columns: the zero products of the lanes that the last eight lack, and the order of gemm_dot.h. */
+/*
+ * After all k columns: the zero products of the lanes that the last eight lack, and the order of
+ * gemm_dot.h.
+ */
 static inline void gemm_columns_finish(int64_t num_channels, int64_t k, float *sums)
 {
     const int64_t last = k % MOE_VEC8_LANES;

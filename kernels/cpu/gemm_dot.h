@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Register tiles of the GEMM: a few rows of fp32 inputs times a few output channels, each pair its own eight-lane
- * chain over k (canonical arithmetic, see gemm.h). The shape of a register tile decides only which chains advance
- * together, never the order inside one, so every shape gives the same bits.
+ * Register tiles of the GEMM: a few rows of fp32 inputs times a few output channels, each pair its
+ * own eight-lane chain over k (canonical arithmetic, see gemm.h). The shape of a register tile
+ * decides only which chains advance together, never the order inside one, so every shape gives the
+ * same bits.
  *
- * Streaming, for weights that come from memory and meet few rows: 1 to 3 rows x 2 channels, converted in registers. Two
- * channels at a time keep the reads nearly sequential, and the lines of channels further on are fetched into the second
- * level cache (fetched into the first level they would evict each other: rows of 4 KiB share its sets).
- * Cached, for fp32 weights that meet many rows: 3 rows x 4 channels, 12 accumulators and 7 loads for 12 FMAs in 16 registers.
+ * Streaming, for weights that come from memory and meet few rows: 1 to 3 rows x 2 channels,
+ * converted in registers. Two channels at a time keep the reads nearly sequential, and the lines of
+ * channels further on are fetched into the second level cache (fetched into the first level they
+ * would evict each other: rows of 4 KiB share its sets).
+ * Cached, for fp32 weights that meet many rows: 3 rows x 4 channels, 12 accumulators and 7 loads
+ * for 12 FMAs in 16 registers.
  */
 #ifndef MOE_GEMM_DOT_H
 #define MOE_GEMM_DOT_H
@@ -32,7 +35,10 @@ struct gemm_channels {
     int64_t prefetch_bytes; /* distance to what is needed later; 0: nothing to fetch ahead */
 };
 
-/* Rows of fp32 inputs, `pitch` floats apart, and their sums: eight lanes per channel, rows acc_pitch floats apart. */
+/*
+ * Rows of fp32 inputs, `pitch` floats apart, and their sums: eight lanes per channel, rows
+ * acc_pitch floats apart.
+ */
 struct gemm_rows {
     int64_t count;
     const float *a;
@@ -50,8 +56,9 @@ static inline const unsigned char *gemm_channel_at(const struct gemm_channels *c
 }
 
 /*
- * Memory that is needed soon: num_runs runs of run_bytes, `stride` bytes apart. It is fetched into the second level cache a few lines
- * per register tile, so that the arithmetic of one chunk hides the reads of the next.
+ * Memory that is needed soon: num_runs runs of run_bytes, `stride` bytes apart. It is fetched into
+ * the second level cache a few lines per register tile, so that the arithmetic of one chunk hides
+ * the reads of the next.
  */
 struct gemm_fetch {
     const unsigned char *run;
@@ -137,7 +144,10 @@ GEMM_INLINE void gemm_stream_tile(int num_rows, int32_t dtype, const unsigned ch
     }
 }
 
-/* Rows of the next register tile: 4 = 2 + 2, so that one row is left over only if it is the only one. */
+/*
+ * Rows of the next register tile: 4 = 2 + 2, so that one row is left over only if it is the only
+ * one.
+ */
 static inline int64_t gemm_next_rows(int64_t num_left)
 {
     return num_left == 4 ? 2 : num_left < 3 ? num_left : 3;
@@ -278,8 +288,8 @@ static inline void gemm_dot_last(int32_t dtype, const struct gemm_channels *chan
 }
 
 /*
- * acc[row][channel][lane] += products of `k` columns, for weights of any dtype. The inputs hold zeros up to a multiple
- * of 8 columns; nothing is read beyond column k of a channel.
+ * acc[row][channel][lane] += products of `k` columns, for weights of any dtype. The inputs hold
+ * zeros up to a multiple of 8 columns; nothing is read beyond column k of a channel.
  */
 static inline void gemm_dot_streamed(int32_t dtype, const struct gemm_channels *channels, int64_t k,
                                      const struct gemm_rows *rows)
@@ -297,7 +307,10 @@ static inline void gemm_dot_streamed(int32_t dtype, const struct gemm_channels *
     }
 }
 
-/* The same for fp32 weights that are in the cache, or come there by `fetch` (NULL: nothing to fetch). */
+/*
+ * The same for fp32 weights that are in the cache, or come there by `fetch` (NULL: nothing to
+ * fetch).
+ */
 static inline void gemm_dot_cached(const struct gemm_channels *channels, int64_t k,
                                    const struct gemm_rows *rows, struct gemm_fetch *fetch)
 {

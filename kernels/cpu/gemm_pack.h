@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rows of inputs and channels of weights, whatever their type and strides, as fp32 rows that are contiguous along k.
- * Conversion is exact, so a packed operand gives the bits of the operand itself. Rows are filled with zeros up
- * to a multiple of eight columns.
+ * Rows of inputs and channels of weights, whatever their type and strides, as fp32 rows that are
+ * contiguous along k. Conversion is exact, so a packed operand gives the bits of the operand
+ * itself. Rows are filled with zeros up to a multiple of eight columns.
  */
 #ifndef MOE_GEMM_PACK_H
 #define MOE_GEMM_PACK_H
@@ -94,7 +94,10 @@ static inline struct moe_vec8 gemm_load_even(const void *from, int32_t dtype)
 #endif
 }
 
-/* The first `count` (1..8) elements at distance `stride`, the other lanes 0; nothing behind the last one is read. */
+/*
+ * The first `count` (1..8) elements at distance `stride`, the other lanes 0; nothing behind the
+ * last one is read.
+ */
 GEMM_INLINE struct moe_vec8 gemm_load_strided(const void *from, int32_t dtype, int64_t stride,
                                               int64_t count)
 {
@@ -107,7 +110,10 @@ GEMM_INLINE struct moe_vec8 gemm_load_strided(const void *from, int32_t dtype, i
     return moe_convert_load_strided(from, dtype, stride, count);
 }
 
-/* A block of weights: element (channel c, column i) lies c * row_stride + i * col_stride elements after `from`. */
+/*
+ * A block of weights: element (channel c, column i) lies c * row_stride + i * col_stride elements
+ * after `from`.
+ */
 struct gemm_weight_block {
     const void *from;
     int32_t dtype;
@@ -117,7 +123,9 @@ struct gemm_weight_block {
     int64_t k;
 };
 
-/* Eight columns of up to eight channels, from (channel c, column i) on: to[0..8) of each channel. */
+/*
+ * Eight columns of up to eight channels, from (channel c, column i) on: to[0..8) of each channel.
+ */
 GEMM_INLINE void gemm_pack_square(float *to, int64_t pitch, const struct gemm_weight_block *block,
                                   int32_t dtype, int64_t row_stride, int64_t c, int64_t i)
 {

@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * output[m, n] = act(rows[m] . weight[n]) for a panel of rows and a block of channels of one expert.
+ * output[m, n] = act(rows[m] . weight[n]) for a panel of rows and a block of channels of one
+ * expert.
  *
- * Bytes: the block's weights once (block_n * K elements), rows and outputs. FLOPs: 2 * rows * block_n * K. Bound by memory up to
- * some ten rows, by FMA units above.
- * Pipeline, per chunk of K columns:  1. rows -> fp32 in scratch (gathered)  2. weights: a few rows read them where they
- * lie and convert in registers; many rows, or weights that are not contiguous along k, pack them as fp32 first
- * 3. register tiles advance the lane sums, kept in scratch between chunks. After the last chunk: 4. lanes -> sum
- * -> row weight, bias, activation  5. rounding and store, eight channels at a time.
+ * Bytes: the block's weights once (block_n * K elements), rows and outputs. FLOPs: 2 * rows *
+ * block_n * K. Bound by memory up to about ten rows, by the FMA units above.
+ * Pipeline, per chunk of K columns:
+ *   1. rows -> fp32 in scratch (gathered)
+ *   2. weights: a few rows meet them where they lie, converted in registers; for many rows they are
+ *      packed as fp32 first, and meanwhile the next chunk comes into the cache
+ *   3. register tiles advance the lane sums, which stay in scratch between chunks
+ * After the last chunk:
+ *   4. lanes -> sum -> row weight, bias, activation
+ *   5. rounding and store, eight channels at a time
  * Limits: block_n and block_k are multiples of 8.
  */
 #include "gemm_panel.h"
@@ -107,8 +112,9 @@ static void pack_inputs(const struct moe_op_gemm *op, const struct moe_gemm_scra
 }
 
 /*
- * What is packed after the chunk [first_k, first_k + k) of `matrix`: the same columns of the other matrix, the next columns, or
- * the first ones of the next block. Nothing (num_runs 0) where the strides leave no contiguous runs.
+ * What is packed after the chunk [first_k, first_k + k) of `matrix`: the same columns of the other
+ * matrix, the next columns, or the first ones of the next block. Nothing (num_runs 0) where the
+ * strides leave no contiguous runs.
  */
 static struct gemm_fetch plan_fetch(const struct moe_gemm_block *block,
                                     const struct moe_gemm_scratch *scratch, int32_t matrix,
@@ -319,7 +325,10 @@ static void write_row(const struct moe_gemm_block *block, const struct moe_gemm_
     }
 }
 
-/* Few rows leave room for longer chunks, and weights that are not packed are best read from end to end. */
+/*
+ * Few rows leave room for longer chunks, and weights that are not packed are best read from end to
+ * end.
+ */
 static void lengthen_chunk(const struct moe_gemm_block *block, struct moe_gemm_scratch *scratch,
                            int64_t num_rows)
 {

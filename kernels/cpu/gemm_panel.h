@@ -28,7 +28,10 @@ struct moe_gemm_block {
     int64_t count;
 };
 
-/* Lay out scratch for `tile` at `memory` (64-byte aligned; NULL: only count). Returns the bytes needed. */
+/*
+ * Lay out scratch for `tile` at `memory` (64-byte aligned; NULL: only count). Returns the bytes
+ * needed.
+ */
 uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
                                              const struct moe_op_gemm *op,
                                              const struct moe_tile *tile, void *memory);

@@ -2,8 +2,8 @@
 /*
  * router: logits[t, e] = tokens[t] . weight[e] (+ bias[e]), rounded to the logits' type.
  *
- * It is the grouped GEMM with one segment that holds all tokens, one matrix, and experts as output channels:
- * bytes, FLOPs, bounds and arithmetic are those of gemm.h.
+ * It is the grouped GEMM with one segment that holds all tokens, one matrix, and experts as output
+ * channels: bytes, FLOPs, bounds and arithmetic are those of gemm.h.
  */
 #include "gemm.h"
 

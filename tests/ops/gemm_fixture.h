@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Random grouped GEMMs in every layout, with an independent expectation, for the tests of the GEMM kernels.
+ * Random grouped GEMMs in every layout, with an independent expectation, for the tests of the GEMM
+ * kernels.
  *
- * A problem holds its values as doubles that the element types represent exactly; gemm_fixture_lay_out writes them to guarded
- * memory in one of the layouts, and gemm_fixture_expect computes every output with tests/ref.
+ * A problem holds its values as doubles that the element types represent exactly;
+ * gemm_fixture_lay_out writes them to guarded memory in one of the layouts, and gemm_fixture_expect
+ * computes every output with tests/ref.
  */
 #ifndef MOE_TESTS_GEMM_FIXTURE_H
 #define MOE_TESTS_GEMM_FIXTURE_H
@@ -155,7 +157,10 @@ static inline void fixture_make_segments(struct gemm_fixture *fixture)
     fixture->num_positions = fixture->seg_indptr[FIXTURE_EXPERTS] + 3;
 }
 
-/* Blocks of FIXTURE_BLOCK positions; the last ones belong to no expert, and one more lies behind num_tokens_post_pad. */
+/*
+ * Blocks of FIXTURE_BLOCK positions; the last ones belong to no expert, and one more lies behind
+ * num_tokens_post_pad.
+ */
 static inline void fixture_make_blocks(struct gemm_fixture *fixture)
 {
     int64_t counts[FIXTURE_EXPERTS];
@@ -258,8 +263,11 @@ static inline double fixture_sum(const struct gemm_fixture *fixture, int64_t exp
     return sum;
 }
 
-/* act(gate, up) for the sums, and how far it moves within their tolerances: the corners bound it, since the
- * functions are nearly linear over so small a range. The function itself may be off by 2^-20 of its terms. */
+/*
+ * act(gate, up) for the sums, and how far it moves within their tolerances: the corners bound it,
+ * since the functions are nearly linear over so small a range. The function itself may be off by
+ * 2^-20 of its terms.
+ */
 static inline double fixture_activate(const struct moe_op_act *act, const double sum[2],
                                       const double tolerance[2], double *out)
 {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 240 */
 /*
- * The grouped GEMM kernels: against the reference within the bound of fp32 accumulation, and with the same bits in every
- * instruction set, tile and layout, whatever the order of tasks and the content of scratch.
+ * The grouped GEMM kernels: against the reference within the bound of fp32 accumulation, and with
+ * the same bits in every instruction set, tile and layout, whatever the order of tasks and the
+ * content of scratch.
  */
 #include "gemm_fixture.h"
 

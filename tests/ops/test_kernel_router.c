@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The router kernels: logits within the bound of fp32 accumulation, and with the same bits in every instruction set and tile. */
+/*
+ * The router kernels: logits within the bound of fp32 accumulation, and with the same bits in every
+ * instruction set and tile.
+ */
 #include "cpu_isa.h"
 #include "cpu_kernels.h"
 #include "support.h"
@@ -54,7 +57,10 @@ static void *allocate(int64_t count, size_t bytes)
     return block;
 }
 
-/* Random values that dtype holds exactly, as doubles and, in guarded memory that ends at a page, as elements. */
+/*
+ * Random values that dtype holds exactly, as doubles and, in guarded memory that ends at a page, as
+ * elements.
+ */
 static double *make_values(struct support_random *random, int64_t count, int32_t dtype)
 {
     double *values = allocate(count, sizeof(double));

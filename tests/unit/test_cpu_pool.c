@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest labels: tsan */
-/* The thread pool: every task runs exactly once, whoever runs it, and nobody waits for somebody else's session. */
+/*
+ * The thread pool: every task runs exactly once, whoever runs it, and nobody waits for somebody
+ * else's session.
+ */
 #define _GNU_SOURCE
 #include "cpu_pool.h"
 
@@ -110,7 +113,10 @@ static void test_every_task_runs_once(void **state)
     free(record);
 }
 
-/* Each of `num_threads` tasks waits until all have started: only as many threads as that can finish them. */
+/*
+ * Each of `num_threads` tasks waits until all have started: only as many threads as that can finish
+ * them.
+ */
 struct meeting {
     _Atomic int32_t num_arrived;
     int32_t num_expected;
