@@ -32,9 +32,9 @@
  *
  * Threads. moe_loader_enter and moe_loader_leave are for the worker's thread and take no lock. All
  * else may be called from any thread, but not between that thread's enter and leave.
- *   Calls that build, run or release (slot_open, slot_close, stage, stage_config, verify, park) take
- *   turns among themselves and may take long. All others are short and never wait for those, so that
- *   a bad generation is rolled back at once even while a candidate is staged.
+ *   Calls that build, run or release (slot_open, slot_close, stage, stage_config, verify, park)
+ *   take turns among themselves and may take long. All others are short and never wait for those,
+ *   so that a bad generation is rolled back at once even while a candidate is staged.
  *   Callbacks run on the calling thread with a mutex held: they must not call the loader.
  */
 #ifndef MOE_LOADER_H
@@ -91,8 +91,8 @@ struct moe_loader_worker;
 #define MOE_LOADER_SKIP_CANARY  2u /* do not try the file in a helper process first */
 #define MOE_LOADER_ALLOW_UNLOAD 4u /* really dlclose a parked image; else it stays mapped */
 
-/* The copy that is mapped is a sealed memfd, not a file in shadow_directory. Costs a descriptor for as
- * long as the image is mapped. */
+/* The copy that is mapped is a sealed memfd, not a file in shadow_directory. Costs a descriptor for
+ * as long as the image is mapped. */
 #define MOE_LOADER_USE_MEMFD 8u
 
 /* How a file is opened. Input. */
@@ -103,10 +103,11 @@ struct moe_loader_open_options {
     const char *sha256; /* 64 hex digits the file must have; NULL: any */
     /*
      * Private folder for the copy that is mapped, owned by this user with mode 0700; made if it is
-     * missing (its parent must exist). NULL: /tmp/moe-loader-<uid>. The copy has a name that is never used twice,
-     * only while it is being mapped: nothing is ever loaded from a name found there, and what a killed process left is
-     * removed by the next open. A memfd takes its place where the folder is mounted noexec and, if
-     * this is NULL, where it cannot be made or used. Debuggers find symbols by the build id.
+     * missing (its parent must exist). NULL: /tmp/moe-loader-<uid>. The copy has a name that is
+     * never used twice, only while it is being mapped: nothing is ever loaded from a name found
+     * there, and what a killed process left is removed by the next open. A memfd takes its place
+     * where the folder is mounted noexec and, if this is NULL, where it cannot be made or used.
+     * Debuggers find symbols by the build id.
      */
     const char *shadow_directory;
     const uint32_t *trusted_uids; /* owners accepted beside root and the process's own */
@@ -194,8 +195,8 @@ struct moe_loader_slot_options {
                                  0: none, and views may differ in workspace_bytes */
     uint64_t workspace_alignment; /* of the workers' workspace; likewise. 0: 256 */
     uint64_t ops;                 /* as in moe_plan_options */
-    /* Memory for prepared weights, when a plugin wants some: called on the control thread. Both NULL
-     * (such a plugin is rejected) or both set. */
+    /* Memory for prepared weights, when a plugin wants some: called on the control thread. Both
+     * NULL (such a plugin is rejected) or both set. */
     void *self;
     void *(*prepared_alloc)(void *self, uint64_t bytes, uint64_t alignment);
     void (*prepared_free)(void *self, void *memory, uint64_t bytes, uint64_t alignment);
@@ -206,9 +207,9 @@ struct moe_loader_slot_options {
 
 /*
  * Make weights and plans for the slot in every generation that may serve: STAGED, WARM, ACTIVE and
- * DRAINING. Fails, with nothing changed, if the ACTIVE one cannot; any other is rejected (a DRAINING
- * one at the end of its drain). A WARM generation that never served goes back to STAGED: it has not
- * been verified with this slot.
+ * DRAINING. Fails, with nothing changed, if the ACTIVE one cannot; any other is rejected (a
+ * DRAINING one at the end of its drain). A WARM generation that never served goes back to STAGED:
+ * it has not been verified with this slot.
  */
 int32_t moe_loader_slot_open(struct moe_loader *loader,
                              const struct moe_loader_slot_options *options,
@@ -236,9 +237,9 @@ struct moe_loader_view {
 };
 
 /*
- * The view of the ACTIVE generation, valid until leave. NULL, with nothing to leave, before the first
- * promote and when the worker is inside already. One load that other threads write to, the stores go
- * to cache lines of this worker. Costs no lock and no system call.
+ * The view of the ACTIVE generation, valid until leave. NULL, with nothing to leave, before the
+ * first promote and when the worker is inside already. One load that other threads write to, the
+ * stores go to cache lines of this worker. Costs no lock and no system call.
  */
 const struct moe_loader_view *moe_loader_enter(struct moe_loader_worker *worker,
                                                const struct moe_loader_slot *slot);
@@ -257,10 +258,10 @@ int32_t moe_loader_stage(struct moe_loader *loader, const char *path,
                          struct moe_error *error);
 
 /*
- * The ACTIVE image, context and weights with plans of a new configuration: `sources` replace those of
- * the loader's context options (files are read now), for later generations of stage as well once this
- * one is promoted. Verify and promote follow as for any candidate. When it is rejected the context
- * gets its former configuration back. STATE while nothing is ACTIVE.
+ * The ACTIVE image, context and weights with plans of a new configuration: `sources` replace those
+ * of the loader's context options (files are read now), for later generations of stage as well once
+ * this one is promoted. Verify and promote follow as for any candidate. When it is rejected the
+ * context gets its former configuration back. STATE while nothing is ACTIVE.
  */
 int32_t moe_loader_stage_config(struct moe_loader *loader, const struct moe_config_source *sources,
                                 int32_t num_sources, uint64_t *generation, struct moe_error *error);
@@ -286,26 +287,27 @@ struct moe_loader_verify_options {
 };
 
 /*
- * The plugin's self-test, then every open slot on random inputs with its weights: `layer` with given
- * routes, with given logits and with its router (as far as the slot has them), or `experts` where
- * its ops are that. Outputs finite and fully written, the same bits whatever the workspace held
- * before, nothing written beside them, within tolerance of the ACTIVE generation's, fast enough.
- * Slots whose ops hold neither are covered by the self-test. STAGED (or WARM, to look again) becomes
- * WARM, or REJECTED with the reason: SELF_TEST, WRONG_RESULT, TOO_SLOW or what its call returned.
- * When the comparison itself cannot be made (no memory, a type that it cannot make inputs of, a copy or the ACTIVE generation failed) the state stays.
+ * The plugin's self-test, then every open slot on random inputs with its weights: `layer` with
+ * given routes, with given logits and with its router (as far as the slot has them), or `experts`
+ * where its ops are that. Outputs finite and fully written, the same bits whatever the workspace
+ * held before, nothing written beside them, within tolerance of the ACTIVE generation's, fast
+ * enough. Slots whose ops hold neither are covered by the self-test. STAGED (or WARM, to look
+ * again) becomes WARM, or REJECTED with the reason: SELF_TEST, WRONG_RESULT, TOO_SLOW or what its
+ * call returned. When the comparison itself cannot be made (no memory, a type that it cannot make
+ * inputs of, a copy or the ACTIVE generation failed) the state stays.
  */
 int32_t moe_loader_verify(struct moe_loader *loader, uint64_t generation,
                           const struct moe_loader_verify_options *options, struct moe_error *error);
 
-/* Make a WARM generation ACTIVE for all slots by one atomic store. The first one may be promoted from
- * STAGED: there is nothing to compare it with. STATE, or BUSY while it is being verified. */
+/* Make a WARM generation ACTIVE for all slots by one atomic store. The first one may be promoted
+ * from STAGED: there is nothing to compare it with. STATE, or BUSY while it is being verified. */
 int32_t moe_loader_promote(struct moe_loader *loader, uint64_t generation, struct moe_error *error);
 
 /*
  * Make the generation that served last before the ACTIVE one ACTIVE again: the same store. It may
- * still be DRAINING. STATE if there is none (never was, parked, or rejected). With `refuse` 1 the one
- * left behind never serves again: it is REJECTED at the end of its drain, and its file is refused by
- * stage from now on (unless both generations come from that file). `reason` may be NULL.
+ * still be DRAINING. STATE if there is none (never was, parked, or rejected). With `refuse` 1 the
+ * one left behind never serves again: it is REJECTED at the end of its drain, and its file is
+ * refused by stage from now on (unless both generations come from that file). `reason` may be NULL.
  */
 int32_t moe_loader_rollback(struct moe_loader *loader, int32_t refuse, const char *reason,
                             struct moe_error *error);
@@ -314,9 +316,9 @@ int32_t moe_loader_rollback(struct moe_loader *loader, int32_t refuse, const cha
 int32_t moe_loader_allow(struct moe_loader *loader, const char *sha256, struct moe_error *error);
 
 /*
- * A run call of this generation returned `status`: DEVICE_ERROR, DEVICE_LOST or INTERNAL are counted,
- * others are INVALID_ARGUMENT. At max_device_errors of an ACTIVE generation the loader rolls back as
- * with `refuse` 1. STATE if there is nothing to go back to (it keeps serving).
+ * A run call of this generation returned `status`: DEVICE_ERROR, DEVICE_LOST or INTERNAL are
+ * counted, others are INVALID_ARGUMENT. At max_device_errors of an ACTIVE generation the loader
+ * rolls back as with `refuse` 1. STATE if there is nothing to go back to (it keeps serving).
  */
 int32_t moe_loader_report(struct moe_loader *loader, uint64_t generation, int32_t status,
                           struct moe_error *error);
@@ -351,7 +353,7 @@ int32_t moe_loader_generation_at(struct moe_loader *loader, int32_t index,
 
 struct moe_loader_stats {
     uint32_t struct_size;
-    int32_t num_generations; /* that generation_at knows */
+    int32_t num_generations;    /* that generation_at knows */
     uint64_t active_generation; /* 0: none */
     uint64_t num_promotes;
     uint64_t num_rollbacks;

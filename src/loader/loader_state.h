@@ -71,11 +71,11 @@ struct moe_generation {
     struct moe_generation *next;            /* by age */
     struct moe_loader_generation_info info; /* state and the like, under `state` */
     int32_t status;                         /* why it is REJECTED, or will be */
-    bool is_refused;    /* never serves again: REJECTED at the end of its drain */
-    bool is_in_use;     /* being verified: not to be promoted */
-    bool needs_release; /* REJECTED, resources still there */
+    bool is_refused;             /* never serves again: REJECTED at the end of its drain */
+    bool is_in_use;              /* being verified: not to be promoted */
+    bool needs_release;          /* REJECTED, resources still there */
     struct moe_refused *refusal; /* to put into the list when it is refused */
-    uint64_t served;    /* ordinal of the end of its last time as ACTIVE; 0: never */
+    uint64_t served;             /* ordinal of the end of its last time as ACTIVE; 0: never */
 
     /* ---- under `control`; NULL once released ---- */
     struct moe_runtime *runtime;

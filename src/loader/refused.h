@@ -9,8 +9,8 @@
 bool moe_refused_holds_locked(struct moe_loader *loader, const char *sha256);
 bool moe_refused_holds(struct moe_loader *loader, const char *sha256);
 
-/* Under the state mutex. Takes *refusal, which was allocated when nothing hung on it, unless the file
- * is in the list already. */
+/* Under the state mutex. Takes *refusal, which was allocated when nothing hung on it, unless the
+ * file is in the list already. */
 void moe_refused_add(struct moe_loader *loader, struct moe_refused **refusal, const char *sha256);
 
 void moe_refused_finish(struct moe_loader *loader);

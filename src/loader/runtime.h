@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Images and contexts, with the weights of the open slots. All functions under the control mutex. */
+/* Images and contexts, with the weights of open slots. All functions under the control mutex. */
 #ifndef MOE_LOADER_RUNTIME_H
 #define MOE_LOADER_RUNTIME_H
 
 #include "loader_state.h"
 
 /*
- * Check the file, try it in the canary, map it (or take the image of a file with the same bytes that
- * is mapped already), and make a context with `sources`. One user. `info` gets what is known of the
- * file as soon as it is: sha256, kernel-set id, fingerprint. No weights yet. *is_candidate is false
- * when a limit of the loader refused before the file was judged.
+ * Check the file, try it in the canary, map it (or take the image of a file with the same bytes
+ * that is mapped already), and make a context with `sources`. One user. `info` gets what is known
+ * of the file as soon as it is: sha256, kernel-set id, fingerprint. No weights yet. *is_candidate
+ * is false when a limit of the loader refused before the file was judged.
  */
 int32_t moe_runtime_create(struct moe_loader *loader, const char *path,
                            const struct moe_loader_open_options *options,

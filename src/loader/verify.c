@@ -90,7 +90,8 @@ static double seconds_now(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Median seconds of candidate [0] and reference [1], in turns, so that both see the same machine. */
+/* Median seconds of candidate [0] and reference [1], in turns, so that both see the same machine.
+ * */
 static int32_t measure(const struct moe_verify_case *test, const struct moe_loader_view *views[2],
                        double *samples, double medians[2], struct moe_error *error)
 {

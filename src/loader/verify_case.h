@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One slot, one form of its call, one set of random inputs: run in a generation, and what came of it.
+ * One slot, one form of its call, one set of random inputs: run in a generation, and what came of
+ * it.
  */
 #ifndef MOE_LOADER_VERIFY_CASE_H
 #define MOE_LOADER_VERIFY_CASE_H
@@ -8,8 +9,8 @@
 #include "loader_state.h"
 #include "verify_memory.h"
 
-/* X(constant, name). The routes are given; follow from given logits; from the bound router; rows are
- * given by expert. */
+/* X(constant, name). The routes are given; follow from given logits; from the bound router; rows
+ * are given by expert. */
 #define MOE_VERIFY_FORM_LIST(X)                         \
     X(MOE_VERIFY_LAYER_IDS, "layer, given routes")      \
     X(MOE_VERIFY_LAYER_LOGITS, "layer, given logits")   \
@@ -65,8 +66,8 @@ int32_t moe_verify_case_call(const struct moe_verify_case *test, const struct mo
 
 /*
  * Poison outputs and workspace (the latter with `poison`), call, read everything back. WRONG_RESULT
- * with a sentence for a write beside the buffers or an element that is not finite. *is_host_fault: the
- * comparison could not be made, which says nothing about the plugin.
+ * with a sentence for a write beside the buffers or an element that is not finite. *is_host_fault:
+ * the comparison could not be made, which says nothing about the plugin.
  */
 int32_t moe_verify_case_run(const struct moe_verify_case *test, const struct moe_loader_view *view,
                             int poison, struct moe_verify_result *result, bool *is_host_fault,

@@ -8,7 +8,8 @@
 /* Bytes of an element; 0 for types that inputs cannot be made of. */
 int64_t moe_verify_number_bytes(int32_t dtype);
 
-/* Cut to the type's precision, which is all that random inputs need. Magnitudes 0, or 2^-14 to 2^15. */
+/* Cut to the type's precision, which is all that random inputs need. Magnitudes 0, or 2^-14 to
+ * 2^15. */
 void moe_verify_number_store(int32_t dtype, double value, void *to);
 /* Exact; NaN and infinities come out as such. */
 double moe_verify_number_load(int32_t dtype, const void *from);

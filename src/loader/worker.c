@@ -8,33 +8,33 @@
  *           ... uses generation ...                           poll:     P3  look again    (acquire)
  *   leave:  L   sequence = even         (release)
  *
- * Claim: when P2 reads an even value, or P3 reads another value than P2's odd one, then no use of the
- * old generation by that worker is going on or still to come, and all its uses happened before what
- * the control thread does next.
+ * Claim: when P2 reads an even value, or P3 reads another value than P2's odd one, then no use of
+ * the old generation by that worker is going on or still to come, and all its uses happened before
+ * what the control thread does next.
  *
- * The seq_cst operations have one total order S that agrees with each thread's program order. Take an
- * enter whose E2 reads the old generation. E2 does not come after P1 in S, or it would read the new
- * one (or one stored later). So E1, E2, P1, P2 stand in S in this order: P2 reads the value of that E1
- * or a later one of `sequence`, never an earlier one.
+ * The seq_cst operations have one total order S that agrees with each thread's program order. Take
+ * an enter whose E2 reads the old generation. E2 does not come after P1 in S, or it would read the
+ * new one (or one stored later). So E1, E2, P1, P2 stand in S in this order: P2 reads the value of
+ * that E1 or a later one of `sequence`, never an earlier one.
  *   - P2 reads that E1's odd value: the worker is noted. It is crossed out when P3 reads another
  *     value, which this worker stored later: by its L, a release store that P3, an acquire load,
- *     reads; or by a later enter's store, which is sequenced after L and is a release store too. Uses
- *     are sequenced before L, so they happened before P3's return.
- *   - P2 reads a later value, even: the worker's L, or the L of a later enter; the same argument, with
- *     P2 for P3.
+ *     reads; or by a later enter's store, which is sequenced after L and is a release store too.
+ *     Uses are sequenced before L, so they happened before P3's return.
+ *   - P2 reads a later value, even: the worker's L, or the L of a later enter; the same argument,
+ *     with P2 for P3.
  *   - P2 reads a later value, odd: a later enter. The uses of the earlier one happened before, as
- *     above. Whether that later enter reads the old generation or the new one is not known, so it is
- *     noted; at worst the drain takes one step of that worker longer.
+ *     above. Whether that later enter reads the old generation or the new one is not known, so it
+ *     is noted; at worst the drain takes one step of that worker longer.
  * An enter whose E2 comes after P1 in S does not use the old generation. Values of `sequence` never
  * come again (64 bits), and enter never spins, so each noted worker is crossed out after its step.
  *
  * The cost of the order E1 before E2 is one locked instruction per enter on x86, a store to a line
- * that no other worker writes. membarrier(2) would move it to the control thread and make the reader's
- * side a plain store, a few nanoseconds of a call that takes microseconds, at the price of a kernel
- * feature to probe for and of a proof that ThreadSanitizer cannot follow.
+ * that no other worker writes. membarrier(2) would move it to the control thread and make the
+ * reader's side a plain store, a few nanoseconds of a call that takes microseconds, at the price of
+ * a kernel feature to probe for and of a proof that ThreadSanitizer cannot follow.
  *
- * Counting: calls[worker] of a generation is written by this worker between enter and leave only, so
- * a drained generation's counters are exact and may be freed.
+ * Counting: calls[worker] of a generation is written by this worker between enter and leave only,
+ * so a drained generation's counters are exact and may be freed.
  */
 #include "worker.h"
 

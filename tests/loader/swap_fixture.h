@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A loader, a small layer with per-expert tables, and the steps that tests of swapping are made of. */
+/* A loader, a small layer with per-expert tables, and the steps that tests of swaps are made of. */
 #ifndef MOE_TESTS_SWAP_FIXTURE_H
 #define MOE_TESTS_SWAP_FIXTURE_H
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest labels: tsan */
-/* Slots: copies of what the host describes, opened and closed while generations exist, memory that runs out. */
+/* Slots: copies of what the host describes, opened and closed while generations exist, memory that
+ * runs out. */
 #define _GNU_SOURCE
 
 #include "swap_fixture.h"
@@ -117,7 +118,8 @@ static void candidate_that_cannot_is_rejected(void **state)
     assert_int_equal(swap_run(f, output), a);
 }
 
-/* Each allocation of a plugin that is staged fails in turn: nothing stays alive, what serves serves on. */
+/* Each allocation of a plugin that is staged fails in turn: nothing stays alive, what serves serves
+ * on. */
 static void memory_runs_out_while_staging(void **state)
 {
     struct swap_fixture *f = *state;

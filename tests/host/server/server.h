@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A small inference server: worker threads take layer requests from a queue and run them on whatever
- * generation the loader serves at that moment. It knows the loader and moe_plugin.h, nothing else.
+ * A small inference server: worker threads take layer requests from a queue and run them on
+ * whatever generation the loader serves at that moment. It knows the loader and moe_plugin.h,
+ * nothing else.
  */
 #ifndef MOE_TESTS_HOST_SERVER_H
 #define MOE_TESTS_HOST_SERVER_H
