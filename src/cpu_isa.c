@@ -3,23 +3,12 @@
  * cpuid is asked directly: the compiler's own helper keeps its answers in a table that a
  * constructor fills, and nothing of this plugin may run when it is loaded.
  */
-#define _GNU_SOURCE
 #include "cpu_isa.h"
 
 #include "tile.h"
 
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
-
-int64_t moe_cpu_isa_cache_bytes(void)
-{
-    long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (bytes <= 0) {
-        bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    }
-    return bytes > 0 ? bytes : 0;
-}
 
 #if MOE_HAVE_AVX2
 
@@ -49,6 +38,29 @@ const char *moe_cpu_isa(void)
         return "c11";
     }
     return "avx2";
+}
+
+/* Bytes of the largest cache that cpuid leaf `leaf` describes (its subleaves end with type 0). */
+static int64_t largest_cache(uint32_t leaf)
+{
+    uint32_t eax, ebx, ecx, edx;
+    int64_t largest = 0;
+    for (uint32_t i = 0; i < 16 && __get_cpuid_count(leaf, i, &eax, &ebx, &ecx, &edx); i++) {
+        if ((eax & 0x1fu) == 0) {
+            break;
+        }
+        const int64_t ways = (ebx >> 22) + 1, partitions = (ebx >> 12 & 0x3ffu) + 1;
+        const int64_t line_bytes = (ebx & 0xfffu) + 1, num_sets = (int64_t)ecx + 1;
+        const int64_t bytes = ways * partitions * line_bytes * num_sets;
+        largest = bytes > largest ? bytes : largest;
+    }
+    return largest;
+}
+
+int64_t moe_cpu_isa_cache_bytes(void)
+{
+    int64_t bytes = largest_cache(4);                      /* Intel */
+    return bytes > 0 ? bytes : largest_cache(0x8000001du); /* AMD */
 }
 
 void moe_cpu_isa_brand(char *out, size_t out_bytes)
@@ -81,6 +93,11 @@ const char *moe_cpu_isa(void)
 void moe_cpu_isa_brand(char *out, size_t out_bytes)
 {
     snprintf(out, out_bytes, "CPU");
+}
+
+int64_t moe_cpu_isa_cache_bytes(void)
+{
+    return 0;
 }
 
 #endif
