@@ -3,15 +3,13 @@
 #include "calls.h"
 #include "context.h"
 #include "device.h"
+#include "host.h"
 #include "moe_build_info.h"
 #include "moe_plugin.h"
 #include "plan.h"
 #include "self_test.h"
 #include "status.h"
-#include "structs.h"
 #include "weights.h"
-
-#include <stddef.h>
 
 static const struct moe_plugin_api api = {
     .struct_size = sizeof(struct moe_plugin_api),
@@ -63,38 +61,6 @@ static const struct moe_plugin_api api = {
 __attribute__((visibility("default"))) const struct moe_plugin_api *moe_plugin_init(
     const struct moe_host *host, struct moe_error *error)
 {
-    /* Versions stand in a prefix of moe_host that never changes, so they are compared before its
-     * size is. */
-    if (host == NULL || host->struct_size < offsetof(struct moe_host, self)) {
-        moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                      "moe_plugin_init: host is NULL or its struct_size is not set");
-        return NULL;
-    }
-    if (host->abi_major != MOE_ABI_MAJOR || host->abi_minor != MOE_ABI_MINOR) {
-        moe_error_set(error, MOE_STATUS_VERSION,
-                      "moe_plugin_init: the host was built for ABI %u.%u, this plugin (%s) for "
-                      "%d.%d; while the major is 0 they must be equal",
-                      host->abi_major, host->abi_minor, MOE_BUILD_VERSION, MOE_ABI_MAJOR,
-                      MOE_ABI_MINOR);
-        return NULL;
-    }
-    if (host->layout_hash != MOE_ABI_LAYOUT_HASH) {
-        moe_error_set(error, MOE_STATUS_VERSION,
-                      "moe_plugin_init: the host's header has layout %016llx, this plugin's "
-                      "%016llx, both called ABI %d.%d; "
-                      "build both from the same header",
-                      (unsigned long long)host->layout_hash,
-                      (unsigned long long)MOE_ABI_LAYOUT_HASH, MOE_ABI_MAJOR, MOE_ABI_MINOR);
-        return NULL;
-    }
     struct moe_host own;
-    if (MOE_STRUCT_READ(&own, host, moe_host, error) != MOE_STATUS_OK) {
-        return NULL;
-    }
-    if (own.flags != 0) {
-        moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                      "moe_plugin_init: host.flags is 0x%x; no flag is defined", own.flags);
-        return NULL;
-    }
-    return &api;
+    return moe_host_read(&own, host, "moe_plugin_init", error) == MOE_STATUS_OK ? &api : NULL;
 }

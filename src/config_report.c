@@ -85,9 +85,13 @@ void moe_config_report_add(struct moe_config_report *report, int32_t level, cons
 
     if (level == MOE_LEVEL_ERROR && report->status == MOE_STATUS_OK) {
         report->status = status_of_code(code);
+        char place[32] = ""; /* none: it is about the whole file */
+        if (line > 0) {
+            snprintf(place, sizeof(place), ":%u:%u", line, column);
+        }
         moe_error_set_at(report->error, report->status, report->native, (int32_t)line,
-                         (int32_t)column, "%s:%u:%u: error[%s]: %s", report->file, line, column,
-                         code, message);
+                         (int32_t)column, "%s%s: error[%s]: %s", report->file, place, code,
+                         message);
     }
     report->native = 0;
     if (report->diagnostic == NULL) {

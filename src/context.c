@@ -2,6 +2,7 @@
 #include "context.h"
 
 #include "device.h"
+#include "host.h"
 #include "status.h"
 #include "structs.h"
 
@@ -9,28 +10,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-
-/* The version check of moe_plugin_init, again: a context keeps the host's functions, so it must
- * know its layout. */
-static int32_t read_host(struct moe_host *own, const struct moe_host *host, struct moe_error *error)
-{
-    MOE_TRY(MOE_STRUCT_READ(own, host, moe_host, error));
-    if (own->abi_major != MOE_ABI_MAJOR || own->abi_minor != MOE_ABI_MINOR ||
-        own->layout_hash != MOE_ABI_LAYOUT_HASH) {
-        return moe_error_set(error, MOE_STATUS_VERSION,
-                             "host has ABI %u.%u, this plugin %d.%d; 0.x versions must be equal",
-                             own->abi_major, own->abi_minor, MOE_ABI_MAJOR, MOE_ABI_MINOR);
-    }
-    if (own->flags != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "host.flags is 0x%x; no flag is defined", own->flags);
-    }
-    if ((own->memory_alloc == NULL) != (own->memory_free == NULL)) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "host: set both memory_alloc and memory_free, or neither");
-    }
-    return MOE_STATUS_OK;
-}
 
 void moe_context_log(const struct moe_context *context, int32_t level, const char *format, ...)
 {
@@ -149,7 +128,7 @@ int32_t moe_context_create(const struct moe_host *host, const struct moe_context
     if (out == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "context_create: out is NULL");
     }
-    MOE_TRY(read_host(&own_host, host, error));
+    MOE_TRY(moe_host_read(&own_host, host, "context_create", error));
     MOE_INIT(own_options);
     if (options != NULL) {
         MOE_TRY(MOE_STRUCT_READ(&own_options, options, moe_context_options, error));
@@ -253,7 +232,7 @@ int32_t moe_context_validate(const struct moe_host *host, const struct moe_confi
     struct moe_config *config = NULL;
     moe_memory_init(&memory, NULL);
     if (host != NULL) {
-        MOE_TRY(read_host(&own_host, host, error));
+        MOE_TRY(moe_host_read(&own_host, host, "config_validate", error));
         moe_memory_init(&memory, &own_host);
     }
     if (device != NULL) {

@@ -90,6 +90,18 @@ static void spoil_flags(struct moe_host *host)
     host->flags = 1;
 }
 
+static void *alloc_nothing(void *self, uint64_t bytes, uint64_t alignment)
+{
+    (void)self, (void)bytes, (void)alignment;
+    return NULL;
+}
+
+static void spoil_allocator(struct moe_host *host)
+{
+    host->memory_alloc = alloc_nothing;
+    host->memory_free = NULL;
+}
+
 static const struct bad_host bad_hosts[] = {
     {"major", spoil_major, MOE_STATUS_VERSION, {"ABI 1.1", "0.1"}},
     {"newer minor", spoil_minor_up, MOE_STATUS_VERSION, {"ABI 0.2", "0.1"}},
@@ -101,6 +113,7 @@ static const struct bad_host bad_hosts[] = {
     {"size - 1", spoil_size_by_one, MOE_STATUS_INVALID_ARGUMENT, {"moe_host", "struct_size"}},
     {"size not set", spoil_size_uninitialized, MOE_STATUS_INVALID_ARGUMENT, {"struct_size"}},
     {"flags", spoil_flags, MOE_STATUS_INVALID_ARGUMENT, {"flags"}},
+    {"half an allocator", spoil_allocator, MOE_STATUS_INVALID_ARGUMENT, {"memory_free"}},
 };
 
 static void assert_refused(const char *name, const struct moe_host *host,
@@ -235,6 +248,9 @@ static void test_context_checks_its_host(void **state)
         if (status != bad_hosts[i].status || error.status != status) {
             fail_msg("%s: context_create returns %d instead of %d: %s", bad_hosts[i].name, status,
                      bad_hosts[i].status, error.message);
+        }
+        for (size_t j = 0; j < 3 && bad_hosts[i].words[j] != NULL; j++) {
+            assert_non_null(strstr(error.message, bad_hosts[i].words[j]));
         }
         assert_ptr_equal(context, untouched);
     }
