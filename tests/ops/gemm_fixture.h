@@ -65,6 +65,7 @@ struct gemm_shape {
     enum schedule schedule;
     enum spread spread;
     bool has_row_weights;
+    bool underflows;  /* every product rounds to -0 */
     int64_t num_rows; /* about that many */
     uint64_t seed;
 };
@@ -235,6 +236,12 @@ static inline void fixture_make_values(struct gemm_fixture *fixture)
         fixture_fill(fixture, fixture->bias, channels, shape->bias_dtype, 1.0);
     }
     fixture_fill(fixture, fixture->input, fixture->num_inputs * shape->k, shape->input_dtype, 1.0);
+    for (int64_t i = 0; shape->underflows && i < channels * shape->k; i++) {
+        fixture->weights[i] = 0x1p-100;
+    }
+    for (int64_t i = 0; shape->underflows && i < fixture->num_inputs * shape->k; i++) {
+        fixture->input[i] = -0x1p-100;
+    }
     for (int64_t p = 0; p < fixture->num_positions; p++) {
         fixture->row_weights[p] = (float)support_random_normal(&fixture->random);
     }

@@ -208,6 +208,31 @@ static void test_layouts_agree(void **state)
     }
 }
 
+/* The sign of zero too: lanes that hold -0 meet the zero products behind the last column. */
+static void test_signs_of_zero_agree(void **state)
+{
+    (void)state;
+    for (int64_t k = 7; k <= 17; k++) {
+        struct gemm_shape shape = {
+            .k = k,
+            .n = 16,
+            .num_rows = 9,
+            .input_dtype = MOE_DTYPE_FP32,
+            .weight_dtype = MOE_DTYPE_FP32,
+            .output_dtype = MOE_DTYPE_FP32,
+            .num_matrices = 1,
+            .underflows = true,
+            .spread = SPREAD_HOT,
+            .seed = 3,
+        };
+        const uint64_t expected = check_shape(&shape);
+        for (int layout = 1; layout < NUM_LAYOUTS; layout++) {
+            shape.layout = (enum layout)layout;
+            assert_int_equal(check_shape(&shape), expected);
+        }
+    }
+}
+
 /* More rows than one task takes, more columns than any tile keeps, more channels than a block. */
 static void test_large_dimensions(void **state)
 {
@@ -312,6 +337,43 @@ static void test_wild_post_pad(void **state)
     gemm_fixture_finish(&fixture);
 }
 
+/* Positions behind the last block have no expert, even if row_ids and num_tokens_post_pad do. */
+static void test_blocks_bound_positions(void **state)
+{
+    (void)state;
+    const struct gemm_shape shape = {.k = 16,
+                                     .n = 16,
+                                     .num_rows = 20,
+                                     .input_dtype = MOE_DTYPE_FP32,
+                                     .weight_dtype = MOE_DTYPE_FP32,
+                                     .output_dtype = MOE_DTYPE_FP32,
+                                     .num_matrices = 1,
+                                     .schedule = SCHEDULE_BLOCKS,
+                                     .seed = 7};
+    const int32_t post_pad = INT32_MAX;
+    const struct moe_tile *tiles[MOE_NUM_TILES];
+    const int64_t num_tiles = list_tiles(tiles);
+    struct gemm_fixture fixture;
+    gemm_fixture_init(&fixture, &shape);
+    for (int64_t cut = 0; cut < FIXTURE_BLOCK; cut++) {
+        struct gemm_fixture changed = fixture;
+        changed.op.num_tokens_post_pad = &post_pad;
+        changed.op.num_segments -= 1;
+        changed.op.num_rows -= cut;
+        const size_t begin =
+            (size_t)(changed.op.num_segments * FIXTURE_BLOCK * fixture.output_stride) *
+            sizeof(float);
+        for (int64_t t = 0; t < num_tiles; t++) {
+            struct support_guard output;
+            run_tile(&changed, tiles[t], &output);
+            assert_true(support_guard_is_poison(&output, begin, output.size));
+            assert_false(support_guard_is_poison(&output, 0, begin));
+            support_guard_finish(&output);
+        }
+    }
+    gemm_fixture_finish(&fixture);
+}
+
 /* One token must give work to several threads, and rows of one expert too. */
 static void test_enough_tasks(void **state)
 {
@@ -353,6 +415,8 @@ int main(void)
         cmocka_unit_test(test_wild_segments),
         cmocka_unit_test(test_wild_post_pad),
         cmocka_unit_test(test_enough_tasks),
+        cmocka_unit_test(test_signs_of_zero_agree),
+        cmocka_unit_test(test_blocks_bound_positions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
