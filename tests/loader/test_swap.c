@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest labels: tsan serial */
 /* ctest timeout: 300 */
-/* Swapping under load: a server of eight threads, candidates good and bad, and nothing that grows.
- * */
+/* Swapping under load: a server of eight threads, good and bad candidates, and nothing grows. */
 #define _GNU_SOURCE
 
 #include "swap_fixture.h"

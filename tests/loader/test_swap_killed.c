@@ -101,8 +101,7 @@ static void killed_at_any_point(void **state)
     printf("%d of %d kills left a file\n", num_with_rest, NUM_KILLS);
 }
 
-/* What someone else puts into the folder under a name like ours is not loaded, whatever it holds.
- * */
+/* What someone else puts into the folder under a name like ours is not loaded. */
 static void files_in_the_folder_are_not_trusted(void **state)
 {
     struct swap_fixture *f = *state;
