@@ -68,7 +68,6 @@ static int32_t create_plan(struct moe_generation *generation, const struct moe_l
                                      "plan_create returned OK without a plan");
     }
     generation->plans[slot->idx] = plan;
-    MOE_INIT(*info);
     status = runtime->api->plan_info(plan, info, error);
     return status != MOE_STATUS_OK ? status : check_workspace(slot, info, error);
 }
@@ -95,6 +94,7 @@ int32_t moe_generation_add_slot(struct moe_generation *generation,
 {
     struct moe_runtime *runtime = generation->runtime;
     struct moe_plan_info info;
+    MOE_INIT(info);
     const bool was_bound = runtime->weights[slot->idx].weights != NULL;
     int32_t status = moe_runtime_select(runtime, generation->sources, error);
     if (status == MOE_STATUS_OK) {

@@ -208,7 +208,7 @@ int32_t moe_runtime_create(struct moe_loader *loader, const char *path,
         goto fail;
     }
     status = enter_image(loader, path, options, info, is_candidate, &runtime->mapped, error);
-    if (status != MOE_STATUS_OK) {
+    if (runtime->mapped == NULL) {
         goto fail;
     }
     runtime->api = moe_loader_image_api(runtime->mapped->image);

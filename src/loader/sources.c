@@ -137,11 +137,12 @@ int32_t moe_sources_create(const struct moe_config_source *list, int32_t num,
     }
     sources->num_users = 1;
     sources->list = calloc(num > 0 ? (size_t)num : 1, sizeof(*sources->list));
-    int32_t status = MOE_STATUS_OK;
     if (sources->list == NULL) {
-        status = moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY,
-                                       "no memory for the configuration");
+        moe_sources_leave(sources);
+        return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY,
+                                     "no memory for the configuration");
     }
+    int32_t status = MOE_STATUS_OK;
     for (int32_t i = 0; i < num && status == MOE_STATUS_OK; i++) {
         sources->num = i + 1;
         status = copy_source(&sources->list[i], &list[i], error);

@@ -280,7 +280,7 @@ int32_t moe_loader_verify(struct moe_loader *loader, uint64_t generation,
     pthread_mutex_lock(&loader->state);
     status = begin(&job, generation, &candidate, &cause);
     pthread_mutex_unlock(&loader->state);
-    if (status == MOE_STATUS_OK) {
+    if (candidate != NULL) {
         status = verify_all(&job, &cause);
         pthread_mutex_lock(&loader->state);
         end(&job, candidate, status, &cause);

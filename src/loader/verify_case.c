@@ -89,7 +89,7 @@ static int32_t write_routes(const struct moe_verify_case *test, uint64_t *random
     const int32_t top_k = test->slot->problem.top_k;
     const int32_t num_experts = num_global(&test->slot->problem);
     int32_t *ids = malloc((size_t)test->num_ids * sizeof(*ids));
-    int32_t *all = malloc((size_t)num_experts * sizeof(*all));
+    int32_t *all = calloc((size_t)num_experts, sizeof(*all));
     int32_t status = MOE_STATUS_OUT_OF_MEMORY;
     if (ids == NULL || all == NULL) {
         moe_loader_status_set(error, status, "verify: no memory for inputs");
