@@ -14,6 +14,7 @@ extern const struct moe_command moe_command_explain;
 extern const struct moe_command moe_command_info;
 extern const struct moe_command moe_command_list;
 extern const struct moe_command moe_command_run;
+extern const struct moe_command moe_command_swap_demo;
 extern const struct moe_command moe_command_validate;
 
 #endif
