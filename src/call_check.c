@@ -148,17 +148,34 @@ int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem,
     return MOE_STATUS_OK;
 }
 
+int32_t moe_call_check_segments(const char *op, const struct moe_plan *plan,
+                                const int64_t *seg_indptr, struct moe_error *error)
+{
+    if (plan->backend->id != MOE_BACKEND_CPU) {
+        return MOE_STATUS_OK;
+    }
+    for (int32_t e = 0; e < plan->problem.num_experts; e++) {
+        if (seg_indptr[e] > seg_indptr[e + 1]) {
+            return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                                 "%s: seg_indptr decreases from %lld to %lld at expert %d", op,
+                                 (long long)seg_indptr[e], (long long)seg_indptr[e + 1], e);
+        }
+    }
+    return MOE_STATUS_OK;
+}
+
 int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan,
                                const struct moe_weights *weights, struct moe_error *error)
 {
     if (weights == NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "%s: weights is NULL", op);
     }
-    if (weights->backend != plan->backend ||
+    if (weights->context != plan->context ||
         !moe_problem_same_weights(&weights->problem, &plan->problem)) {
         return moe_error_set(
             error, MOE_STATUS_INVALID_ARGUMENT,
-            "%s: the weights were bound for another backend or problem (E %d of %d, hidden %d, "
+            "%s: the weights were bound in another context or for another problem (E %d of %d, "
+            "hidden %d, "
             "inter %d, shared %d; the plan "
             "has E %d of %d, hidden %d, inter %d, shared %d; recipes and biases must be equal too)",
             op, weights->problem.num_experts, weights->problem.num_experts_global,

@@ -40,7 +40,12 @@ int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem,
                              const struct moe_route_filter *filter, struct moe_op_filter *out,
                              struct moe_error *error);
 
-/* Weights: bound for the plan's backend and problem. */
+/* Segments do not overlap: seg_indptr never decreases. A CPU can look, so a wrong one is refused
+ * before anything is written; on a GPU rows of overlapping segments get the result of either. */
+int32_t moe_call_check_segments(const char *op, const struct moe_plan *plan,
+                                const int64_t *seg_indptr, struct moe_error *error);
+
+/* Weights: bound in the plan's context, for its problem. */
 int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan,
                                const struct moe_weights *weights, struct moe_error *error);
 

@@ -92,6 +92,7 @@ static int32_t fill_gemm_segments(const struct moe_plan *plan,
     }
     if (!gathered) {
         MOE_TRY(moe_call_check_array(op, "seg_indptr", own->seg_indptr, sizeof(int64_t), 1, error));
+        MOE_TRY(moe_call_check_segments(op, plan, own->seg_indptr, error));
         gemm->num_segments = problem->num_experts;
         gemm->seg_indptr = own->seg_indptr;
         gemm->num_rows = own->num_rows;
@@ -207,6 +208,7 @@ int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_
     MOE_TRY(check_bound(op, "gate and up", &own.weights->desc.up, error));
     MOE_TRY(check_bound(op, "down", &own.weights->desc.down, error));
     MOE_TRY(moe_call_check_array(op, "seg_indptr", own.seg_indptr, sizeof(int64_t), 1, error));
+    MOE_TRY(moe_call_check_segments(op, plan, own.seg_indptr, error));
     MOE_TRY(moe_call_resolve_stride(op, "row_stride", &own.row_stride, problem->hidden, error));
     MOE_TRY(
         moe_call_resolve_stride(op, "output_stride", &own.output_stride, problem->hidden, error));

@@ -14,7 +14,7 @@ int32_t moe_host_read(struct moe_host *own, const struct moe_host *host, const c
      * size is. */
     if (host == NULL || host->struct_size < offsetof(struct moe_host, self)) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "%s: host is NULL or its struct_size is not set", who);
+                             "%s: struct moe_host is NULL or its struct_size is not set", who);
     }
     if (host->abi_major != MOE_ABI_MAJOR || host->abi_minor != MOE_ABI_MINOR) {
         return moe_error_set(error, MOE_STATUS_VERSION,

@@ -21,7 +21,15 @@ struct operand_rule {
     int32_t is_fp32;       /* 1: must be fp32 with contiguous elements */
 };
 
-enum { GROUP_GATE_UP, GROUP_DOWN, GROUP_ROUTER, GROUP_SHARED, GROUP_SCALES, NUM_GROUPS };
+enum {
+    GROUP_GATE_UP,
+    GROUP_DOWN,
+    GROUP_ROUTER,
+    GROUP_CORRECTION, /* of its own: a host that makes logits itself still has the plugin gate */
+    GROUP_SHARED,
+    GROUP_SCALES,
+    NUM_GROUPS
+};
 
 #define OPERAND(member) #member, offsetof(struct moe_weights_desc, member)
 static const struct operand_rule operand_rules[] = {
@@ -33,7 +41,7 @@ static const struct operand_rule operand_rules[] = {
     {OPERAND(down_bias), GROUP_DOWN, 1, MOE_PROBLEM_DOWN_BIAS, 0, 0, 0},
     {OPERAND(router), GROUP_ROUTER, 0, 0, 0, 1, 0},
     {OPERAND(router_bias), GROUP_ROUTER, 0, MOE_PROBLEM_ROUTER_BIAS, 0, 0, 0},
-    {OPERAND(correction_bias), GROUP_ROUTER, 0, MOE_PROBLEM_CORRECTION_BIAS, 0, 0, 1},
+    {OPERAND(correction_bias), GROUP_CORRECTION, 0, MOE_PROBLEM_CORRECTION_BIAS, 0, 0, 1},
     {OPERAND(shared_gate), GROUP_SHARED, 0, 0, MOE_PROBLEM_UNGATED, 1, 0},
     {OPERAND(shared_up), GROUP_SHARED, 0, 0, 0, 1, 0},
     {OPERAND(shared_down), GROUP_SHARED, 0, 0, 0, 1, 0},
@@ -273,6 +281,7 @@ int32_t moe_weights_bind(struct moe_context *context, const struct moe_problem *
                              "weights_bind: no host memory for %zu bytes", sizeof(*weights));
     }
     weights->memory = context->memory;
+    weights->context = context;
     weights->backend = context->backend;
     weights->problem = own_problem;
     weights->desc = own_desc;

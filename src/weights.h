@@ -7,6 +7,7 @@
 
 struct moe_weights {
     struct moe_memory memory;
+    const struct moe_context *context; /* they may be used with plans of this one only */
     const struct moe_backend *backend;
     struct moe_problem problem;   /* as bound */
     struct moe_weights_desc desc; /* dtypes set; tables point into `tables` */
@@ -15,8 +16,7 @@ struct moe_weights {
     const void *prepared;
 };
 
-/* Members of moe_weights_desc by number of experts in them, with what they are to a problem. See
- * weights.c. */
+/* Entries of the function table. */
 int32_t moe_weights_query(struct moe_context *context, const struct moe_problem *problem,
                           const struct moe_weights_desc *desc, struct moe_weights_info *out,
                           struct moe_error *error);
