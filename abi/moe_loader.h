@@ -214,8 +214,11 @@ struct moe_loader_slot_options {
 int32_t moe_loader_slot_open(struct moe_loader *loader,
                              const struct moe_loader_slot_options *options,
                              struct moe_loader_slot **out, struct moe_error *error);
-/* No worker enters the slot from here on, and work that the host queued with it is done. BUSY while
- * a worker is still inside it; try again. NULL is legal. */
+/*
+ * The host's promise: from the first call on no worker that enters asks for the slot, and work that
+ * was queued with it is done. BUSY while a worker that was inside at that first call, in whatever
+ * slot, is still inside; try again. NULL is legal.
+ */
 int32_t moe_loader_slot_close(struct moe_loader_slot *slot, struct moe_error *error);
 
 int32_t moe_loader_worker_open(struct moe_loader *loader, struct moe_loader_worker **out,
@@ -243,6 +246,11 @@ struct moe_loader_view {
  */
 const struct moe_loader_view *moe_loader_enter(struct moe_loader_worker *worker,
                                                const struct moe_loader_slot *slot);
+
+/* The view of another slot in the generation that the worker is inside, valid until the same leave:
+ * all layers of a step run on one generation. NULL when the worker is not inside. */
+const struct moe_loader_view *moe_loader_view_of(const struct moe_loader_worker *worker,
+                                                 const struct moe_loader_slot *slot);
 void moe_loader_leave(struct moe_loader_worker *worker);
 
 /* ---- generations ----------------------------------------------------------------------------- */

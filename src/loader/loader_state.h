@@ -97,13 +97,15 @@ struct moe_loader_slot {
     struct moe_weights_desc weights; /* tables are owned */
     const void **tables;
     struct moe_loader_slot_options options; /* pointers to problem and weights are ours */
+    uint64_t *inside; /* [max_workers]: as in a generation, at the first call to close it */
+    bool is_closing;
 };
 
 /* Two lines: what its thread writes in every step, and what never changes. */
 struct moe_loader_worker {
     /* Odd: inside. Only the worker's thread writes it. */
     _Alignas(MOE_LOADER_LINE_BYTES) _Atomic(uint64_t) sequence;
-    _Atomic(const struct moe_loader_slot *) slot; /* of the last enter */
+    struct moe_generation *generation; /* that its thread is inside */
     _Alignas(MOE_LOADER_LINE_BYTES) struct moe_loader *loader;
     int32_t idx;
     bool is_open; /* under `state` */

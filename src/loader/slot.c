@@ -119,6 +119,7 @@ void moe_slot_destroy(struct moe_loader_slot *slot)
 {
     if (slot != NULL) {
         free(slot->tables);
+        free(slot->inside);
         free(slot);
     }
 }
@@ -228,7 +229,10 @@ int32_t moe_loader_slot_open(struct moe_loader *loader,
         return moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY, "no memory for a slot");
     }
     slot->loader = loader;
-    status = read_slot(slot, options, error);
+    slot->inside = calloc((size_t)loader->options.max_workers, sizeof(*slot->inside));
+    status = slot->inside == NULL
+                 ? moe_loader_status_set(error, MOE_STATUS_OUT_OF_MEMORY, "no memory for a slot")
+                 : read_slot(slot, options, error);
     if (status == MOE_STATUS_OK) {
         moe_loader_lock_control(loader);
         status = open_slot(loader, slot, error);
@@ -251,11 +255,17 @@ int32_t moe_loader_slot_close(struct moe_loader_slot *slot, struct moe_error *er
     }
     struct moe_loader *loader = slot->loader;
     moe_loader_lock_control(loader);
-    if (moe_worker_is_inside_slot(loader, slot)) {
+    if (!slot->is_closing) {
+        slot->is_closing = true;
+        moe_worker_note_inside(loader, slot->inside);
+    }
+    if (!moe_worker_have_left(loader, slot->inside)) {
         const int32_t idx = slot->idx;
         moe_loader_unlock_control(loader);
         return moe_loader_status_set(error, MOE_STATUS_BUSY,
-                                     "a worker is inside slot %d; close it after its leave", idx);
+                                     "a worker has been inside since slot %d is being closed; try "
+                                     "again after its leave",
+                                     idx);
     }
     remove_everywhere(loader, slot);
     loader->slots[slot->idx] = NULL;

@@ -33,6 +33,9 @@
  * reader's side a plain store, a few nanoseconds of a call that takes microseconds, at the price of
  * a kernel feature to probe for and of a proof that ThreadSanitizer cannot follow.
  *
+ * Closing a slot is the same with the host's promise in the place of P1: enters that happen after the
+ * promise do not ask for the slot, those before are noted.
+ *
  * Counting: calls[worker] of a generation is written by this worker between enter and leave only,
  * so a drained generation's counters are exact and may be freed.
  */
@@ -47,8 +50,6 @@ const struct moe_loader_view *moe_loader_enter(struct moe_loader_worker *worker,
     if ((sequence & 1) != 0) {
         return NULL; /* inside already */
     }
-    /* Before `sequence`, so that whoever reads the odd value reads this slot or a later one. */
-    atomic_store_explicit(&worker->slot, slot, memory_order_release);
     atomic_store_explicit(&worker->sequence, sequence + 1, memory_order_seq_cst);
     struct moe_generation *generation =
         atomic_load_explicit(&worker->loader->active, memory_order_seq_cst);
@@ -56,10 +57,18 @@ const struct moe_loader_view *moe_loader_enter(struct moe_loader_worker *worker,
         atomic_store_explicit(&worker->sequence, sequence + 2, memory_order_release);
         return NULL;
     }
+    worker->generation = generation;
     _Atomic(uint64_t) *num_calls = &generation->calls[worker->idx].num_calls;
     atomic_store_explicit(num_calls, atomic_load_explicit(num_calls, memory_order_relaxed) + 1,
                           memory_order_relaxed);
     return &generation->views[slot->idx];
+}
+
+const struct moe_loader_view *moe_loader_view_of(const struct moe_loader_worker *worker,
+                                                 const struct moe_loader_slot *slot)
+{
+    const bool is_inside = (atomic_load_explicit(&worker->sequence, memory_order_relaxed) & 1) != 0;
+    return is_inside ? &worker->generation->views[slot->idx] : NULL;
 }
 
 void moe_loader_leave(struct moe_loader_worker *worker)
@@ -90,18 +99,6 @@ bool moe_worker_have_left(const struct moe_loader *loader, uint64_t *inside)
         have_left = have_left && inside[i] == 0;
     }
     return have_left;
-}
-
-bool moe_worker_is_inside_slot(const struct moe_loader *loader, const struct moe_loader_slot *slot)
-{
-    for (int32_t i = 0; i < loader->options.max_workers; i++) {
-        const struct moe_loader_worker *worker = &loader->workers[i];
-        if ((atomic_load_explicit(&worker->sequence, memory_order_acquire) & 1) != 0 &&
-            atomic_load_explicit(&worker->slot, memory_order_acquire) == slot) {
-            return true;
-        }
-    }
-    return false;
 }
 
 int32_t moe_loader_worker_open(struct moe_loader *loader, struct moe_loader_worker **out,
