@@ -449,8 +449,8 @@ struct moe_operand {
 
 /*
  * All weights of a layer. Input. Operands that the problem does not use must be absent. Of the
- * groups gate + up + their biases, down + bias, router + router_bias, correction_bias, and shared_*,
- * each is complete or absent as a whole; calls that need an absent group refuse.
+ * groups gate + up + their biases, down + bias, router + router_bias, correction_bias, and
+ * shared_*, each is complete or absent as a whole; calls that need an absent group refuse.
  */
 struct moe_weights_desc {
     uint32_t struct_size;

@@ -25,8 +25,8 @@ typedef void moe_cpu_task_fn(void *self, int64_t task, int32_t thread);
 int32_t moe_cpu_pool_default_threads(void);
 
 /*
- * Start num_threads - 1 workers (num_threads 1 to MOE_CPU_POOL_MAX_THREADS), signals blocked in them. UNAVAILABLE when a thread
- * cannot be started, OUT_OF_MEMORY.
+ * Start num_threads - 1 workers (num_threads 1 to MOE_CPU_POOL_MAX_THREADS), signals blocked in
+ * them. UNAVAILABLE when a thread cannot be started, OUT_OF_MEMORY.
  */
 int32_t moe_cpu_pool_create(const struct moe_memory *memory, int32_t num_threads,
                             struct moe_cpu_pool **out, struct moe_error *error);

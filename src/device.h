@@ -15,8 +15,8 @@ int32_t moe_device_tile_info(int32_t index, struct moe_tile_info *out, struct mo
 /* Why a backend of MOE_BACKEND_LIST is not in this build, as a sentence; "" if it is. */
 const char *moe_device_absence(int32_t backend);
 
-/* For a backend that moe_backend_find does not have: UNAVAILABLE with the reason, or INVALID_ARGUMENT
- * for an id outside MOE_BACKEND_LIST. */
+/* For a backend that moe_backend_find does not have: UNAVAILABLE with the reason, or
+ * INVALID_ARGUMENT for an id outside MOE_BACKEND_LIST. */
 int32_t moe_device_refuse_backend(int32_t backend, struct moe_error *error);
 
 /* Read a host's description of a device; its backend is one of the list and its strings are

@@ -4,7 +4,8 @@
 
 #include <stddef.h>
 
-/* One file of plugin/profiles, as it was when the plugin was built. Constant data: any thread may read it at any time. */
+/* One file of plugin/profiles, as it was when the plugin was built. Constant data: any thread may
+ * read it at any time. */
 struct moe_profile_text {
     const char *name; /* file name without folder, as in "cpu.yaml" */
     const char *text; /* the file's bytes, followed by a NUL that text_bytes does not count */

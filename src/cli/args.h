@@ -30,8 +30,8 @@ struct moe_args_texts {
     const char *texts[MOE_ARGS_MAX_TEXTS]; /* point into argv */
 };
 
-/* One row per option. Exactly one of flag, text, texts, number, list is set; it says what kind of option
- * this is and where the value goes. What the caller stored there before is the default. */
+/* One row per option. Exactly one of flag, text, texts, number, list is set; it says what kind of
+ * option this is and where the value goes. What the caller stored there before is the default. */
 struct moe_args_option {
     const char *name;             /* without the dashes */
     char letter;                  /* also as -X; 0 for none */

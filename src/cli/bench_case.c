@@ -122,7 +122,8 @@ static int32_t call_gating(const struct turn *turn, struct moe_error *error)
     return turn->data->api->gating(turn->data->plan, &args, error);
 }
 
-/* Most that align_block_size can need, for any filter mode: every expert's last block is full of padding. */
+/* Most that align_block_size can need, for any filter mode: every expert's last block is full of
+ * padding. */
 static int64_t largest_sorted(int64_t num_rows, int64_t num_experts)
 {
     return num_rows + (num_experts + 1) * MOE_BENCH_ALIGN_BLOCK_SIZE;

@@ -17,8 +17,9 @@ struct moe_bench_cost {
     uint64_t input_bytes;  /* of one call's part of data.inputs or data.logits */
     uint64_t output_bytes; /* of one call's part of data.outputs */
     double
-        moved_bytes; /* least traffic: operands read once, results written once, weights of active experts only */
-    double flops; /* multiply and add are two; 0 where the operation is none of GEMM's */
+        moved_bytes; /* least traffic: operands read once, results written once, weights of active
+                        experts only */
+    double flops;    /* multiply and add are two; 0 where the operation is none of GEMM's */
 };
 
 struct moe_bench_case {
@@ -38,7 +39,8 @@ int moe_bench_case_is_offered(const struct moe_plugin_api *api, int32_t op);
 
 int moe_bench_case_uses_weights(int32_t op);
 
-/* Which bandwidth bounds the operation from below: that of copying for those that only move rows. */
+/* Which bandwidth bounds the operation from below: that of copying for those that only move
+ * rows. */
 enum moe_bench_limit moe_bench_case_bandwidth(int32_t op);
 
 /* Fills all but the samples. Returns 0, or -1 with a sentence. */

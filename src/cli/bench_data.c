@@ -80,7 +80,8 @@ static struct needs add_up_needs(const struct moe_problem *problem,
     return needs;
 }
 
-/* As many copies as make `wanted_bytes` and at least MIN_COPIES, fewer when memory is short. 0: not even one fits. */
+/* As many copies as make `wanted_bytes` and at least MIN_COPIES, fewer when memory is short. 0: not
+ * even one fits. */
 static int64_t count_copies(uint64_t copy_bytes, uint64_t wanted_bytes, uint64_t budget_bytes)
 {
     uint64_t num_copies = (wanted_bytes + copy_bytes - 1) / copy_bytes;

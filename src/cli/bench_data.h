@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the measured calls work on: a plan, weights, and memory for inputs and outputs that calls walk through in turn, so that
- * a call does not find in a cache what the one before left there. */
+/* What the measured calls work on: a plan, weights, and memory for inputs and outputs that calls
+ * walk through in turn, so that a call does not find in a cache what the one before left there. */
 #ifndef MOE_BENCH_DATA_H
 #define MOE_BENCH_DATA_H
 
@@ -32,13 +32,14 @@ struct moe_bench_data {
     float *correction_bias; /* [num_experts_global]; NULL: the problem has none */
 };
 
-/* Makes the plan for the operations in `ops`, which the plugin supports. Then moe_bench_data_fill. Returns 0, or -1 with a
- * sentence; finish either way. */
+/* Makes the plan for the operations in `ops`, which the plugin supports. Then moe_bench_data_fill.
+ * Returns 0, or -1 with a sentence; finish either way. */
 int moe_bench_data_init(struct moe_bench_data *data, const struct moe_plugin_host *host,
                         const struct moe_bench_options *options, uint64_t ops,
                         struct moe_bench_team *team, struct moe_cli_error *error);
 
-/* Takes and fills memory for these cases. Returns 0, or -1 with a sentence: there may be too little memory. */
+/* Takes and fills memory for these cases. Returns 0, or -1 with a sentence: there may be too little
+ * memory. */
 int moe_bench_data_fill(struct moe_bench_data *data, const struct moe_plugin_host *host,
                         const struct moe_bench_case *cases, size_t num_cases, uint64_t seed,
                         struct moe_cli_error *error);

@@ -61,7 +61,8 @@ static uint64_t run_fma_plain(void)
 
 #if HAS_AVX2_LOOPS
 
-/* The compiler is told to unroll, so that the sums stay in registers at any optimization level that unrolls at all. */
+/* The compiler is told to unroll, so that the sums stay in registers at any optimization level that
+ * unrolls at all. */
 #define UNROLL _Pragma("GCC unroll 16")
 
 __attribute__((target("avx2,fma"))) static uint64_t read_avx2(const unsigned char *bytes,
@@ -104,7 +105,8 @@ __attribute__((target("avx2,fma"))) static void copy_avx2(unsigned char *to,
 
 __attribute__((target("avx2,fma"))) static uint64_t run_fma_avx2(void)
 {
-    /* Independent sums: two FMA units times a latency of 4 or 5 need 8 to 10; with two constants they fit 16 registers. */
+    /* Independent sums: two FMA units times a latency of 4 or 5 need 8 to 10; with two constants
+     * they fit 16 registers. */
     enum { NUM_SUMS = 12, LANES = 8 };
     __m256 sums[NUM_SUMS];
     const __m256 factor = _mm256_set1_ps(0.999f), addend = _mm256_set1_ps(0.001f);

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the machine can do at best, measured by loops of moectl's own, on as many threads as the plugin has:
+ * What the machine can do at best, measured by loops of moectl's own, on as many threads as the
+ * plugin has:
  *   read  a sum over memory that no cache holds, bytes read
  *   copy  from one half of that memory to the other, past the caches, bytes read plus bytes written
  *   fma   fp32 fused multiply-adds in registers, two operations each
- * On x86 with AVX2 and FMA by those instructions, elsewhere by plain C that the compiler may vectorize.
+ * On x86 with AVX2 and FMA by those instructions, elsewhere by plain C that the compiler may
+ * vectorize.
  */
 #ifndef MOE_BENCH_LIMITS_H
 #define MOE_BENCH_LIMITS_H
@@ -29,7 +31,8 @@ struct moe_bench_limits {
     struct moe_bench_samples samples[MOE_BENCH_NUM_LIMITS];
 };
 
-/* Takes memory of `num_bytes` (several times the last-level cache). Returns 0, or -1 with a sentence. */
+/* Takes memory of `num_bytes` (several times the last-level cache). Returns 0, or -1 with a
+ * sentence. */
 int moe_bench_limits_init(struct moe_bench_limits *limits, struct moe_bench_team *team,
                           uint64_t num_bytes, struct moe_cli_error *error);
 

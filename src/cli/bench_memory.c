@@ -20,7 +20,8 @@ enum {
     CHUNK_ELEMENTS = 1 << 20 /* filled from one seed, so that threads do not show in the result */
 };
 
-/* The number after `key` in a file of lines "key value ..."; the first number of the file when `key` is "". 0: none. */
+/* The number after `key` in a file of lines "key value ..."; the first number of the file when
+ * `key` is "". 0: none. */
 static uint64_t read_number(const char *path, const char *key)
 {
     FILE *file = fopen(path, "r");
@@ -109,7 +110,8 @@ struct fill {
     const char *table; /* TABLE_ENTRIES elements */
 };
 
-/* One draw gives ENTRIES_PER_DRAW elements; written out per size, because a memcpy of known size is a move. */
+/* One draw gives ENTRIES_PER_DRAW elements; written out per size, because a memcpy of known size is
+ * a move. */
 static void fill_chunk_2(char *out, const char *table, uint64_t num_elements,
                          struct moe_bench_random *random)
 {

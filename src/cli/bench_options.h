@@ -30,7 +30,8 @@ struct moe_bench_options {
     int wants_csv;
 };
 
-/* Reads argv as moe_args_parse does, and config.json where a model is named. Prints sentences to stderr. */
+/* Reads argv as moe_args_parse does, and config.json where a model is named. Prints sentences to
+ * stderr. */
 enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char *summary,
                                               struct moe_bench_options *options);
 

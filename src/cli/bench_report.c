@@ -18,7 +18,8 @@ static const char *source_name(const struct moe_choice *choice)
 
 enum { MAX_COLUMNS = 16, MAX_CELL = 192 };
 
-/* A table whose columns are as wide as their widest cell. Rows are gone through twice: to measure, then to print. */
+/* A table whose columns are as wide as their widest cell. Rows are gone through twice: to measure,
+ * then to print. */
 struct table {
     FILE *out;
     int is_measuring;

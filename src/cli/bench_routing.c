@@ -73,8 +73,8 @@ static void shuffle_front(struct draw *draw, int64_t first, int64_t num_chosen)
     }
 }
 
-/* top_k experts without replacement, expert i with weight (i + 1)^-exponent: the smallest of exponential variates with these
- * rates. order maps ranks to experts. */
+/* top_k experts without replacement, expert i with weight (i + 1)^-exponent: the smallest of
+ * exponential variates with these rates. order maps ranks to experts. */
 static void draw_zipf(struct draw *draw, int32_t *ids)
 {
     for (int64_t rank = 0; rank < draw->num_experts; ++rank) {
@@ -106,8 +106,8 @@ static void draw_hot(struct draw *draw, int32_t *ids)
     memcpy(ids, draw->order, (size_t)draw->top_k * sizeof *ids);
 }
 
-/* One set. With a fixed number of active experts those are dealt like cards: distinct within a token because top_k is not
- * larger, and all of them are used because there are enough routes. */
+/* One set. With a fixed number of active experts those are dealt like cards: distinct within a
+ * token because top_k is not larger, and all of them are used because there are enough routes. */
 static void draw_ids(struct draw *draw, int64_t num_tokens, int32_t *ids)
 {
     const int64_t num_active = draw->routing->num_active;
@@ -159,7 +159,8 @@ static int64_t sort_routes(struct moe_bench_routes *routes, int64_t set)
         num_active += ends[expert + 1] > 0;
         ends[expert + 1] += ends[expert];
     }
-    /* From the last route to the first, each expert's rows are handed out from its end downwards; that leaves the starts. */
+    /* From the last route to the first, each expert's rows are handed out from its end downwards;
+     * that leaves the starts. */
     int64_t *next = ends + 1;
     for (int64_t route = routes->num_routes - 1; route >= 0; --route) {
         const int64_t row = --next[ids[route]];

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Routes for benchmarks: ids drawn by a rule, and what an expert-parallel host derives from them by one stable sort. */
+/* Routes for benchmarks: ids drawn by a rule, and what an expert-parallel host derives from them by
+ * one stable sort. */
 #ifndef MOE_BENCH_ROUTING_H
 #define MOE_BENCH_ROUTING_H
 
@@ -10,7 +11,8 @@
 
 enum moe_bench_routing_kind {
     MOE_BENCH_ROUTING_UNIFORM, /* top_k distinct experts, each equally likely */
-    MOE_BENCH_ROUTING_ZIPF, /* expert of rank r (ranks are drawn anew for each set) with weight 1 / (r + 1)^exponent */
+    MOE_BENCH_ROUTING_ZIPF, /* expert of rank r (ranks are drawn anew for each set) with weight 1 /
+                               (r + 1)^exponent */
     MOE_BENCH_ROUTING_HOT /* one expert of the set gets every token, the other slots are uniform */
 };
 
@@ -20,15 +22,18 @@ struct moe_bench_routing {
     int64_t num_active; /* experts that get a route, exactly; 0: as the rule gives it */
 };
 
-/* Reads "uniform", "hot" or "zipf:EXPONENT" into kind and exponent. Returns 0, or -1 with a sentence. */
+/* Reads "uniform", "hot" or "zipf:EXPONENT" into kind and exponent. Returns 0, or -1 with a
+ * sentence. */
 int moe_bench_routing_parse(const char *text, struct moe_bench_routing *routing,
                             struct moe_cli_error *error);
 
-/* Can num_active be had with this many tokens? Returns 0, or -1 with a sentence that says what can. */
+/* Can num_active be had with this many tokens? Returns 0, or -1 with a sentence that says what
+ * can. */
 int moe_bench_routing_check(const struct moe_bench_routing *routing, int64_t num_tokens,
                             int64_t top_k, int64_t num_experts, struct moe_cli_error *error);
 
-/* Several independent draws of the routes of one number of tokens. Rows are routes sorted by expert. */
+/* Several independent draws of the routes of one number of tokens. Rows are routes sorted by
+ * expert. */
 struct moe_bench_routes {
     int64_t num_sets;
     int64_t num_tokens;

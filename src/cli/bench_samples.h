@@ -9,7 +9,8 @@ enum { MOE_BENCH_MAX_SAMPLES = 2048 };
 
 struct moe_bench_samples {
     size_t
-        num_samples; /* that are kept: after MOE_BENCH_MAX_SAMPLES, new ones take the place of the oldest */
+        num_samples; /* that are kept: after MOE_BENCH_MAX_SAMPLES, new ones take the place of the
+                        oldest */
     size_t num_added;
     double values[MOE_BENCH_MAX_SAMPLES];
 };

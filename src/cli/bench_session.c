@@ -23,7 +23,8 @@ enum {
     TIMER_READS_PER_SAMPLE = 500 /* a sample lasts so much longer than reading the clock */
 };
 
-/* The limits are measured again between cases after this time: what else the machine does must show in both. */
+/* The limits are measured again between cases after this time: what else the machine does must show
+ * in both. */
 static const double limit_interval_s = 0.1;
 
 /* ---------------------------------------------------------------- what is measured */
@@ -40,7 +41,8 @@ static int refuse(struct moe_bench_session *session, int32_t op, const char *rea
     return 0;
 }
 
-/* Sorts the operations that were asked for into those that the plugin can do here and those that it cannot. */
+/* Sorts the operations that were asked for into those that the plugin can do here and those that it
+ * cannot. */
 static int choose_ops(struct moe_bench_session *session, uint64_t *ops, struct moe_cli_error *error)
 {
     const struct moe_plugin_api *api = session->host.api;
@@ -210,8 +212,8 @@ static int calibrate(struct moe_bench_session *session, struct moe_bench_case *b
     }
 }
 
-/* One round of one case: a call that is not timed, because the operation before left other data in the caches, then samples
- * until the case's share of time is over. */
+/* One round of one case: a call that is not timed, because the operation before left other data in
+ * the caches, then samples until the case's share of time is over. */
 static int measure_case(struct moe_bench_session *session, struct moe_bench_case *bench_case,
                         struct moe_cli_error *error)
 {

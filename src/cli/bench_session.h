@@ -53,15 +53,15 @@ struct moe_bench_session {
 
     size_t num_routes; /* one for no token, then one per number of tokens */
     struct moe_bench_routes *routes;
-    size_t
-        num_cases; /* by operation, then by number of tokens; after them num_ops cases of no token */
+    size_t num_cases; /* by operation, then by number of tokens; after them num_ops cases of no
+                      token */
     struct moe_bench_case *cases;
     struct moe_bench_result *results;                 /* [num_cases] */
     struct moe_bench_overhead overheads[MOE_NUM_OPS]; /* [num_ops] */
 };
 
-/* Loads the plugin, makes plan, weights and data. Returns 0, or -1 with a sentence; finish either way. `options` must outlive
- * the session. */
+/* Loads the plugin, makes plan, weights and data. Returns 0, or -1 with a sentence; finish either
+ * way. `options` must outlive the session. */
 int moe_bench_session_init(struct moe_bench_session *session,
                            const struct moe_bench_options *options, struct moe_cli_error *error);
 

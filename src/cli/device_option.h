@@ -37,8 +37,9 @@ struct moe_device_option {
         .help = "with --sm: its name, which the key `device` of rules looks at" \
     }
 
-/* Describes the GPU; call it with option->sm > 0 or with nothing set. Returns 1 and the device, 0 when no GPU
- * is asked for, or -1 with a sentence when the sm is not known and its numbers are not given. */
+/* Describes the GPU; call it with option->sm > 0 or with nothing set. Returns 1 and the device, 0
+ * when no GPU is asked for, or -1 with a sentence when the sm is not known and its numbers are not
+ * given. */
 int moe_device_option_describe(const struct moe_device_option *option, struct moe_device *device,
                                struct moe_cli_error *error);
 

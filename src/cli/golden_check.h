@@ -23,8 +23,9 @@ struct moe_golden_check_tensor {
     int64_t worst_token;
 };
 
-/* topk_ids, compared as sets. A token whose scores leave no doubt has to have the same experts; at a
- * near tie (struct moe_golden_check_routing.num_near_ties) they may differ in the experts on the border. */
+/* topk_ids, compared as sets. A token whose scores leave no doubt has to have the same experts; at
+ * a near tie (struct moe_golden_check_routing.num_near_ties) they may differ in the experts on the
+ * border. */
 struct moe_golden_check_routing {
     int64_t num_near_ties;
     int64_t

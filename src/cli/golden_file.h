@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads a golden.safetensors: the input of a layer, and what another implementation computed from it. */
+/* Reads a golden.safetensors: the input of a layer, and what another implementation computed from
+ * it. */
 #ifndef MOE_GOLDEN_FILE_H
 #define MOE_GOLDEN_FILE_H
 
@@ -9,8 +10,8 @@
 #include "moe_plugin.h"
 #include "safetensors.h"
 
-/* Tensors that results are compared with. X(constant, name, last dimension as a member of moe_problem,
- * what it is). The first dimension of each is the number of tokens. */
+/* Tensors that results are compared with. X(constant, name, last dimension as a member of
+ * moe_problem, what it is). The first dimension of each is the number of tokens. */
 #define MOE_GOLDEN_KINDS(X)                                                       \
     X(MOE_GOLDEN_ROUTER_LOGITS, "router_logits", num_experts,                     \
       "output of the router, before any score function")                          \

@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Calls of a rank are timed until there are min_timed_calls of them and its part of the time is spent. */
+/* Calls of a rank are timed until there are min_timed_calls of them and its part of the time is
+ * spent. */
 enum { min_timed_calls = 3, max_timed_calls = 101 };
 static const double time_budget_s = 0.4; /* of all ranks */
 

@@ -17,7 +17,8 @@ struct moe_layer_run_request {
     struct moe_rank_split split;
     int64_t num_tokens;
     const void *tokens;       /* [T, H] of the problem's tokens.dtype */
-    int wants_experts_output; /* also routed experts alone, from the ids and weights of the first run */
+    int wants_experts_output; /* also routed experts alone, from the ids and weights of the first
+                                 run */
 };
 
 /* What chose the tile of one operation on rank 0. */

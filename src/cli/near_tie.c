@@ -29,8 +29,8 @@ static int compare_descending(const void *a, const void *b)
     return (left < right) - (left > right);
 }
 
-/* The values that experts are chosen by. Where a score function only stretches the order of logits, the
- * logits themselves. */
+/* The values that experts are chosen by. Where a score function only stretches the order of logits,
+ * the logits themselves. */
 static void compute_scores(const struct moe_problem *problem, const float *logits,
                            const float *bias, double *scores)
 {

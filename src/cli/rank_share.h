@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The part of a layer that one rank holds under tensor and expert parallelism: a problem of its own,
- * and operands that point into the whole layer's. No weight is copied.
+ * The part of a layer that one rank holds under tensor and expert parallelism: a problem of its
+ * own, and operands that point into the whole layer's. No weight is copied.
  */
 #ifndef MOE_RANK_SHARE_H
 #define MOE_RANK_SHARE_H
@@ -33,8 +33,8 @@ struct moe_rank_share {
 int moe_rank_split_check(const struct moe_problem *problem, const struct moe_rank_split *split,
                          struct moe_cli_error *error);
 
-/* The problem of rank `rank_idx`, but for max_tokens, and the experts that it holds. The split has been
- * checked. */
+/* The problem of rank `rank_idx`, but for max_tokens, and the experts that it holds. The split has
+ * been checked. */
 void moe_rank_split_take(const struct moe_problem *whole, const struct moe_rank_split *split,
                          int64_t rank_idx, struct moe_problem *problem,
                          struct moe_route_filter *filter);

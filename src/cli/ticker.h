@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Progress of actions that cannot report it themselves, because each step is one long call: a thread
- * redraws the line. Without a terminal there is no thread. */
+/* Progress of actions that cannot report it themselves, because each step is one long call: a
+ * thread redraws the line. Without a terminal there is no thread. */
 #ifndef MOE_TICKER_H
 #define MOE_TICKER_H
 

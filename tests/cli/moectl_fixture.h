@@ -8,8 +8,8 @@
 #include "support_moectl.h"
 
 /* Runs moectl with the arguments (a list that ends with NULL). Fails unless it exits with
- * `exit_status`, says `out_part` on stdout and `err_part` on stderr (NULL: says nothing there), and no escape
- * sequence anywhere. */
+ * `exit_status`, says `out_part` on stdout and `err_part` on stderr (NULL: says nothing there), and
+ * no escape sequence anywhere. */
 static inline void expect_moectl(const char *const *arguments, int exit_status,
                                  const char *out_part, const char *err_part)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Elements against the reference conversions: every 16-bit pattern, and values around every border between two. */
+/* Elements against the reference conversions: every 16-bit pattern, and values around every border
+ * between two. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

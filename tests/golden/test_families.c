@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 300 */
-/* The golden layer of each family through moectl and the plugin, as one command each: on one rank and on several, with
- * one thread and three, with each instruction set. */
+/* The golden layer of each family through moectl and the plugin, as one command each: on one rank
+ * and on several, with one thread and three, with each instruction set. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

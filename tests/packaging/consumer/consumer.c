@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A host built against an installed package: prints the name and version of the plugin at PLUGIN. */
+/* A host built against an installed package: prints the name and version of the plugin at
+ * PLUGIN. */
 #include <dlfcn.h>
 #include <stddef.h>
 #include <stdint.h>
