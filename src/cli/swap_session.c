@@ -2,38 +2,22 @@
 #define _GNU_SOURCE
 #include "swap_session.h"
 
-#include "bench_random.h"
+#include "swap_clients.h"
 #include "swap_workers.h"
 #include "terminal.h"
 
 #include <sched.h>
 #include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 enum {
-    CLIENTS_PER_THREAD = 2, /* so that workers find a request when they end one */
-    PAUSE_MS = 25,          /* between staging and a promote: the window holds no staging */
-    DRAIN_SECONDS = 60      /* longer is a failure */
+    PAUSE_MS = 25,     /* between staging and a promote: the window holds no staging */
+    DRAIN_SECONDS = 60 /* longer is a failure */
 };
 _Static_assert(PAUSE_MS > 2 * MOE_SWAP_WINDOW_MS, "requests of the phases are apart");
-
-/* Asks again as soon as it is answered; one thread at a time runs its request. */
-struct moe_swap_client {
-    struct moe_swap_session *session;
-    struct moe_swap_request request;
-    struct moe_bench_random random;
-    const struct moe_swap_layer *layer; /* of the request */
-    int64_t first_token;
-    unsigned char *output;
-    struct moe_swap_intervals times;
-    int64_t num_requests, num_failed, num_wrong, num_neither, num_unmeasured;
-    int64_t num_answered[MOE_SWAP_NUM_PLUGINS];
-    char failure[768]; /* the first */
-};
 
 const char *moe_swap_plugin_name(int plugin)
 {
@@ -48,8 +32,7 @@ const char *moe_swap_step_name(int step)
     return names[step];
 }
 
-__attribute__((format(printf, 2, 3))) static void say(struct moe_swap_sentences *sentences,
-                                                      const char *format, ...)
+void moe_swap_sentences_add(struct moe_swap_sentences *sentences, const char *format, ...)
 {
     const int64_t idx = sentences->num_sentences++;
     if (idx < MOE_SWAP_MAX_SENTENCES) {
@@ -64,150 +47,6 @@ static void pause_ms(int ms)
 {
     const struct timespec time = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
     nanosleep(&time, NULL);
-}
-
-/* ---- load ---- */
-
-static void ask(struct moe_swap_client *client)
-{
-    struct moe_swap_session *session = client->session;
-    const int64_t layer_idx = moe_bench_random_below(&client->random, MOE_SWAP_NUM_LAYERS);
-    client->layer = &session->layers[layer_idx];
-    const int64_t num_tokens =
-        1 + moe_bench_random_below(&client->random, client->layer->problem.max_tokens);
-    client->first_token =
-        moe_bench_random_below(&client->random, MOE_SWAP_NUM_TOKENS - num_tokens + 1);
-    client->request.slot = client->layer->slot;
-    client->request.num_tokens = num_tokens;
-    client->request.tokens =
-        client->layer->tokens + (size_t)client->first_token * client->layer->row_bytes;
-    client->request.output = client->output;
-    /* What the call leaves unwritten is no answer. */
-    memset(client->output, 0xFF, (size_t)num_tokens * client->layer->row_bytes);
-}
-
-static int is_answer_of(const struct moe_swap_client *client, int plugin)
-{
-    return moe_swap_layer_is_answer(client->layer, plugin, client->first_token,
-                                    client->request.num_tokens, client->output);
-}
-
-static void note_failure(struct moe_swap_client *client, int plugin)
-{
-    const struct moe_swap_request *request = &client->request;
-    if (client->failure[0] != '\0') {
-        return;
-    }
-    const int layer_idx = (int)(client->layer - client->session->layers);
-    if (request->status != MOE_STATUS_OK) {
-        snprintf(client->failure, sizeof client->failure,
-                 "layer %d, %lld tokens from %lld, generation %llu: %s: %s", layer_idx,
-                 (long long)request->num_tokens, (long long)client->first_token,
-                 (unsigned long long)request->generation, moe_loader_status_name(request->status),
-                 request->error.message[0] != '\0' ? request->error.message
-                                                   : moe_loader_status_text(request->status));
-        return;
-    }
-    snprintf(client->failure, sizeof client->failure,
-             "layer %d, %lld tokens from %lld: generation %llu, which is %s, answered with other "
-             "bits than before the load",
-             layer_idx, (long long)request->num_tokens, (long long)client->first_token,
-             (unsigned long long)request->generation,
-             plugin < 0 ? "unknown" : moe_swap_plugin_name(plugin));
-}
-
-static void check(struct moe_swap_client *client)
-{
-    const struct moe_swap_session *session = client->session;
-    const uint64_t generation = client->request.generation;
-    const int plugin =
-        generation < sizeof session->plugins / sizeof session->plugins[0]
-            ? atomic_load_explicit(&session->plugins[generation], memory_order_relaxed)
-            : -1;
-    client->num_requests += 1;
-    if (client->request.status != MOE_STATUS_OK) {
-        client->num_failed += 1;
-        note_failure(client, plugin);
-    } else if (plugin >= 0 && is_answer_of(client, plugin)) {
-        client->num_answered[plugin] += 1;
-    } else {
-        client->num_wrong += 1;
-        client->num_neither += !is_answer_of(client, 0) && !is_answer_of(client, 1);
-        note_failure(client, plugin);
-    }
-}
-
-static int done(void *self, struct moe_swap_request *request)
-{
-    (void)self;
-    struct moe_swap_client *client =
-        (struct moe_swap_client *)((char *)request - offsetof(struct moe_swap_client, request));
-    check(client);
-    if (moe_swap_intervals_add(&client->times, request->queued_ns, request->done_ns) != 0) {
-        client->num_unmeasured += 1;
-    }
-    if (atomic_load_explicit(&client->session->is_over, memory_order_relaxed)) {
-        return 0;
-    }
-    ask(client);
-    return 1;
-}
-
-static int make_clients(struct moe_swap_session *session, struct moe_cli_error *error)
-{
-    const size_t output_bytes = moe_swap_layers_output_bytes(session->layers);
-    session->num_clients = session->num_threads * CLIENTS_PER_THREAD;
-    session->clients = calloc((size_t)session->num_clients, sizeof *session->clients);
-    if (session->clients == NULL) {
-        session->num_clients = 0;
-        return moe_cli_fail_memory(error, "making clients");
-    }
-    for (int i = 0; i < session->num_clients; ++i) {
-        struct moe_swap_client *client = &session->clients[i];
-        client->session = session;
-        client->output = malloc(output_bytes);
-        if (client->output == NULL) {
-            return moe_cli_fail_memory(error, "making clients");
-        }
-        MOE_INIT(client->request.error);
-        moe_bench_random_init(&client->random, 1, (uint64_t)i);
-    }
-    return 0;
-}
-
-static int collect(struct moe_swap_session *session, struct moe_cli_error *error)
-{
-    const struct moe_swap_intervals **lists = calloc((size_t)session->num_clients, sizeof *lists);
-    if (lists == NULL) {
-        return moe_cli_fail_memory(error, "summarizing latencies");
-    }
-    for (int i = 0; i < session->num_clients; ++i) {
-        const struct moe_swap_client *client = &session->clients[i];
-        lists[i] = &client->times;
-        session->num_requests += client->num_requests;
-        session->num_failed += client->num_failed;
-        session->num_wrong += client->num_wrong;
-        session->num_neither += client->num_neither;
-        session->num_unmeasured += client->num_unmeasured;
-        for (int plugin = 0; plugin < MOE_SWAP_NUM_PLUGINS; ++plugin) {
-            session->num_answered[plugin] += client->num_answered[plugin];
-        }
-        if (client->failure[0] != '\0') {
-            say(&session->failures, "%s", client->failure);
-        }
-    }
-    int result = moe_swap_latency_summarize(lists, (size_t)session->num_clients, &session->windows,
-                                            &session->stagings, session->latency);
-    free(lists);
-    for (int step = 0; step < MOE_SWAP_NUM_STEPS && result == 0; ++step) {
-        /* With no window and no staging all are "outside". */
-        const struct moe_swap_intervals none = {0};
-        const struct moe_swap_intervals *times = &session->step_times[step];
-        struct moe_swap_percentiles phases[MOE_SWAP_NUM_PHASES];
-        result = moe_swap_latency_summarize(&times, 1, &none, &none, phases);
-        session->steps[step] = phases[MOE_SWAP_OUTSIDE];
-    }
-    return result == 0 ? 0 : moe_cli_fail_memory(error, "summarizing latencies");
 }
 
 /* ---- generations ---- */
@@ -262,8 +101,8 @@ static void note_rejection(struct moe_swap_session *session, int plugin, int32_t
                            const struct moe_error *cause)
 {
     session->num_rejections += 1;
-    say(&session->rejections, "%s (%s): %s: %s", moe_swap_plugin_name(plugin),
-        session->options.plugins[plugin], moe_loader_status_name(status), cause->message);
+    moe_swap_sentences_add(&session->rejections, "%s: %s: %s", moe_swap_plugin_name(plugin),
+                           moe_loader_status_name(status), cause->message);
 }
 
 /* Waits until no worker is inside the generation any more. */
@@ -343,8 +182,9 @@ static void swap(struct moe_swap_session *session)
         status = park(session, former, &cause);
     }
     if (status != MOE_STATUS_OK) {
-        say(&session->failures, "swap %lld, %s: %s: %s", (long long)session->num_swaps, step,
-            moe_loader_status_name(status), cause.message);
+        moe_swap_sentences_add(&session->failures, "swap %lld, %s: %s: %s",
+                               (long long)session->num_swaps, step, moe_loader_status_name(status),
+                               cause.message);
     }
     pause_ms(PAUSE_MS);
 }
@@ -423,8 +263,7 @@ static int meet(struct moe_swap_session *session, int plugin, struct moe_cli_err
         status = moe_loader_park(session->loader, former, 1, &cause);
     }
     if (status != MOE_STATUS_OK) {
-        return MOE_CLI_FAIL(error, "plugin %s: %s: %s", moe_swap_plugin_name(plugin),
-                            session->options.plugins[plugin], cause.message);
+        return MOE_CLI_FAIL(error, "plugin %s: %s", moe_swap_plugin_name(plugin), cause.message);
     }
     take_kernel_set_id(session, plugin, generation);
     return take_answers(session, plugin, error);
@@ -517,7 +356,22 @@ int moe_swap_session_init(struct moe_swap_session *session, const struct moe_swa
     for (int step = 0; step < MOE_SWAP_NUM_STEPS; ++step) {
         moe_swap_intervals_finish(&session->step_times[step]); /* those before the load */
     }
-    return make_clients(session, error);
+    return moe_swap_clients_create(session, error);
+}
+
+static int summarize_steps(struct moe_swap_session *session, struct moe_cli_error *error)
+{
+    /* With no window and no staging all are "outside". */
+    const struct moe_swap_intervals none = {.num_intervals = 0};
+    for (int step = 0; step < MOE_SWAP_NUM_STEPS; ++step) {
+        const struct moe_swap_intervals *times = &session->step_times[step];
+        struct moe_swap_percentiles phases[MOE_SWAP_NUM_PHASES];
+        if (moe_swap_latency_summarize(&times, 1, &none, &none, phases) != 0) {
+            return moe_cli_fail_memory(error, "summarizing the steps of swaps");
+        }
+        session->steps[step] = phases[MOE_SWAP_OUTSIDE];
+    }
+    return 0;
 }
 
 int moe_swap_session_run(struct moe_swap_session *session, struct moe_cli_error *error)
@@ -527,7 +381,7 @@ int moe_swap_session_run(struct moe_swap_session *session, struct moe_cli_error 
         .num_threads = session->num_threads,
         .workspace_bytes = MOE_SWAP_WORKSPACE_BYTES,
         .workspace_alignment = MOE_SWAP_WORKSPACE_ALIGNMENT,
-        .done = done,
+        .done = moe_swap_clients_done,
     };
     struct moe_swap_workers *workers = NULL;
     if (moe_swap_workers_create(&options, &workers, error) != 0) {
@@ -536,10 +390,7 @@ int moe_swap_session_run(struct moe_swap_session *session, struct moe_cli_error 
     struct moe_progress progress;
     moe_progress_begin(&progress, stderr, "swapping under load");
     const int64_t begin_ns = moe_swap_now_ns();
-    for (int i = 0; i < session->num_clients; ++i) {
-        ask(&session->clients[i]);
-        moe_swap_workers_submit(workers, &session->clients[i].request);
-    }
+    moe_swap_clients_submit(session, workers);
     const int64_t load_ns = session->options.num_seconds * INT64_C(1000000000);
     int64_t num_attempts = 0;
     pause_ms(PAUSE_MS);
@@ -553,7 +404,10 @@ int moe_swap_session_run(struct moe_swap_session *session, struct moe_cli_error 
     session->load_seconds = (double)(moe_swap_now_ns() - begin_ns) / 1e9;
     moe_swap_workers_destroy(workers);
     moe_progress_end(&progress);
-    return collect(session, error);
+    if (moe_swap_clients_collect(session, error) != 0) {
+        return -1;
+    }
+    return summarize_steps(session, error);
 }
 
 int moe_swap_session_has_passed(const struct moe_swap_session *session)
@@ -570,11 +424,7 @@ int moe_swap_session_has_passed(const struct moe_swap_session *session)
 void moe_swap_session_finish(struct moe_swap_session *session)
 {
     moe_loader_destroy(session->loader);
-    for (int i = 0; i < session->num_clients; ++i) {
-        free(session->clients[i].output);
-        moe_swap_intervals_finish(&session->clients[i].times);
-    }
-    free(session->clients);
+    moe_swap_clients_destroy(session);
     moe_swap_layers_finish(session->layers);
     moe_swap_intervals_finish(&session->windows);
     moe_swap_intervals_finish(&session->stagings);
@@ -582,6 +432,4 @@ void moe_swap_session_finish(struct moe_swap_session *session)
         moe_swap_intervals_finish(&session->step_times[step]);
     }
     session->loader = NULL;
-    session->clients = NULL;
-    session->num_clients = 0;
 }

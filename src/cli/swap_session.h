@@ -42,6 +42,10 @@ struct moe_swap_sentences {
     char kept[MOE_SWAP_MAX_SENTENCES][768];
 };
 
+/* Adds one, printf-like; what does not fit is cut. */
+__attribute__((format(printf, 2, 3))) void moe_swap_sentences_add(
+    struct moe_swap_sentences *sentences, const char *format, ...);
+
 struct moe_swap_client;
 
 /* Caller-owned, must not move between init and finish. Results are complete after run. */
