@@ -43,6 +43,11 @@ def make(name, **members):
     return memory
 
 
+def matrix(name, base, rows, columns):
+    """Members of an operand: base holds packed matrices of rows x columns, one after the other."""
+    return {f"{name}__base": base, f"{name}__expert_stride": rows * columns, f"{name}__row_stride": columns, f"{name}__col_stride": 1}
+
+
 def get(memory, name, path):
     where, num_bytes = _place(name, path)
     return int.from_bytes(memory[where:where + num_bytes], "little")

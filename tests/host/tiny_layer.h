@@ -1,16 +1,47 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The layer that minihost.c runs: weights, tokens, routing, and its answer by plain loops. */
+/* The layer that minihost.c runs: its numbers, what the plugin is told of them, and the answer by
+ * plain loops. */
 #ifndef MOE_TESTS_TINY_LAYER_H
 #define MOE_TESTS_TINY_LAYER_H
 
 #include <math.h>
-#include <stdint.h>
+
+#include "moe_plugin.h"
 
 enum { T = 3, E = 4, K = 2, H = 8, I = 6 }; /* tokens, experts, top_k, hidden, inter */
 
 static float tokens[T][H], gate[E][I][H], up[E][I][H], down[E][H][I], output[T][H];
 static const int32_t ids[T][K] = {{2, 0}, {1, 3}, {3, -1}}; /* -1: an expert of another rank */
 static const float route_weights[T][K] = {{0.75f, 0.25f}, {0.5f, 0.5f}, {1.0f, 0.0f}};
+
+static const struct moe_problem problem = {
+    .struct_size = sizeof problem,
+    .num_experts = E,
+    .top_k = K,
+    .hidden = H,
+    .inter = I,
+    .activation = MOE_ACTIVATION_SILU,
+    .max_tokens = T,
+    .tokens.dtype = MOE_DTYPE_FP32,
+    .gate_up.dtype = MOE_DTYPE_FP32,
+    .down.dtype = MOE_DTYPE_FP32,
+};
+
+static const struct moe_weights_desc desc = {
+    .struct_size = sizeof desc,
+    .gate = {.base = gate, .expert_stride = I * H, .row_stride = H, .col_stride = 1},
+    .up = {.base = up, .expert_stride = I * H, .row_stride = H, .col_stride = 1},
+    .down = {.base = down, .expert_stride = H * I, .row_stride = I, .col_stride = 1},
+};
+
+/* The host adds the bound weights and the workspace. */
+static struct moe_layer_args args = {
+    .call = {.struct_size = sizeof args, .num_tokens = T},
+    .tokens = tokens,
+    .topk_ids = ids,
+    .topk_weights = route_weights[0],
+    .output = output,
+};
 
 static void fill_layer(void)
 {
