@@ -10,6 +10,7 @@ struct moe_command {
 };
 
 extern const struct moe_command moe_command_bench;
+extern const struct moe_command moe_command_conform;
 extern const struct moe_command moe_command_explain;
 extern const struct moe_command moe_command_info;
 extern const struct moe_command moe_command_list;

@@ -9,9 +9,8 @@
 #include <string.h>
 
 static const struct moe_command *const commands[] = {
-    &moe_command_run,  &moe_command_validate, &moe_command_explain,
-    &moe_command_list, &moe_command_info,     &moe_command_bench,
-    &moe_command_swap_demo,
+    &moe_command_run,  &moe_command_validate, &moe_command_explain, &moe_command_list,
+    &moe_command_info, &moe_command_bench,    &moe_command_conform, &moe_command_swap_demo,
 };
 enum { num_commands = sizeof commands / sizeof commands[0] };
 
