@@ -33,8 +33,8 @@
  * reader's side a plain store, a few nanoseconds of a call that takes microseconds, at the price of
  * a kernel feature to probe for and of a proof that ThreadSanitizer cannot follow.
  *
- * Closing a slot is the same with the host's promise in the place of P1: enters that happen after the
- * promise do not ask for the slot, those before are noted.
+ * Closing a slot is the same with the host's promise in the place of P1: enters that happen after
+ * the promise do not ask for the slot, those before are noted.
  *
  * Counting: calls[worker] of a generation is written by this worker between enter and leave only,
  * so a drained generation's counters are exact and may be freed.
