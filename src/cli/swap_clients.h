@@ -18,8 +18,8 @@ int moe_swap_clients_done(void *self, struct moe_swap_request *request);
 /* The first request of each. */
 void moe_swap_clients_submit(struct moe_swap_session *session, struct moe_swap_workers *workers);
 
-/* Adds up what they saw into the session's results; when the workers are gone. Returns 0, or -1 with a
- * sentence. */
+/* Adds up what they saw into the session's results; when the workers are gone. Returns 0, or -1
+ * with a sentence. */
 int moe_swap_clients_collect(struct moe_swap_session *session, struct moe_cli_error *error);
 
 #endif

@@ -50,7 +50,7 @@ static struct moe_swap_interval *copy(const struct moe_swap_intervals *const *li
     for (size_t i = 0; i < num_lists; ++i) {
         *num_intervals += lists[i]->num_intervals;
     }
-    struct moe_swap_interval *all = malloc((*num_intervals + 1) * sizeof *all);
+    struct moe_swap_interval *all = calloc(*num_intervals + 1, sizeof *all);
     if (all == NULL) {
         return NULL;
     }

@@ -40,9 +40,9 @@ struct moe_swap_percentiles {
 };
 
 /*
- * Sorts the requests of num_lists lists into phases. `windows` and `stagings` are in ascending order
- * of begin and of end. Percentile p is the smallest time that at least p percent of the requests do
- * not exceed. Returns 0, or -1 when memory is short.
+ * Sorts the requests of num_lists lists into phases. `windows` and `stagings` are in ascending
+ * order of begin and of end. Percentile p is the smallest time that at least p percent of the
+ * requests do not exceed. Returns 0, or -1 when memory is short.
  */
 int moe_swap_latency_summarize(const struct moe_swap_intervals *const *requests, size_t num_lists,
                                const struct moe_swap_intervals *windows,

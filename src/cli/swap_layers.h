@@ -28,8 +28,8 @@ struct moe_swap_layer {
     void *elements[4];                            /* of the weights */
 };
 
-/* Makes all layers; the answers are filled by the caller. The same numbers every time. Returns 0, or
- * -1 with a sentence; finish the layers either way. */
+/* Makes all layers; the answers are filled by the caller. The same numbers every time. Returns 0,
+ * or -1 with a sentence; finish the layers either way. */
 int moe_swap_layers_init(struct moe_swap_layer layers[MOE_SWAP_NUM_LAYERS],
                          struct moe_cli_error *error);
 /* Frees everything but the slots. Zeroed layers are allowed. */

@@ -81,13 +81,14 @@ struct moe_swap_session {
     struct moe_swap_intervals step_times[MOE_SWAP_NUM_STEPS];
 };
 
-/* Opens the loader and the layers, and asks both plugins for their answers; A is active then. A
- * plugin B that can be read and is refused for what it is or does is a rejection, no error. Returns 0,
- * or -1 with a sentence. Finish the session either way. */
+/* Opens the loader and the layers, and asks both plugins for their answers; the one that was asked
+ * last serves then. A plugin B that is a shared object and is refused for what it does is a
+ * rejection, no error. Returns 0, or -1 with a sentence. Finish the session either way. */
 int moe_swap_session_init(struct moe_swap_session *session, const struct moe_swap_options *options,
                           struct moe_cli_error *error);
 
-/* The load, with swaps. Returns 0 when it could be done, whatever was found, or -1 with a sentence. */
+/* The load, with swaps; once. Returns 0 when it could be done, whatever was found, or -1 with a
+ * sentence. */
 int moe_swap_session_run(struct moe_swap_session *session, struct moe_cli_error *error);
 
 /* 1 when all requests were answered right, by both plugins, and nothing was rejected or failed. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest labels: tsan serial */
-/* Swapping as moectl swap-demo does it: what it counts, what it times, and that it sees what is wrong. */
+/* Swapping as moectl swap-demo does it: what it counts and times, and that it sees errors. */
 #include "swap_latency.h"
 #include "swap_report.h"
 #include "swap_session.h"
