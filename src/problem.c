@@ -176,6 +176,8 @@ static int32_t check_groups(const struct moe_problem *problem, struct moe_error 
 {
     MOE_TRY(
         check_dimension("num_groups", problem->num_groups, 1, problem->num_experts_global, error));
+    MOE_TRY(check_dimension("group_score", problem->group_score, MOE_GROUP_SCORE_MAX,
+                            MOE_GROUP_SCORE_TOP2_SUM, error));
     if (problem->num_groups == 1) {
         return MOE_STATUS_OK;
     }
@@ -191,8 +193,6 @@ static int32_t check_groups(const struct moe_problem *problem, struct moe_error 
                              problem->num_groups, problem->num_experts_global);
     }
     MOE_TRY(check_dimension("topk_groups", problem->topk_groups, 1, problem->num_groups, error));
-    MOE_TRY(check_dimension("group_score", problem->group_score, MOE_GROUP_SCORE_MAX,
-                            MOE_GROUP_SCORE_TOP2_SUM, error));
     int64_t group_experts = problem->num_experts_global / problem->num_groups;
     if (group_experts * problem->topk_groups < problem->top_k) {
         return moe_error_set(
