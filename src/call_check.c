@@ -217,3 +217,32 @@ int32_t moe_call_check_overlap(const char *op, const char *output_name, struct m
                          output_name, input_name,
                          in_place ? ", and is not the same rows with equal strides and types" : "");
 }
+
+struct moe_call_tensor moe_call_array(const char *name, const void *base, int64_t num_elements,
+                                      size_t element_bytes)
+{
+    if (base == NULL || num_elements <= 0) {
+        return (struct moe_call_tensor){.name = name};
+    }
+    const int64_t bytes = num_elements * (int64_t)element_bytes;
+    return (struct moe_call_tensor){.name = name, .span = {base, 1, bytes, bytes}};
+}
+
+struct moe_call_tensor moe_call_workspace(const struct moe_plan *plan, int32_t op,
+                                          const struct moe_call *call, int64_t num_tokens)
+{
+    return moe_call_array("workspace", call->workspace,
+                          (int64_t)moe_plan_call_workspace(plan, op, num_tokens), 1);
+}
+
+int32_t moe_call_check_disjoint(const char *op, const struct moe_call_tensor *tensors,
+                                size_t num_tensors, size_t num_outputs, struct moe_error *error)
+{
+    for (size_t i = 0; i < num_outputs; i++) {
+        for (size_t k = i + 1; k < num_tensors; k++) {
+            MOE_TRY(moe_call_check_overlap(op, tensors[i].name, tensors[i].span, tensors[k].name,
+                                           tensors[k].span, 0, error));
+        }
+    }
+    return MOE_STATUS_OK;
+}

@@ -66,4 +66,22 @@ int32_t moe_call_check_overlap(const char *op, const char *output_name, struct m
                                const char *input_name, struct moe_span input, int in_place,
                                struct moe_error *error);
 
+/* A tensor of a call, by the name of its member. */
+struct moe_call_tensor {
+    const char *name;
+    struct moe_span span;
+};
+
+/* An array without strides; NULL or no elements: nothing that could overlap. */
+struct moe_call_tensor moe_call_array(const char *name, const void *base, int64_t num_elements,
+                                      size_t element_bytes);
+
+/* What the operation uses of the call's workspace for `num_tokens`. */
+struct moe_call_tensor moe_call_workspace(const struct moe_plan *plan, int32_t op,
+                                          const struct moe_call *call, int64_t num_tokens);
+
+/* The first `num_outputs` of the tensors are written: refuse one that overlaps any other. */
+int32_t moe_call_check_disjoint(const char *op, const struct moe_call_tensor *tensors,
+                                size_t num_tensors, size_t num_outputs, struct moe_error *error);
+
 #endif

@@ -183,6 +183,26 @@ int32_t moe_calls_grouped_gemm(const struct moe_plan *plan,
     return plan->backend->grouped_gemm(&run, shape.op, &gemm, error);
 }
 
+/* `num_tokens`: what the workspace was sized for. */
+static int32_t check_experts_overlap(const struct moe_plan *plan,
+                                     const struct moe_experts_args *own, int64_t num_tokens,
+                                     struct moe_error *error)
+{
+    const struct moe_problem *problem = &plan->problem;
+    const struct moe_call_tensor tensors[] = {
+        {"output", moe_call_span(own->output, own->num_rows, problem->hidden, own->output_stride,
+                                 problem->output_dtype)},
+        moe_call_workspace(plan, MOE_OP_EXPERTS, &own->call, num_tokens),
+        {"rows", moe_call_span(own->rows, own->num_rows, problem->hidden, own->row_stride,
+                               problem->tokens.dtype)},
+        moe_call_array("row_weights", own->row_weights, own->num_rows, sizeof(float)),
+        moe_call_array("seg_indptr", own->seg_indptr, (int64_t)problem->num_experts + 1,
+                       sizeof(int64_t)),
+    };
+    return moe_call_check_disjoint("experts", tensors, sizeof(tensors) / sizeof(tensors[0]), 2,
+                                   error);
+}
+
 int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_args *args,
                           struct moe_error *error)
 {
@@ -224,13 +244,7 @@ int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_
                              "experts: row_weights are given, but the problem lacks "
                              "MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT");
     }
-    MOE_TRY(moe_call_check_overlap(op, "output",
-                                   moe_call_span(own.output, own.num_rows, problem->hidden,
-                                                 own.output_stride, problem->output_dtype),
-                                   "rows",
-                                   moe_call_span(own.rows, own.num_rows, problem->hidden,
-                                                 own.row_stride, problem->tokens.dtype),
-                                   0, error));
+    MOE_TRY(check_experts_overlap(plan, &own, tokens, error));
     if (own.num_rows == 0) {
         return MOE_STATUS_OK;
     }
@@ -297,6 +311,46 @@ static int32_t check_layer_routing(const struct moe_plan *plan, const struct moe
     return MOE_STATUS_OK;
 }
 
+/* Only `output` may be an input, tokens or residual, and then the very same rows. */
+static int32_t check_layer_overlap(const struct moe_plan *plan, const struct moe_layer_args *own,
+                                   struct moe_error *error)
+{
+    static const char op[] = "layer";
+    const struct moe_problem *problem = &plan->problem;
+    const int64_t num_tokens = own->call.num_tokens, num_routes = num_tokens * problem->top_k;
+    const int64_t num_experts = problem->num_experts_global, hidden = problem->hidden;
+    const int32_t token_dtype = problem->tokens.dtype, output_dtype = problem->output_dtype;
+    const int32_t logits_dtype = problem->logits_dtype;
+    const size_t id_bytes = own->ids_dtype == MOE_IDS_INT64 ? 8 : 4;
+    const struct moe_span output =
+        moe_call_span(own->output, num_tokens, hidden, own->output_stride, output_dtype);
+    const struct moe_span tokens =
+        moe_call_span(own->tokens, num_tokens, hidden, own->token_stride, token_dtype);
+    const struct moe_span residual =
+        moe_call_span(own->residual, num_tokens, hidden, own->residual_stride, output_dtype);
+    MOE_TRY(moe_call_check_overlap(op, "output", output, "tokens", tokens,
+                                   token_dtype == output_dtype, error));
+    MOE_TRY(moe_call_check_overlap(op, "output", output, "residual", residual, 1, error));
+    const struct moe_call_tensor tensors[] = {
+        {"logits_out",
+         moe_call_span(own->logits_out, num_tokens, num_experts, num_experts, logits_dtype)},
+        moe_call_array("topk_ids_out", own->topk_ids_out, num_routes, id_bytes),
+        moe_call_array("topk_weights_out", own->topk_weights_out, num_routes, sizeof(float)),
+        moe_call_workspace(plan, MOE_OP_LAYER, &own->call, num_tokens),
+        {"tokens", tokens},
+        {"residual", residual},
+        {"output", output},
+        {"logits",
+         moe_call_span(own->logits, num_tokens, num_experts, own->logits_stride, logits_dtype)},
+        moe_call_array("topk_ids", own->topk_ids, num_routes, id_bytes),
+        moe_call_array("topk_weights", own->topk_weights, num_routes, sizeof(float)),
+        moe_call_array("filter.expert_map", own->filter.expert_map, num_experts, sizeof(int32_t)),
+    };
+    enum { num_tensors = sizeof(tensors) / sizeof(tensors[0]), output_idx = 6 };
+    MOE_TRY(moe_call_check_disjoint(op, tensors, num_tensors, 4, error));
+    return moe_call_check_disjoint(op, tensors + output_idx, num_tensors - output_idx, 1, error);
+}
+
 static int32_t check_layer_tensors(const struct moe_plan *plan, struct moe_layer_args *own,
                                    struct moe_error *error)
 {
@@ -312,16 +366,7 @@ static int32_t check_layer_tensors(const struct moe_plan *plan, struct moe_layer
     MOE_TRY(moe_call_check_tensor(op, "tokens", own->tokens, token_dtype, num_tokens, error));
     MOE_TRY(moe_call_check_tensor(op, "output", own->output, output_dtype, num_tokens, error));
     MOE_TRY(moe_call_check_tensor(op, "residual", own->residual, output_dtype, 0, error));
-    struct moe_span output =
-        moe_call_span(own->output, num_tokens, hidden, own->output_stride, output_dtype);
-    MOE_TRY(moe_call_check_overlap(
-        op, "output", output, "tokens",
-        moe_call_span(own->tokens, num_tokens, hidden, own->token_stride, token_dtype),
-        token_dtype == output_dtype, error));
-    return moe_call_check_overlap(
-        op, "output", output, "residual",
-        moe_call_span(own->residual, num_tokens, hidden, own->residual_stride, output_dtype), 1,
-        error);
+    return check_layer_overlap(plan, own, error);
 }
 
 static int32_t check_layer_features(const struct moe_layer_args *own, struct moe_error *error)

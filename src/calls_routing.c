@@ -56,6 +56,29 @@ int32_t moe_calls_router(const struct moe_plan *plan, const struct moe_router_ar
     return plan->backend->router(&run, &router, error);
 }
 
+static size_t bytes_of_id(int32_t ids_dtype)
+{
+    return ids_dtype == MOE_IDS_INT64 ? sizeof(int64_t) : sizeof(int32_t);
+}
+
+static int32_t check_gating_overlap(const struct moe_plan *plan, const struct moe_gating_args *own,
+                                    struct moe_error *error)
+{
+    const struct moe_problem *problem = &plan->problem;
+    const int64_t num_tokens = own->call.num_tokens, num_experts = problem->num_experts_global;
+    const int64_t num_chosen = num_tokens * (problem->top_k + problem->num_appended_experts);
+    const struct moe_call_tensor tensors[] = {
+        moe_call_array("topk_ids", own->topk_ids, num_chosen, bytes_of_id(own->ids_dtype)),
+        moe_call_array("topk_weights", own->topk_weights, num_chosen, sizeof(float)),
+        moe_call_workspace(plan, MOE_OP_GATING, &own->call, num_tokens),
+        {"logits", moe_call_span(own->logits, num_tokens, num_experts, own->logits_stride,
+                                 problem->logits_dtype)},
+        moe_call_array("correction_bias", own->correction_bias, num_experts, sizeof(float)),
+    };
+    return moe_call_check_disjoint("gating", tensors, sizeof(tensors) / sizeof(tensors[0]), 3,
+                                   error);
+}
+
 int32_t moe_calls_gating(const struct moe_plan *plan, const struct moe_gating_args *args,
                          struct moe_error *error)
 {
@@ -86,8 +109,8 @@ int32_t moe_calls_gating(const struct moe_plan *plan, const struct moe_gating_ar
         moe_call_check_tensor(op, "logits", own.logits, problem->logits_dtype, num_tokens, error));
     MOE_TRY(moe_call_check_array(op, "correction_bias", own.correction_bias, sizeof(float), biased,
                                  error));
-    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids,
-                                 own.ids_dtype == MOE_IDS_INT64 ? 8 : 4, num_tokens, error));
+    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids, bytes_of_id(own.ids_dtype),
+                                 num_tokens, error));
     MOE_TRY(moe_call_check_array(op, "topk_weights", own.topk_weights, sizeof(float), num_tokens,
                                  error));
     if (own.correction_bias != NULL && !biased) {
@@ -95,6 +118,7 @@ int32_t moe_calls_gating(const struct moe_plan *plan, const struct moe_gating_ar
             error, MOE_STATUS_INVALID_ARGUMENT,
             "gating: correction_bias is given, but the problem lacks MOE_PROBLEM_CORRECTION_BIAS");
     }
+    MOE_TRY(check_gating_overlap(plan, &own, error));
     if (num_tokens == 0) {
         return MOE_STATUS_OK;
     }
@@ -193,6 +217,26 @@ static int32_t check_align_outputs(const struct moe_align_args *own, int64_t num
                                 sizeof(int32_t), 1, error);
 }
 
+static int32_t check_align_overlap(const struct moe_plan *plan, const struct moe_align_args *own,
+                                   struct moe_error *error)
+{
+    const struct moe_problem *problem = &plan->problem;
+    const int64_t num_tokens = own->call.num_tokens;
+    const struct moe_call_tensor tensors[] = {
+        moe_call_array("sorted_ids", own->sorted_ids, own->sorted_capacity, sizeof(int32_t)),
+        moe_call_array("expert_ids", own->expert_ids, own->expert_capacity, sizeof(int32_t)),
+        moe_call_array("num_tokens_post_pad", own->num_tokens_post_pad, 1, sizeof(int32_t)),
+        moe_call_array("expert_counts", own->expert_counts, problem->num_experts, sizeof(int32_t)),
+        moe_call_workspace(plan, MOE_OP_ALIGN_BLOCK_SIZE, &own->call, num_tokens),
+        moe_call_array("topk_ids", own->topk_ids, num_tokens * problem->top_k,
+                       bytes_of_id(own->ids_dtype)),
+        moe_call_array("filter.expert_map", own->filter.expert_map, problem->num_experts_global,
+                       sizeof(int32_t)),
+    };
+    return moe_call_check_disjoint("align_block_size", tensors,
+                                   sizeof(tensors) / sizeof(tensors[0]), 5, error);
+}
+
 int32_t moe_calls_align(const struct moe_plan *plan, const struct moe_align_args *args,
                         struct moe_error *error)
 {
@@ -231,9 +275,10 @@ int32_t moe_calls_align(const struct moe_plan *plan, const struct moe_align_args
         .expert_counts = own.expert_counts,
     };
     MOE_TRY(moe_call_read_filter(op, &plan->problem, &own.filter, &align.filter, error));
-    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids,
-                                 own.ids_dtype == MOE_IDS_INT64 ? 8 : 4, num_routes, error));
+    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids, bytes_of_id(own.ids_dtype),
+                                 num_routes, error));
     MOE_TRY(check_align_outputs(&own, num_routes, plan->problem.num_experts, block_size, error));
+    MOE_TRY(check_align_overlap(plan, &own, error));
     return plan->backend->align(&run, &align, error);
 }
 
@@ -257,6 +302,28 @@ static int32_t check_row_capacity(const struct moe_ep_preprocess_args *own, int6
                              (long long)alignment, (long long)worst);
     }
     return MOE_STATUS_OK;
+}
+
+static int32_t check_preprocess_overlap(const struct moe_plan *plan,
+                                        const struct moe_ep_preprocess_args *own,
+                                        struct moe_error *error)
+{
+    const struct moe_problem *problem = &plan->problem;
+    const int64_t num_tokens = own->call.num_tokens, num_routes = num_tokens * problem->top_k;
+    const struct moe_call_tensor tensors[] = {
+        moe_call_array("seg_indptr", own->seg_indptr, (int64_t)problem->num_experts + 1,
+                       sizeof(int64_t)),
+        moe_call_array("src2dst", own->src2dst, num_routes, sizeof(int32_t)),
+        moe_call_array("dst2src", own->dst2src, own->row_capacity, sizeof(int32_t)),
+        moe_call_array("reorder_ids", own->reorder_ids, num_routes, sizeof(int32_t)),
+        moe_call_array("m_indices", own->m_indices, own->row_capacity, sizeof(int32_t)),
+        moe_call_workspace(plan, MOE_OP_EP_PREPROCESS, &own->call, num_tokens),
+        moe_call_array("topk_ids", own->topk_ids, num_routes, bytes_of_id(own->ids_dtype)),
+        moe_call_array("filter.expert_map", own->filter.expert_map, problem->num_experts_global,
+                       sizeof(int32_t)),
+    };
+    return moe_call_check_disjoint("ep_preprocess", tensors, sizeof(tensors) / sizeof(tensors[0]),
+                                   6, error);
 }
 
 int32_t moe_calls_ep_preprocess(const struct moe_plan *plan,
@@ -286,8 +353,8 @@ int32_t moe_calls_ep_preprocess(const struct moe_plan *plan,
             MOE_FILTER_DROP);
     }
     MOE_TRY(check_row_capacity(&own, num_routes, num_experts, alignment, error));
-    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids,
-                                 own.ids_dtype == MOE_IDS_INT64 ? 8 : 4, num_routes, error));
+    MOE_TRY(moe_call_check_array(op, "topk_ids", own.topk_ids, bytes_of_id(own.ids_dtype),
+                                 num_routes, error));
     MOE_TRY(moe_call_check_array(op, "seg_indptr", own.seg_indptr, sizeof(int64_t), 1, error));
     MOE_TRY(moe_call_check_array(op, "src2dst", own.src2dst, sizeof(int32_t), num_routes, error));
     MOE_TRY(moe_call_check_array(op, "dst2src", own.dst2src, sizeof(int32_t), 0, error));
@@ -306,5 +373,6 @@ int32_t moe_calls_ep_preprocess(const struct moe_plan *plan,
         .row_capacity = own.row_capacity,
     };
     MOE_TRY(moe_call_read_filter(op, &plan->problem, &own.filter, &preprocess.filter, error));
+    MOE_TRY(check_preprocess_overlap(plan, &own, error));
     return plan->backend->ep_preprocess(&run, &preprocess, error);
 }
