@@ -82,12 +82,19 @@ const char *moe_abi_level_name(int32_t level)
     return find_text(levels, COUNT(levels), level);
 }
 
+/* The leading bar is left out where a list of choices is given out. */
+#define CHOICE(constant, value, text) "|" text
+
 const char *moe_abi_backend_choices(void)
 {
-#define CHOICE(constant, value, text) "|" text
     static const char choices[] = MOE_BACKEND_LIST(CHOICE);
-    return choices + 1; /* without the leading bar */
-#undef CHOICE
+    return choices + 1;
+}
+
+const char *moe_abi_dtype_choices(void)
+{
+    static const char choices[] = MOE_DTYPE_LIST(CHOICE);
+    return choices + 1;
 }
 
 int32_t moe_abi_find_backend(const char *name)

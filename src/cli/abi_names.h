@@ -16,6 +16,8 @@ const char *moe_abi_level_name(int32_t level);
 
 /* The names of all backends as choices of an option: "auto|cpu|...". */
 const char *moe_abi_backend_choices(void);
+/* The same for element types. */
+const char *moe_abi_dtype_choices(void);
 
 /* The id of a name, or -1. */
 int32_t moe_abi_find_backend(const char *name);

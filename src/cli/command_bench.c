@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char summary[] = "measure the operations against the limits of this machine";
+static const char summary[] = "Measure the operations against the limits of this machine.";
 
 static int report(const struct moe_bench_session *session)
 {

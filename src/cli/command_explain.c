@@ -60,9 +60,11 @@ static enum moe_args_outcome parse(int argc, char **argv, struct explain_options
          .max_value = INT32_MAX,
          .help = "instead of --model: experts, top-k, hidden, inter of one expert"},
         {.name = "dtype",
-         .choices = "fp32|fp16|bf16",
+         .value_name = "TYPE",
+         .choices = moe_abi_dtype_choices(),
          .text = &options->dtype,
-         .help = "type of tokens and weights (a model's own; --shape: bf16)"},
+         .help = "type of weights and, if it is one for tokens, of tokens, else bf16; fp8_e4m3: "
+                 "128 x 128 blocks (a model's own; --shape: bf16)"},
         {.name = "tokens",
          .letter = 'M',
          .value_name = "LIST",
@@ -100,11 +102,20 @@ static enum moe_args_outcome parse(int argc, char **argv, struct explain_options
     return moe_args_parse(&command, argc, argv, args, stdout, stderr);
 }
 
+/* Weights of `dtype`; tokens too where a layer computes in it, else bf16. */
 static void set_dtypes(struct moe_problem *problem, int32_t dtype)
 {
-    problem->tokens.dtype = dtype;
-    problem->gate_up.dtype = dtype;
-    problem->down.dtype = dtype;
+    const int is_for_tokens =
+        dtype == MOE_DTYPE_FP32 || dtype == MOE_DTYPE_FP16 || dtype == MOE_DTYPE_BF16;
+    struct moe_recipe weights = {.dtype = dtype};
+    if (dtype == MOE_DTYPE_FP8_E4M3) { /* as DeepSeek-V3 publishes it */
+        weights.scale_dtype = MOE_DTYPE_FP32;
+        weights.group_rows = 128;
+        weights.group_k = 128;
+    }
+    problem->tokens = (struct moe_recipe){.dtype = is_for_tokens ? dtype : MOE_DTYPE_BF16};
+    problem->gate_up = weights;
+    problem->down = weights;
 }
 
 static int describe_shape(const struct moe_args_list *shape, struct moe_problem *problem,

@@ -40,7 +40,7 @@ struct moe_plugin_host_options moe_plugin_host_default_options(void);
 #define MOE_PLUGIN_HOST_ROW_THREADS(options)                                                    \
     {                                                                                           \
         .name = "threads", .value_name = "N", .number = &(options).num_threads, .min_value = 0, \
-        .max_value = 4096, .help = "CPU threads; 0: as many as this process may use"            \
+        .max_value = INT32_MAX, .help = "CPU threads; 0: as many as this process may use"       \
     }
 #define MOE_PLUGIN_HOST_ROW_VERBOSE(options)                             \
     {                                                                    \

@@ -94,6 +94,7 @@ static void tells_what_the_plugin_is(void **state)
     EXPECT_RUN("cuda: ", "info");
     EXPECT_RUN(good_path, "info", "--config", good_path); /* a live layer */
     EXPECT_RUN("cpu", "info", "--backend", "cpu", "--threads", "3");
+    EXPECT_REFUSED("num_threads is 5000; it must be 1 to 1024", "info", "--threads", "5000");
     EXPECT_JSON(0, "\"fingerprint\"", "info", "--json");
     EXPECT_JSON(0, "\"right\": true", "info", "--json", "--self-test");
     expect_moectl(ARGUMENTS("info", "--verbose"), 0, "kernel-set id", "[info] ");
@@ -142,6 +143,9 @@ static void explain_names_the_rule(void **state)
                "-M", "1", "--config", good_path);
     EXPECT_RUN("inter 56,", "explain", "--shape", "8,2,128,112", "--tp", "2");
     EXPECT_RUN("fp32", "explain", "--shape", "8,2,128,112", "--dtype", "fp32");
+    EXPECT_RUN("* \"DeepSeek-V3 in fp8 on Hopper\"", "explain", "--shape", "256,8,7168,2048",
+               "--dtype", "fp8_e4m3", "--sm", "90");
+    EXPECT_RUN("mxfp4", "explain", "--shape", "8,2,128,112", "--dtype", "mxfp4");
     EXPECT_RUN("sm_90, 132 SMs, 227 KiB", "explain", "--shape", "8,2,128,112", "--sm", "90");
     EXPECT_RUN("sm_121, 48 SMs, 99 KiB shared memory, GB10", "explain", "--shape", "8,2,128,112",
                "--sm", "121", "--sm-count", "48", "--smem-kib", "99", "--device", "GB10");
@@ -156,6 +160,8 @@ static void explain_refuses(void **state)
     EXPECT_REFUSED("give either --model DIR or --shape E,k,H,I", "explain", "--model", mixtral_path,
                    "--shape", "8,2,128,112");
     EXPECT_REFUSED("it takes four, E,k,H,I", "explain", "--shape", "8,2,128");
+    EXPECT_REFUSED("'fp9' is not one of fp32|fp16|bf16|fp8_e4m3|", "explain", "--shape",
+                   "8,2,128,112", "--dtype", "fp9");
     EXPECT_REFUSED("top_k", "explain", "--shape", "8,9,128,112"); /* the plugin's sentence */
     EXPECT_REFUSED("--tp 3: the inter of 112 channels does not divide by it", "explain", "--shape",
                    "8,2,128,112", "--tp", "3");
