@@ -15,6 +15,7 @@
 
 enum {
     PAUSE_MS = 25,     /* between staging and a promote: the window holds no staging */
+    DRAIN_POLL_MS = 5, /* a host polls now and then; each time it takes a CPU from a worker */
     DRAIN_SECONDS = 60 /* longer is a failure */
 };
 _Static_assert(PAUSE_MS > 2 * MOE_SWAP_WINDOW_MS, "requests of the phases are apart");
@@ -128,7 +129,7 @@ static int32_t drain(struct moe_swap_session *session, uint64_t generation, stru
             return MOE_STATUS_BUSY;
         }
         info.generation = 0;
-        pause_ms(1);
+        pause_ms(DRAIN_POLL_MS);
     }
 }
 
