@@ -31,6 +31,9 @@
 
 /* ---------------------------------------------------------------- a counting libc */
 
+/* Exported, or the plugin would be bound to libc's own and only this program be counted. */
+#pragma GCC visibility push(default)
+
 static atomic_llong num_libc_calls;
 
 void *__libc_malloc(size_t bytes);
@@ -99,6 +102,8 @@ int munmap(void *address, size_t bytes)
     count_call();
     return (int)syscall(SYS_munmap, address, bytes);
 }
+
+#pragma GCC visibility pop
 
 /* ---------------------------------------------------------------- allocations */
 
