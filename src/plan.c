@@ -128,30 +128,55 @@ static int32_t size_workspace(struct moe_plan *plan, uint64_t cap, struct moe_er
     return MOE_STATUS_OK;
 }
 
+/* A line of the log grows here; what does not fit is cut and ends with dots. */
+struct live_choices {
+    char text[256];
+    size_t length;
+    bool is_cut;
+};
+
+static void append_choice(struct live_choices *live, const struct moe_dispatch_bucket *bucket,
+                          const struct moe_dispatch_choice *choice)
+{
+    static const char dots[] = "...";
+    const size_t room = sizeof(live->text) - live->length;
+    if (live->is_cut) {
+        return;
+    }
+    char *end = live->text + live->length;
+    int written = choice->source == MOE_CHOICE_RULE
+                      ? snprintf(end, room, "; T<=%lld %s (%s:%d)", (long long)bucket->max_tokens,
+                                 choice->rule, choice->file, choice->line)
+                      : snprintf(end, room, "; T<=%lld heuristic", (long long)bucket->max_tokens);
+    live->is_cut = written < 0 || (size_t)written >= room;
+    if (live->is_cut) {
+        size_t cut = sizeof(live->text) - sizeof(dots);
+        while (cut > 0 && ((unsigned char)live->text[cut] & 0xC0u) == 0x80u) {
+            cut--; /* no UTF-8 sequence is cut */
+        }
+        memcpy(live->text + cut, dots, sizeof(dots));
+    } else {
+        live->length += (size_t)written;
+    }
+}
+
 /* Count where the GEMM tiles came from, and say in one line which rules are live. */
 static void report_choices(const struct moe_plan *plan)
 {
     const struct moe_problem *problem = &plan->problem;
     struct moe_context *context = plan->context;
-    char live[256] = "";
-    size_t length = 0;
+    struct live_choices live = {.length = 0};
     for (int32_t i = 0; i < plan->dispatch->num_buckets; i++) {
         const struct moe_dispatch_bucket *bucket = &plan->dispatch->buckets[i];
         const struct moe_dispatch_choice *choice = &bucket->choices[MOE_OP_GEMM1];
         if (choice->tile < 0) {
             continue;
         }
-        bool by_rule = choice->source == MOE_CHOICE_RULE;
-        atomic_fetch_add_explicit(by_rule ? &context->num_choices_by_rule
-                                          : &context->num_choices_by_heuristic,
+        atomic_fetch_add_explicit(choice->source == MOE_CHOICE_RULE
+                                      ? &context->num_choices_by_rule
+                                      : &context->num_choices_by_heuristic,
                                   1, memory_order_relaxed);
-        int written = by_rule ? snprintf(live + length, sizeof(live) - length,
-                                         "; T<=%lld %s (%s:%d)", (long long)bucket->max_tokens,
-                                         choice->rule, choice->file, choice->line)
-                              : snprintf(live + length, sizeof(live) - length,
-                                         "; T<=%lld heuristic", (long long)bucket->max_tokens);
-        length = written < 0 || (size_t)written >= sizeof(live) - length ? sizeof(live) - 1
-                                                                         : length + (size_t)written;
+        append_choice(&live, bucket, choice);
     }
     atomic_fetch_add_explicit(&context->num_plans_created, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&context->num_buckets_skipped,
@@ -160,7 +185,8 @@ static void report_choices(const struct moe_plan *plan)
         context, MOE_LEVEL_INFO,
         "moe-plugin: plan E %d top_k %d hidden %d inter %d %s, configuration %llu, gemm1%s",
         problem->num_experts, problem->top_k, problem->hidden, problem->inter,
-        moe_dtype_name(problem->gate_up.dtype), (unsigned long long)plan->config_generation, live);
+        moe_dtype_name(problem->gate_up.dtype), (unsigned long long)plan->config_generation,
+        live.text);
 }
 
 int32_t moe_plan_create(struct moe_context *context, const struct moe_problem *problem,
