@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Emits one kernel per row of tiles.def. An operation's file defines MOE_EMIT_<KERNEL>(symbol,
+ * block_size) for its kernels and MOE_INSTANTIATE_<OP>(kernel, size) as MOE_EMIT_ROW(<OP>, kernel, size), and includes this file last;
+ * rows of other operations and kernels expand to nothing. Symbols are
+ * moe_<OP>_<KERNEL>_<BLOCK_SIZE>, as cuda_state.c looks them up from the same rows.
+ */
+#define MOE_HAVE_AVX2 0
+#define MOE_HAVE_CUDA 1
+
+#define MOE_EMIT_ROW(op, kernel, size) MOE_EMIT_##kernel(moe_##op##_##kernel##_##size, size)
+
+#ifndef MOE_INSTANTIATE_GATING
+#define MOE_INSTANTIATE_GATING(kernel, size)
+#endif
+#ifndef MOE_INSTANTIATE_ALIGN_BLOCK_SIZE
+#define MOE_INSTANTIATE_ALIGN_BLOCK_SIZE(kernel, size)
+#endif
+#ifndef MOE_INSTANTIATE_EP_PREPROCESS
+#define MOE_INSTANTIATE_EP_PREPROCESS(kernel, size)
+#endif
+#ifndef MOE_INSTANTIATE_PRE_REORDER
+#define MOE_INSTANTIATE_PRE_REORDER(kernel, size)
+#endif
+#ifndef MOE_INSTANTIATE_ACTIVATION
+#define MOE_INSTANTIATE_ACTIVATION(kernel, size)
+#endif
+#ifndef MOE_INSTANTIATE_POST_REORDER
+#define MOE_INSTANTIATE_POST_REORDER(kernel, size)
+#endif
+#ifndef MOE_INSTANTIATE_SUM_REDUCE
+#define MOE_INSTANTIATE_SUM_REDUCE(kernel, size)
+#endif
+
+#define MOE_EMIT_CPU_C11(symbol, size)
+#define MOE_EMIT_CPU_AVX2(symbol, size)
+#ifndef MOE_EMIT_CUDA_ROWS
+#define MOE_EMIT_CUDA_ROWS(symbol, size)
+#endif
+#ifndef MOE_EMIT_CUDA_SORT
+#define MOE_EMIT_CUDA_SORT(symbol, size)
+#endif
+#ifndef MOE_EMIT_SM90_SORT
+#define MOE_EMIT_SM90_SORT(symbol, size)
+#endif
+
+#define MOE_TILE_BLOCK(op, kernel, size) MOE_INSTANTIATE_##op(kernel, size)
+#include "tiles.def"

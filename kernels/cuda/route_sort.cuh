@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The stable counting sort of routes by local expert that align_block_size and ep_preprocess share.
+ *
+ * Computes, for every route, the position that it has when routes are grouped by bucket (local
+ * expert; kept filtered routes form a last bucket) in ascending order, each group in ascending order
+ * of routes and padded to a multiple of `alignment`. No atomics: the order follows from the route
+ * indices alone, so the result is the same in every run and with any number of CTAs.
+ *
+ * Moves: the ids twice; everything else stays in shared memory. Bound by latency.
+ * Pipeline: 1 every warp of the cluster counts the buckets of its own stretch of routes. 2 a CTA sums
+ *   its warps' counts; CTAs read each other's sums. 3 every CTA scans the padded totals. 4 every warp
+ *   walks its stretch again and ranks its routes from the counters.
+ * Limits: one counter per bucket has to fit into shared memory three times plus once (about 14,000
+ *   buckets with 227 KiB).
+ */
+#ifndef MOE_ROUTE_SORT_CUH
+#define MOE_ROUTE_SORT_CUH
+
+#include "cuda_args.h"
+#include "ptx.cuh"
+
+namespace {
+
+constexpr int kSortThreads = MOE_CUDA_SORT_THREADS;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+/* Shared memory of a CTA, laid out as MOE_CUDA_SORT_SMEM_BYTES counts it. */
+struct RouteSort {
+    int32_t num_buckets;
+    int32_t num_warps;       /* that count, of each CTA */
+    int32_t routes_per_warp;
+    int64_t num_routes;
+    int32_t *counters;       /* [num_warps][num_buckets + 1]: counts, then next positions */
+    int32_t *own_counts;     /* [num_buckets + 1] of this CTA, read by the others; then totals */
+    int32_t *starts;         /* [num_buckets + 1] first padded position; the end */
+    int32_t *packed_starts;  /* [num_buckets + 1] first position without padding; the end */
+    int32_t *scan;           /* [64] */
+};
+
+__device__ __forceinline__ RouteSort make_route_sort(const struct moe_cuda_sort_shape &shape,
+                                                     int64_t num_routes, int32_t num_buckets)
+{
+    extern __shared__ int32_t shared_words[];
+    const int32_t stride = num_buckets + 1;
+    RouteSort sort;
+    sort.num_buckets = num_buckets;
+    sort.num_warps = shape.num_warps;
+    sort.routes_per_warp = shape.routes_per_warp;
+    sort.num_routes = num_routes;
+    sort.counters = shared_words;
+    sort.own_counts = shared_words + shape.num_warps * stride;
+    sort.starts = sort.own_counts + stride;
+    sort.packed_starts = sort.starts + stride;
+    sort.scan = sort.packed_starts + stride;
+    return sort;
+}
+
+template <int kNumCtas> __device__ __forceinline__ int32_t cta_rank()
+{
+#if __CUDA_ARCH__ >= 900
+    if (kNumCtas > 1) {
+        return static_cast<int32_t>(moe_ptx_cluster_rank());
+    }
+#endif
+    return 0;
+}
+
+template <int kNumCtas> __device__ __forceinline__ void cluster_sync()
+{
+#if __CUDA_ARCH__ >= 900
+    if (kNumCtas > 1) {
+        moe_ptx_cluster_sync();
+        return;
+    }
+#endif
+    __syncthreads();
+}
+
+/* Bucket of a route, -1 if it is dropped. Any id is safe. */
+__device__ __forceinline__ int32_t find_bucket(const void *ids, int32_t ids_dtype,
+                                               const struct moe_op_filter &filter, int64_t route,
+                                               bool keeps_filtered)
+{
+    const int64_t id = ids_dtype == MOE_IDS_INT64 ? static_cast<const int64_t *>(ids)[route]
+                                                  : static_cast<const int32_t *>(ids)[route];
+    const int32_t filtered = keeps_filtered ? filter.num_experts : -1;
+    if (id < 0 || id >= filter.num_experts_global || id < filter.expert_begin || id >= filter.expert_end) {
+        return filtered;
+    }
+    const int64_t local = filter.expert_map != nullptr ? filter.expert_map[id] : id - filter.expert_begin;
+    return local >= 0 && local < filter.num_experts ? static_cast<int32_t>(local) : filtered;
+}
+
+/* Calls visit(route, bucket) for the stretch of this thread's warp, lanes in order of routes; lanes
+ * without a route get bucket -1. All lanes of a warp call it together. */
+template <int kNumCtas, typename Find, typename Visit>
+__device__ __forceinline__ void walk_stretch(const RouteSort &sort, Find find, Visit visit)
+{
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    if (warp >= sort.num_warps) {
+        return;
+    }
+    const int64_t first =
+        (static_cast<int64_t>(cta_rank<kNumCtas>()) * sort.num_warps + warp) * sort.routes_per_warp;
+    const int64_t end = first + sort.routes_per_warp < sort.num_routes ? first + sort.routes_per_warp : sort.num_routes;
+    int64_t route = first + lane;
+    int32_t next = route < end ? find(route) : -1;
+    for (int64_t base = first; base < end; base += 32) {
+        const int32_t bucket = next;
+        const int64_t current = route;
+        route += 32;
+        next = route < end ? find(route) : -1; /* in flight while this one is ranked */
+        visit(current, bucket, warp, lane);
+    }
+}
+
+/* Rank of this lane's route among the warp's routes of the same bucket, and the counter's old value. */
+__device__ __forceinline__ int32_t count_bucket(int32_t *counters, int32_t bucket, int32_t lane)
+{
+    const unsigned peers = __match_any_sync(kAllLanes, bucket);
+    const int32_t rank = __popc(peers & ((1u << lane) - 1u));
+    int32_t before = 0;
+    if (bucket >= 0) {
+        before = counters[bucket];
+    }
+    __syncwarp();
+    if (bucket >= 0 && rank == 0) {
+        counters[bucket] = before + __popc(peers);
+    }
+    __syncwarp();
+    return before + rank;
+}
+
+/* Exclusive prefix sum over the CTA of one value per thread; `total` is the sum of all. */
+__device__ __forceinline__ int32_t scan_threads(int32_t value, int32_t *scratch, int32_t *total)
+{
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    int32_t sum = value;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const int32_t other = __shfl_up_sync(kAllLanes, sum, offset);
+        sum += lane >= offset ? other : 0;
+    }
+    if (lane == 31) {
+        scratch[warp] = sum;
+    }
+    __syncthreads();
+    if (warp == 0) {
+        int32_t warps = scratch[lane];
+#pragma unroll
+        for (int offset = 1; offset < 32; offset *= 2) {
+            const int32_t other = __shfl_up_sync(kAllLanes, warps, offset);
+            warps += lane >= offset ? other : 0;
+        }
+        scratch[32 + lane] = warps;
+    }
+    __syncthreads();
+    const int32_t before = warp > 0 ? scratch[32 + warp - 1] : 0;
+    *total = scratch[32 + 31];
+    __syncthreads();
+    return before + sum - value;
+}
+
+/* Sums of the warps become their offsets inside the CTA; own_counts gets the CTA's sum. */
+__device__ __forceinline__ void sum_warps(const RouteSort &sort)
+{
+    const int32_t stride = sort.num_buckets + 1;
+    for (int32_t bucket = threadIdx.x; bucket < sort.num_buckets; bucket += kSortThreads) {
+        int32_t sum = 0;
+        for (int32_t warp = 0; warp < sort.num_warps; warp++) {
+            int32_t *counter = sort.counters + warp * stride + bucket;
+            const int32_t count = *counter;
+            *counter = sum;
+            sum += count;
+        }
+        sort.own_counts[bucket] = sum;
+    }
+}
+
+/*
+ * From the CTAs' counts: starts, packed_starts, and counters that hold the position of each warp's
+ * next route. Every CTA works out all starts; its own_counts end up as totals over the cluster.
+ */
+template <int kNumCtas>
+__device__ __forceinline__ void place_buckets(const RouteSort &sort, int32_t alignment)
+{
+    const int32_t stride = sort.num_buckets + 1;
+    const int32_t own = cta_rank<kNumCtas>();
+    int32_t padded_end = 0;
+    int32_t packed_end = 0;
+    for (int32_t first = 0; first < sort.num_buckets; first += kSortThreads) {
+        const int32_t bucket = first + static_cast<int32_t>(threadIdx.x);
+        const bool exists = bucket < sort.num_buckets;
+        int32_t total = 0;
+        int32_t before = 0;
+        if (exists) {
+            total = sort.own_counts[bucket];
+#if __CUDA_ARCH__ >= 900
+            if (kNumCtas > 1) {
+                total = 0;
+#pragma unroll
+                for (int cta = 0; cta < kNumCtas; cta++) {
+                    const int32_t count = moe_ptx_load_cluster(sort.own_counts + bucket, cta);
+                    before += cta < own ? count : 0;
+                    total += count;
+                }
+            }
+#endif
+        }
+        const int32_t padded = (total + alignment - 1) / alignment * alignment;
+        int32_t padded_sum;
+        int32_t packed_sum;
+        const int32_t start = padded_end + scan_threads(padded, sort.scan, &padded_sum);
+        const int32_t packed_start = packed_end + scan_threads(total, sort.scan, &packed_sum);
+        if (exists) {
+            sort.starts[bucket] = start;
+            sort.packed_starts[bucket] = packed_start;
+            for (int32_t warp = 0; warp < sort.num_warps; warp++) {
+                sort.counters[warp * stride + bucket] += start + before;
+            }
+        }
+        padded_end += padded_sum;
+        packed_end += packed_sum;
+    }
+    if (threadIdx.x == 0) {
+        sort.starts[sort.num_buckets] = padded_end;
+        sort.packed_starts[sort.num_buckets] = packed_end;
+    }
+    cluster_sync<kNumCtas>(); /* and nobody leaves while another reads its counts */
+}
+
+/* Steps 1 to 3. After it: starts, packed_starts and counters are ready for step 4. */
+template <int kNumCtas, typename Find>
+__device__ __forceinline__ void count_routes(const RouteSort &sort, int32_t alignment, Find find)
+{
+    const int32_t num_counters = sort.num_warps * (sort.num_buckets + 1);
+    for (int32_t i = threadIdx.x; i < num_counters; i += kSortThreads) {
+        sort.counters[i] = 0;
+    }
+    __syncthreads();
+    walk_stretch<kNumCtas>(sort, find, [&](int64_t, int32_t bucket, int32_t warp, int32_t lane) {
+        count_bucket(sort.counters + warp * (sort.num_buckets + 1), bucket, lane);
+    });
+    __syncthreads();
+    sum_warps(sort);
+    cluster_sync<kNumCtas>();
+    place_buckets<kNumCtas>(sort, alignment);
+}
+
+/* Step 4: place(route, bucket, position) for every route; position is -1 for a dropped one. */
+template <int kNumCtas, typename Find, typename Place>
+__device__ __forceinline__ void place_routes(const RouteSort &sort, Find find, Place place)
+{
+    walk_stretch<kNumCtas>(sort, find, [&](int64_t route, int32_t bucket, int32_t warp, int32_t lane) {
+        const int32_t position = count_bucket(sort.counters + warp * (sort.num_buckets + 1), bucket, lane);
+        if (route < sort.num_routes) {
+            place(route, bucket, bucket >= 0 ? position : -1);
+        }
+    });
+}
+
+/* This thread's number in the cluster, and how many there are: for loops over outputs. */
+template <int kNumCtas> __device__ __forceinline__ int64_t cluster_thread()
+{
+    return static_cast<int64_t>(cta_rank<kNumCtas>()) * kSortThreads + threadIdx.x;
+}
+
+template <int kNumCtas> __device__ __forceinline__ constexpr int64_t cluster_threads()
+{
+    return static_cast<int64_t>(kNumCtas) * kSortThreads;
+}
+
+/* Fills what is left of every bucket's last block, one warp a bucket, and the tail behind all. */
+template <int kNumCtas>
+__device__ __forceinline__ void fill_padding(const RouteSort &sort, int32_t *array, int64_t capacity,
+                                             int32_t value)
+{
+    const int64_t thread = cluster_thread<kNumCtas>();
+    for (int64_t bucket = thread / 32; bucket < sort.num_buckets; bucket += cluster_threads<kNumCtas>() / 32) {
+        const int32_t count = sort.packed_starts[bucket + 1] - sort.packed_starts[bucket];
+        for (int32_t i = sort.starts[bucket] + count + static_cast<int32_t>(thread % 32);
+             i < sort.starts[bucket + 1]; i += 32) {
+            array[i] = value;
+        }
+    }
+    for (int64_t i = sort.starts[sort.num_buckets] + thread; i < capacity; i += cluster_threads<kNumCtas>()) {
+        array[i] = value;
+    }
+}
+
+} // namespace
+
+#endif

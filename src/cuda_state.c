@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cuda_state.h"
+
+#include "status.h"
+#include "tiles.h"
+
+#include <string.h>
+
+/* Symbols of the kernels, from the rows that kernels/cuda/instantiate.cuh makes them from. */
+static const char *const symbols[MOE_NUM_TILES] = {
+#define MOE_TILE_BLOCK(op, kernel, size) \
+    [MOE_TILE_##op##_##kernel##_##size] = "moe_" #op "_" #kernel "_" #size,
+#include "tiles.def"
+};
+
+static int32_t get_attribute(const struct moe_cuda_driver *driver, CUdevice device,
+                             CUdevice_attribute attribute)
+{
+    int value = 0;
+    return driver->cuDeviceGetAttribute(&value, attribute, device) == CUDA_SUCCESS ? value : 0;
+}
+
+int32_t moe_cuda_state_describe(const struct moe_cuda_driver *driver, int32_t ordinal,
+                                struct moe_device *out, struct moe_error *error)
+{
+    int count = 0;
+    size_t memory_bytes = 0;
+    CUdevice device = 0;
+    CUresult result = driver->cuDeviceGetCount(&count);
+    if (result != CUDA_SUCCESS || count == 0) {
+        return moe_error_set_at(error, MOE_STATUS_NO_DEVICE, (int32_t)result, 0, 0,
+                                "cuda: the driver finds no device");
+    }
+    if (ordinal < 0 || ordinal >= count) {
+        return moe_error_set(error, MOE_STATUS_NO_DEVICE, "cuda device %d: there are %d, counted from 0",
+                             ordinal, count);
+    }
+    result = driver->cuDeviceGet(&device, ordinal);
+    if (result == CUDA_SUCCESS) {
+        result = driver->cuDeviceGetName(out->name, (int)sizeof(out->name), device);
+    }
+    if (result == CUDA_SUCCESS) {
+        result = driver->cuDeviceTotalMem(&memory_bytes, device);
+    }
+    if (result != CUDA_SUCCESS) {
+        return moe_cuda_driver_error(driver, result, "cuda: describing the device", error);
+    }
+    out->backend = MOE_BACKEND_CUDA;
+    out->ordinal = ordinal;
+    out->sm = 10 * get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
+              get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+    out->num_sms = get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+    out->smem_bytes =
+        get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
+    out->l2_bytes = get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
+    out->memory_bytes = (int64_t)memory_bytes;
+    out->driver_version = driver->version;
+    return MOE_STATUS_OK;
+}
+
+static int32_t find_function(const struct moe_cuda_state *state, const char *symbol, CUfunction *out,
+                             struct moe_error *error)
+{
+    for (int32_t i = 0; i < moe_cuda_num_modules; i++) {
+        CUkernel kernel = NULL;
+        CUresult result = state->driver.cuLibraryGetKernel(&kernel, state->libraries[i], symbol);
+        if (result == CUDA_ERROR_NOT_FOUND) {
+            continue;
+        }
+        if (result == CUDA_SUCCESS) {
+            result = state->driver.cuKernelGetFunction(out, kernel);
+        }
+        if (result == CUDA_SUCCESS) {
+            result = state->driver.cuFuncLoad(*out);
+        }
+        return result == CUDA_SUCCESS ? MOE_STATUS_OK
+                                      : moe_cuda_driver_error(&state->driver, result, symbol, error);
+    }
+    return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "cuda: no module of this build has %s for sm_%d", symbol,
+                         state->sm);
+}
+
+/* Sorts take all the shared memory they need for their buckets, and clusters of more than 8 CTAs. */
+static int32_t set_attributes(const struct moe_cuda_state *state, const struct moe_tile *tile,
+                              CUfunction function, struct moe_error *error)
+{
+    CUresult result = CUDA_SUCCESS;
+    if (tile->kernel == MOE_KERNEL_CUDA_SORT || tile->kernel == MOE_KERNEL_SM90_SORT) {
+        result = state->driver.cuFuncSetAttribute(
+            function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, state->smem_bytes);
+    }
+    if (result == CUDA_SUCCESS && tile->kernel == MOE_KERNEL_SM90_SORT) {
+        result = state->driver.cuFuncSetAttribute(
+            function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1);
+    }
+    return result == CUDA_SUCCESS
+               ? MOE_STATUS_OK
+               : moe_cuda_driver_error(&state->driver, result, symbols[tile->id], error);
+}
+
+static int32_t load_modules(struct moe_cuda_state *state, const struct moe_device *device,
+                            struct moe_error *error)
+{
+    for (int32_t i = 0; i < moe_cuda_num_modules; i++) {
+        CUresult result = state->driver.cuLibraryLoadData(&state->libraries[i], moe_cuda_modules[i].image,
+                                                          NULL, NULL, 0, NULL, NULL, 0);
+        if (result != CUDA_SUCCESS) {
+            return moe_cuda_driver_error(&state->driver, result, moe_cuda_modules[i].name, error);
+        }
+    }
+    for (int32_t id = 0; id < MOE_NUM_TILES; id++) {
+        const struct moe_tile *tile = &moe_tiles[id];
+        if (!moe_tiles_fits(tile, device, NULL)) {
+            continue;
+        }
+        MOE_TRY(find_function(state, symbols[id], &state->functions[id], error));
+        MOE_TRY(set_attributes(state, tile, state->functions[id], error));
+    }
+    return MOE_STATUS_OK;
+}
+
+/* With the primary context current, and this thread's calls not forbidden by others' captures. */
+static int32_t load_in_context(struct moe_cuda_state *state, const struct moe_device *device,
+                               struct moe_error *error)
+{
+    const struct moe_cuda_driver *driver = &state->driver;
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    CUcontext popped = NULL;
+    CUresult result = driver->cuCtxPushCurrent(state->context);
+    if (result != CUDA_SUCCESS) {
+        return moe_cuda_driver_error(driver, result, "cuda: cuCtxPushCurrent", error);
+    }
+    result = driver->cuThreadExchangeStreamCaptureMode(&mode);
+    int32_t status = result == CUDA_SUCCESS
+                         ? load_modules(state, device, error)
+                         : moe_cuda_driver_error(driver, result, "cuda: exchanging the capture mode", error);
+    if (result == CUDA_SUCCESS) {
+        (void)driver->cuThreadExchangeStreamCaptureMode(&mode);
+    }
+    (void)driver->cuCtxPopCurrent(&popped);
+    return status;
+}
+
+int32_t moe_cuda_state_create(const struct moe_memory *memory, int32_t ordinal,
+                              const struct moe_device *device, struct moe_cuda_state **out,
+                              struct moe_error *error)
+{
+    const size_t libraries_bytes = (size_t)moe_cuda_num_modules * sizeof(CUlibrary);
+    struct moe_cuda_state *state = moe_memory_alloc(memory, sizeof(*state));
+    if (state == NULL) {
+        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes", sizeof(*state));
+    }
+    int32_t status = MOE_STATUS_OK;
+    state->libraries = moe_memory_alloc(memory, libraries_bytes);
+    if (state->libraries == NULL) {
+        status = moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes", libraries_bytes);
+        goto fail;
+    }
+    MOE_TRY_GOTO(moe_cuda_driver_open(&state->driver, error));
+    state->num_sms = device->num_sms;
+    state->sm = device->sm;
+    state->smem_bytes = device->smem_bytes;
+    CUresult result = state->driver.cuDeviceGet(&state->device, ordinal);
+    if (result == CUDA_SUCCESS) {
+        result = state->driver.cuDevicePrimaryCtxRetain(&state->context, state->device);
+    }
+    if (result != CUDA_SUCCESS) {
+        status = moe_cuda_driver_error(&state->driver, result, "cuda: retaining the primary context", error);
+        goto fail;
+    }
+    state->is_retained = 1;
+    MOE_TRY_GOTO(load_in_context(state, device, error));
+    *out = state;
+    return MOE_STATUS_OK;
+
+fail:
+    moe_cuda_state_destroy(memory, state);
+    return status;
+}
+
+void moe_cuda_state_destroy(const struct moe_memory *memory, struct moe_cuda_state *state)
+{
+    if (state == NULL) {
+        return;
+    }
+    for (int32_t i = 0; state->libraries != NULL && i < moe_cuda_num_modules; i++) {
+        if (state->libraries[i] != NULL) {
+            (void)state->driver.cuLibraryUnload(state->libraries[i]);
+        }
+    }
+    if (state->is_retained) {
+        (void)state->driver.cuDevicePrimaryCtxRelease(state->device);
+    }
+    moe_cuda_driver_close(&state->driver);
+    moe_memory_free(memory, state->libraries, (size_t)moe_cuda_num_modules * sizeof(CUlibrary));
+    moe_memory_free(memory, state, sizeof(*state));
+}
+
+int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
+                              const struct moe_cuda_launch *launch, struct moe_error *error)
+{
+    const struct moe_cuda_driver *driver = &state->driver;
+    CUlaunchAttribute attributes[2];
+    CUlaunchConfig config;
+    CUcontext popped = NULL;
+    void *args = (void *)(uintptr_t)launch->args;
+    memset(&config, 0, sizeof(config));
+    memset(attributes, 0, sizeof(attributes));
+    config.gridDimX = launch->grid_x;
+    config.gridDimY = launch->grid_y;
+    config.gridDimZ = 1;
+    config.blockDimX = launch->num_threads;
+    config.blockDimY = 1;
+    config.blockDimZ = 1;
+    config.sharedMemBytes = launch->smem_bytes;
+    config.hStream = stream;
+    config.attrs = attributes;
+    if (state->sm >= 90) {
+        attributes[config.numAttrs].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attributes[config.numAttrs].value.programmaticStreamSerializationAllowed = 1;
+        config.numAttrs++;
+    }
+    if (launch->cluster > 1) {
+        attributes[config.numAttrs].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+        attributes[config.numAttrs].value.clusterDim.x = launch->cluster;
+        attributes[config.numAttrs].value.clusterDim.y = 1;
+        attributes[config.numAttrs].value.clusterDim.z = 1;
+        config.numAttrs++;
+    }
+    CUresult result = driver->cuCtxPushCurrent(state->context);
+    if (result == CUDA_SUCCESS) {
+        result = driver->cuLaunchKernelEx(&config, state->functions[launch->tile], &args, NULL);
+        (void)driver->cuCtxPopCurrent(&popped);
+    }
+    return result == CUDA_SUCCESS ? MOE_STATUS_OK
+                                  : moe_cuda_driver_error(driver, result, symbols[launch->tile], error);
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a CUDA context of ours holds: the driver, the device's primary context, the loaded modules and
+ * one function per tile. All of it is made when the context is created, so that a run call only
+ * launches.
+ */
+#ifndef MOE_CUDA_STATE_H
+#define MOE_CUDA_STATE_H
+
+#include "cuda_driver.h"
+#include "memory.h"
+#include "tile.h"
+
+/* The modules of this build, one per operation (generated from kernels/cuda). */
+struct moe_cuda_module {
+    const char *name;
+    const void *image; /* a fatbin */
+};
+extern const struct moe_cuda_module moe_cuda_modules[];
+extern const int32_t moe_cuda_num_modules;
+
+struct moe_cuda_state {
+    struct moe_cuda_driver driver;
+    CUdevice device;
+    int32_t is_retained;
+    CUcontext context; /* the primary one */
+    int32_t num_sms;
+    int32_t sm;
+    int32_t smem_bytes; /* that a block can opt in to */
+    int32_t reserved;
+    CUlibrary *libraries; /* [moe_cuda_num_modules] */
+    CUfunction functions[MOE_NUM_TILES]; /* NULL: the tile does not run on this device */
+};
+
+/* Describe a device; the driver is open. NO_DEVICE. */
+int32_t moe_cuda_state_describe(const struct moe_cuda_driver *driver, int32_t ordinal,
+                                struct moe_device *out, struct moe_error *error);
+
+/*
+ * Open the driver, retain the primary context, load every module and function that fits the device.
+ * The caller's current context is left as found, and a stream capture of another thread is not
+ * disturbed. UNAVAILABLE, NO_DEVICE, DRIVER_TOO_OLD, OUT_OF_MEMORY, UNSUPPORTED (no code for it).
+ */
+int32_t moe_cuda_state_create(const struct moe_memory *memory, int32_t ordinal,
+                              const struct moe_device *device, struct moe_cuda_state **out,
+                              struct moe_error *error);
+void moe_cuda_state_destroy(const struct moe_memory *memory, struct moe_cuda_state *state);
+
+/* One launch. */
+struct moe_cuda_launch {
+    int32_t tile;
+    uint32_t grid_x; /* CTAs */
+    uint32_t grid_y;
+    uint32_t num_threads;
+    uint32_t cluster; /* CTAs of a cluster; 0 or 1: none */
+    uint32_t smem_bytes;
+    const void *args; /* the kernel's one parameter */
+};
+
+/* Queue it on `stream` with programmatic dependent launch where the device knows it. Legal during
+ * capture; no lock, no allocation, no synchronization. DEVICE_ERROR, DEVICE_LOST. */
+int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
+                              const struct moe_cuda_launch *launch, struct moe_error *error);
+
+#endif
