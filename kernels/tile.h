@@ -8,8 +8,8 @@
 
 #include <stdint.h>
 
-#ifndef MOE_HAVE_AVX2
-#error "the build defines MOE_HAVE_AVX2 as 0 or 1"
+#if !defined(MOE_HAVE_AVX2) || !defined(MOE_HAVE_CUDA)
+#error "the build defines MOE_HAVE_AVX2 and MOE_HAVE_CUDA as 0 or 1"
 #endif
 
 /* MOE_KERNEL_CPU_C11, ... , MOE_NUM_KERNELS */

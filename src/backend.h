@@ -113,8 +113,11 @@ struct moe_backend {
 };
 
 extern const struct moe_backend moe_backend_cpu;
+#if MOE_HAVE_CUDA
+extern const struct moe_backend moe_backend_cuda;
+#endif
 
-/* By id; AUTO gives the first available of cuda, cpu. NULL for an id that is unknown or not in this
+/* By id; AUTO gives the first available of cuda, cpu that runs the layer. NULL for an id that is unknown or not in this
  * build (device.c). */
 const struct moe_backend *moe_backend_find(int32_t id);
 

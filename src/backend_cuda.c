@@ -119,12 +119,14 @@ static const struct moe_tile *tile_of(const struct moe_run *run, int32_t op)
     return &moe_tiles[run->bucket->choices[op].tile];
 }
 
-/* Counting warps per CTA and their stretches: as many warps as shared memory has counters for. */
+/* Counting warps per CTA and their stretches: no more warps than have routes, since every one costs a
+ * turn of the sum, and no more than shared memory has counters for. */
 static struct moe_cuda_sort_shape shape_sort(const struct moe_cuda_state *state, const struct moe_tile *tile,
                                              int64_t num_routes, int32_t num_buckets)
 {
     const int64_t num_ctas = tile->block_size / MOE_CUDA_SORT_THREADS;
-    int32_t num_warps = MOE_CUDA_SORT_THREADS / 32;
+    const int64_t useful_warps = (num_routes + num_ctas * 32 - 1) / (num_ctas * 32);
+    int32_t num_warps = useful_warps < 1 ? 1 : useful_warps < 32 ? (int32_t)useful_warps : 32;
     while (num_warps > 1 && MOE_CUDA_SORT_SMEM_BYTES(num_warps, num_buckets) > state->smem_bytes) {
         num_warps--;
     }

@@ -215,7 +215,7 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
     config.sharedMemBytes = launch->smem_bytes;
     config.hStream = stream;
     config.attrs = attributes;
-    if (state->sm >= 90) {
+    if (launch->is_chained && state->sm >= 90) {
         attributes[config.numAttrs].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         attributes[config.numAttrs].value.programmaticStreamSerializationAllowed = 1;
         config.numAttrs++;

@@ -54,11 +54,12 @@ struct moe_cuda_launch {
     uint32_t num_threads;
     uint32_t cluster; /* CTAs of a cluster; 0 or 1: none */
     uint32_t smem_bytes;
-    const void *args; /* the kernel's one parameter */
+    int32_t is_chained; /* 1: the node before is ours; begin under its tail (PDL) */
+    const void *args;   /* the kernel's one parameter */
 };
 
-/* Queue it on `stream` with programmatic dependent launch where the device knows it. Legal during
- * capture; no lock, no allocation, no synchronization. DEVICE_ERROR, DEVICE_LOST. */
+/* Queue it on `stream`. Legal during capture; no lock, no allocation, no synchronization.
+ * DEVICE_ERROR, DEVICE_LOST. */
 int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
                               const struct moe_cuda_launch *launch, struct moe_error *error);
 

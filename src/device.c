@@ -20,7 +20,11 @@ struct backend_entry {
 /* CPU first, as backend_info counts. */
 static const struct backend_entry backend_entries[] = {
     {MOE_BACKEND_CPU, "cpu", &moe_backend_cpu, ""},
+#if MOE_HAVE_CUDA
+    {MOE_BACKEND_CUDA, "cuda", &moe_backend_cuda, ""},
+#else
     {MOE_BACKEND_CUDA, "cuda", NULL, "this build of the plugin contains no CUDA kernels"},
+#endif
 };
 enum { NUM_BACKENDS = sizeof(backend_entries) / sizeof(backend_entries[0]) };
 
@@ -36,7 +40,8 @@ const struct moe_backend *moe_backend_find(int32_t id)
             return backend;
         }
         MOE_INIT(device);
-        if (id == MOE_BACKEND_AUTO && backend->probe(0, &device, NULL) == MOE_STATUS_OK) {
+        if (id == MOE_BACKEND_AUTO && backend->layer != NULL &&
+            backend->probe(0, &device, NULL) == MOE_STATUS_OK) {
             return backend;
         }
     }

@@ -252,11 +252,51 @@ static double cpu_cost(const struct moe_tile *tile, int32_t op, const struct moe
     return cpu_block_cost(tile, op, device, problem, num_tokens);
 }
 
+/*
+ * A GPU. Row operations: waves of CTAs, each with a fixed latency, plus the bytes of all CTAs, partly
+ * filled ones counted whole. Sorts: a launch, a barrier if CTAs have to meet, the warps' walks over
+ * their routes (twice), and the scan over the buckets.
+ */
+static const double cuda_wave_cycles = 1500.0;
+static const double cuda_bytes_per_cycle = 20.0; /* of one SM, at its share of the memory */
+static const double cuda_barrier_cycles = 1200.0;
+static const double cuda_walk_cycles = 120.0; /* 32 routes of one warp */
+
+static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_problem *problem, int64_t num_tokens)
+{
+    const double warps = tile->block_size / 32.0;
+    const double routes = (double)num_tokens * at_least_1(problem->top_k);
+    const double barriers = tile->block_size > 1024 ? 2.0 * cuda_barrier_cycles : 0.0;
+    const double buckets = at_least_1(problem->num_experts) / 1024.0;
+    return barriers + 2.0 * ceil(routes / (32.0 * warps)) * cuda_walk_cycles +
+           ceil(buckets) * (200.0 + 40.0 * tile->block_size / 1024.0);
+}
+
+static double cuda_rows_cost(const struct moe_tile *tile, const struct moe_device *device,
+                             const struct moe_problem *problem, int64_t num_tokens)
+{
+    const double vectors = at_least_1(problem->hidden) * element_bytes(problem->tokens.dtype) / 16.0;
+    const double ctas = (double)num_tokens * num_blocks(vectors, tile->block_size);
+    const double sms = at_least_1(device->num_sms);
+    const double waves = ceil(ctas * tile->block_size / (sms * 2048.0));
+    const double bytes = ctas * tile->block_size * 16.0 * (at_least_1(problem->top_k) + 1.0);
+    return waves * cuda_wave_cycles + bytes / (sms * cuda_bytes_per_cycle);
+}
+
+static double cuda_cost(const struct moe_tile *tile, int32_t op, const struct moe_device *device,
+                        const struct moe_problem *problem, int64_t num_tokens)
+{
+    if (op == MOE_OP_ALIGN_BLOCK_SIZE || op == MOE_OP_EP_PREPROCESS) {
+        return cuda_sort_cost(tile, problem, num_tokens);
+    }
+    return cuda_rows_cost(tile, device, problem, num_tokens);
+}
+
 typedef double cost_fn(const struct moe_tile *tile, int32_t op, const struct moe_device *device,
                        const struct moe_problem *problem, int64_t num_tokens);
 
 /* A backend whose kernels stand in tiles.def has its function here. */
-static cost_fn *const costs[] = {[MOE_BACKEND_CPU] = cpu_cost};
+static cost_fn *const costs[] = {[MOE_BACKEND_CPU] = cpu_cost, [MOE_BACKEND_CUDA] = cuda_cost};
 
 double moe_heuristic_cost(const struct moe_tile *tile, int32_t op, const struct moe_device *device,
                           const struct moe_problem *problem, int64_t num_tokens)

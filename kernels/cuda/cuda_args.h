@@ -8,10 +8,10 @@
 /* Threads of one CTA of the sort kernels; a cluster has BLOCK_SIZE / this many CTAs. */
 #define MOE_CUDA_SORT_THREADS 1024
 
-/* Shared memory of a sort kernel: counters of `num_warps` warps for each bucket, and three words per
- * bucket (own count, first position, first position without padding), and the block scan. */
+/* Shared memory of a sort kernel: the scratch of the scan, four words per bucket (own count, first
+ * position with and without padding, first position of the CTA), counters of `num_warps` warps. */
 #define MOE_CUDA_SORT_SMEM_BYTES(num_warps, num_buckets) \
-    (((num_warps) + 3) * ((num_buckets) + 1) * 4 + 64 * 4)
+    (((num_warps) + 4) * ((num_buckets) + 1) * 4 + 64 * 4)
 
 /* Warps of each CTA that count; fewer when the buckets do not fit 32 times into shared memory. */
 struct moe_cuda_sort_shape {

@@ -99,46 +99,44 @@ __device__ __forceinline__ void store_columns(Element *to, const float *sums, in
     }
 }
 
-/* The row of a slot, -1 if it has none; its weight. */
-__device__ __forceinline__ int64_t find_row(const struct moe_op_post_reorder &op, int64_t token,
-                                            int32_t slot, float *weight)
+/* Offset of the row of a slot, -1 if it has none. */
+__device__ __forceinline__ int64_t find_row(const struct moe_op_post_reorder &op, int64_t token, int32_t slot)
 {
-    const int64_t route = token * op.top_k + slot;
-    *weight = op.topk_weights != nullptr ? op.topk_weights[route] : 1.0f;
     if (op.src2dst == nullptr) {
         return token * op.token_stride + slot * op.row_stride;
     }
-    const int32_t row = op.src2dst[route];
+    const int32_t row = op.src2dst[token * op.top_k + slot];
     return row >= 0 && row < op.num_rows ? row * op.row_stride : -1;
 }
 
+/* A row that does not exist is read as row 0 and left out of the sum, so that the loads of a group do
+ * not wait for each other's tests. Only called when there is a row 0. */
 template <typename Element, bool kVectored>
 __device__ __forceinline__ void add_rows(const struct moe_op_post_reorder &op, int64_t token,
                                          int32_t column, int32_t count, float *sums)
 {
     const Element *rows = static_cast<const Element *>(op.rows) + column;
     for (int32_t first = 0; first < op.top_k; first += kRowsInFlight) {
-        Columns<Element> columns[kRowsInFlight];
+        int64_t offsets[kRowsInFlight];
         float weights[kRowsInFlight];
-        bool exists[kRowsInFlight];
+        Columns<Element> columns[kRowsInFlight];
 #pragma unroll
         for (int r = 0; r < kRowsInFlight; r++) {
-            exists[r] = false;
-            if (first + r < op.top_k) {
-                const int64_t offset = find_row(op, token, first + r, &weights[r]);
-                exists[r] = offset >= 0;
-                if (exists[r]) {
-                    columns[r] = load_columns<Element, kVectored>(rows + offset, count);
-                }
-            }
+            const int32_t slot = first + r;
+            const bool is_slot = slot < op.top_k;
+            offsets[r] = is_slot ? find_row(op, token, slot) : -1;
+            weights[r] = is_slot && op.topk_weights != nullptr ? op.topk_weights[token * op.top_k + slot] : 1.0f;
         }
 #pragma unroll
         for (int r = 0; r < kRowsInFlight; r++) {
-            if (exists[r]) {
+            columns[r] = load_columns<Element, kVectored>(rows + (offsets[r] >= 0 ? offsets[r] : 0), count);
+        }
 #pragma unroll
-                for (int c = 0; c < kColumns; c++) {
-                    sums[c] = __fmaf_rn(weights[r], widen(columns[r].values[c]), sums[c]);
-                }
+        for (int r = 0; r < kRowsInFlight; r++) {
+#pragma unroll
+            for (int c = 0; c < kColumns; c++) {
+                const float sum = __fmaf_rn(weights[r], widen(columns[r].values[c]), sums[c]);
+                sums[c] = offsets[r] >= 0 ? sum : sums[c];
             }
         }
     }
@@ -151,7 +149,9 @@ __device__ __forceinline__ void combine(const struct moe_op_post_reorder &op, in
     const int32_t left = op.hidden - column;
     const int32_t count = left < kColumns ? left : kColumns;
     float sums[kColumns] = {};
-    add_rows<Element, kVectored>(op, token, column, count, sums);
+    if (op.src2dst == nullptr || op.num_rows > 0) {
+        add_rows<Element, kVectored>(op, token, column, count, sums);
+    }
 #pragma unroll
     for (int c = 0; c < kColumns; c++) {
         sums[c] = __fmul_rn(sums[c], op.scaling);

@@ -31,28 +31,30 @@ struct RouteSort {
     int32_t num_warps;       /* that count, of each CTA */
     int32_t routes_per_warp;
     int64_t num_routes;
-    int32_t *counters;       /* [num_warps][num_buckets + 1]: counts, then next positions */
-    int32_t *own_counts;     /* [num_buckets + 1] of this CTA, read by the others; then totals */
+    int32_t *counters;       /* [num_warps][num_buckets + 1]: counts, then offsets inside the CTA */
+    int32_t *own_counts;     /* [num_buckets + 1] of this CTA, read by the others */
     int32_t *starts;         /* [num_buckets + 1] first padded position; the end */
     int32_t *packed_starts;  /* [num_buckets + 1] first position without padding; the end */
-    int32_t *scan;           /* [64] */
+    int32_t *bases;          /* [num_buckets + 1] first position of this CTA's routes */
+    int64_t *scan;           /* [32] */
 };
 
 __device__ __forceinline__ RouteSort make_route_sort(const struct moe_cuda_sort_shape &shape,
                                                      int64_t num_routes, int32_t num_buckets)
 {
-    extern __shared__ int32_t shared_words[];
+    extern __shared__ __align__(16) int32_t shared_words[];
     const int32_t stride = num_buckets + 1;
     RouteSort sort;
     sort.num_buckets = num_buckets;
     sort.num_warps = shape.num_warps;
     sort.routes_per_warp = shape.routes_per_warp;
     sort.num_routes = num_routes;
-    sort.counters = shared_words;
-    sort.own_counts = shared_words + shape.num_warps * stride;
+    sort.scan = reinterpret_cast<int64_t *>(shared_words);
+    sort.own_counts = shared_words + 64;
     sort.starts = sort.own_counts + stride;
     sort.packed_starts = sort.starts + stride;
-    sort.scan = sort.packed_starts + stride;
+    sort.bases = sort.packed_starts + stride;
+    sort.counters = sort.bases + stride;
     return sort;
 }
 
@@ -116,10 +118,26 @@ __device__ __forceinline__ void walk_stretch(const RouteSort &sort, Find find, V
     }
 }
 
-/* Rank of this lane's route among the warp's routes of the same bucket, and the counter's old value. */
-__device__ __forceinline__ int32_t count_bucket(int32_t *counters, int32_t bucket, int32_t lane)
+/*
+ * The lanes whose route has the same bucket as this lane's: one vote per bit of a bucket. (match.any
+ * takes a turn per distinct value, and routes of neighbours are mostly distinct.)
+ */
+__device__ __forceinline__ unsigned find_peers(int32_t bucket, int32_t num_bits)
 {
-    const unsigned peers = __match_any_sync(kAllLanes, bucket);
+    unsigned peers = kAllLanes;
+    for (int32_t bit = 0; bit < num_bits; bit++) {
+        const bool is_set = (bucket >> bit) & 1;
+        const unsigned votes = __ballot_sync(kAllLanes, is_set);
+        peers &= is_set ? votes : ~votes;
+    }
+    return peers;
+}
+
+/* The counter's value for this lane's route, which then counts it: lanes of the same bucket get
+ * consecutive values in order of lanes. -1 is a bucket of its own (all bits set). */
+__device__ __forceinline__ int32_t take_position(int32_t *counters, int32_t bucket, int32_t lane, int32_t num_bits)
+{
+    const unsigned peers = find_peers(bucket, num_bits);
     const int32_t rank = __popc(peers & ((1u << lane) - 1u));
     int32_t before = 0;
     if (bucket >= 0) {
@@ -133,106 +151,112 @@ __device__ __forceinline__ int32_t count_bucket(int32_t *counters, int32_t bucke
     return before + rank;
 }
 
+/* Two sums at once: of padded sizes in the upper half, of sizes in the lower. */
+__device__ __forceinline__ int64_t pack_sums(int32_t padded, int32_t packed)
+{
+    return static_cast<int64_t>(padded) << 32 | static_cast<uint32_t>(packed);
+}
+
 /* Exclusive prefix sum over the CTA of one value per thread; `total` is the sum of all. */
-__device__ __forceinline__ int32_t scan_threads(int32_t value, int32_t *scratch, int32_t *total)
+__device__ __forceinline__ int64_t scan_threads(int64_t value, int64_t *scratch, int64_t *total)
 {
     const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-    int32_t sum = value;
+    int64_t sum = value;
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
-        const int32_t other = __shfl_up_sync(kAllLanes, sum, offset);
+        const int64_t other = __shfl_up_sync(kAllLanes, sum, offset);
         sum += lane >= offset ? other : 0;
     }
     if (lane == 31) {
         scratch[warp] = sum;
     }
     __syncthreads();
-    if (warp == 0) {
-        int32_t warps = scratch[lane];
+    int64_t warps = scratch[lane]; /* every warp sums the warps for itself */
 #pragma unroll
-        for (int offset = 1; offset < 32; offset *= 2) {
-            const int32_t other = __shfl_up_sync(kAllLanes, warps, offset);
-            warps += lane >= offset ? other : 0;
-        }
-        scratch[32 + lane] = warps;
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const int64_t other = __shfl_up_sync(kAllLanes, warps, offset);
+        warps += lane >= offset ? other : 0;
     }
-    __syncthreads();
-    const int32_t before = warp > 0 ? scratch[32 + warp - 1] : 0;
-    *total = scratch[32 + 31];
-    __syncthreads();
-    return before + sum - value;
+    *total = __shfl_sync(kAllLanes, warps, 31);
+    const int64_t before = __shfl_sync(kAllLanes, warps, warp > 0 ? warp - 1 : 0);
+    return (warp > 0 ? before : 0) + sum - value;
 }
 
-/* Sums of the warps become their offsets inside the CTA; own_counts gets the CTA's sum. */
+/* Counts of the warps become their offsets inside the CTA; own_counts gets the CTA's sum. Loads go
+ * eight at a time: one after the other they would cost a round trip each. */
 __device__ __forceinline__ void sum_warps(const RouteSort &sort)
 {
+    constexpr int kBatch = 8;
     const int32_t stride = sort.num_buckets + 1;
     for (int32_t bucket = threadIdx.x; bucket < sort.num_buckets; bucket += kSortThreads) {
         int32_t sum = 0;
-        for (int32_t warp = 0; warp < sort.num_warps; warp++) {
-            int32_t *counter = sort.counters + warp * stride + bucket;
-            const int32_t count = *counter;
-            *counter = sum;
-            sum += count;
+        for (int32_t first = 0; first < sort.num_warps; first += kBatch) {
+            int32_t counts[kBatch];
+#pragma unroll
+            for (int i = 0; i < kBatch; i++) {
+                counts[i] = first + i < sort.num_warps ? sort.counters[(first + i) * stride + bucket] : 0;
+            }
+#pragma unroll
+            for (int i = 0; i < kBatch; i++) {
+                if (first + i < sort.num_warps) {
+                    sort.counters[(first + i) * stride + bucket] = sum;
+                }
+                sum += counts[i];
+            }
         }
         sort.own_counts[bucket] = sum;
     }
 }
 
 /*
- * From the CTAs' counts: starts, packed_starts, and counters that hold the position of each warp's
- * next route. Every CTA works out all starts; its own_counts end up as totals over the cluster.
+ * From the CTAs' counts: starts, packed_starts, and bases: the first position of this CTA's routes in
+ * each bucket. Every CTA works out all starts.
  */
 template <int kNumCtas>
 __device__ __forceinline__ void place_buckets(const RouteSort &sort, int32_t alignment)
 {
-    const int32_t stride = sort.num_buckets + 1;
     const int32_t own = cta_rank<kNumCtas>();
-    int32_t padded_end = 0;
-    int32_t packed_end = 0;
+    int64_t end = 0;
     for (int32_t first = 0; first < sort.num_buckets; first += kSortThreads) {
         const int32_t bucket = first + static_cast<int32_t>(threadIdx.x);
         const bool exists = bucket < sort.num_buckets;
-        int32_t total = 0;
+        int32_t total = exists ? sort.own_counts[bucket] : 0;
         int32_t before = 0;
-        if (exists) {
-            total = sort.own_counts[bucket];
 #if __CUDA_ARCH__ >= 900
-            if (kNumCtas > 1) {
-                total = 0;
+        if (kNumCtas > 1 && exists) {
+            int32_t counts[kNumCtas];
 #pragma unroll
-                for (int cta = 0; cta < kNumCtas; cta++) {
-                    const int32_t count = moe_ptx_load_cluster(sort.own_counts + bucket, cta);
-                    before += cta < own ? count : 0;
-                    total += count;
-                }
+            for (int cta = 0; cta < kNumCtas; cta++) {
+                counts[cta] = moe_ptx_load_cluster(sort.own_counts + bucket, cta);
             }
+            total = 0;
+#pragma unroll
+            for (int cta = 0; cta < kNumCtas; cta++) {
+                before += cta < own ? counts[cta] : 0;
+                total += counts[cta];
+            }
+        }
 #endif
-        }
         const int32_t padded = (total + alignment - 1) / alignment * alignment;
-        int32_t padded_sum;
-        int32_t packed_sum;
-        const int32_t start = padded_end + scan_threads(padded, sort.scan, &padded_sum);
-        const int32_t packed_start = packed_end + scan_threads(total, sort.scan, &packed_sum);
+        int64_t sum;
+        const int64_t start = end + scan_threads(pack_sums(padded, total), sort.scan, &sum);
         if (exists) {
-            sort.starts[bucket] = start;
-            sort.packed_starts[bucket] = packed_start;
-            for (int32_t warp = 0; warp < sort.num_warps; warp++) {
-                sort.counters[warp * stride + bucket] += start + before;
-            }
+            sort.starts[bucket] = static_cast<int32_t>(start >> 32);
+            sort.packed_starts[bucket] = static_cast<int32_t>(start);
+            sort.bases[bucket] = static_cast<int32_t>(start >> 32) + before;
         }
-        padded_end += padded_sum;
-        packed_end += packed_sum;
+        end += sum;
+        __syncthreads(); /* the scratch of the scan is used again */
     }
     if (threadIdx.x == 0) {
-        sort.starts[sort.num_buckets] = padded_end;
-        sort.packed_starts[sort.num_buckets] = packed_end;
+        sort.starts[sort.num_buckets] = static_cast<int32_t>(end >> 32);
+        sort.packed_starts[sort.num_buckets] = static_cast<int32_t>(end);
     }
     cluster_sync<kNumCtas>(); /* and nobody leaves while another reads its counts */
 }
 
-/* Steps 1 to 3. After it: starts, packed_starts and counters are ready for step 4. */
+/* Steps 1 to 3. After it: starts, packed_starts, bases and counters are ready for step 4. */
 template <int kNumCtas, typename Find>
 __device__ __forceinline__ void count_routes(const RouteSort &sort, int32_t alignment, Find find)
 {
@@ -241,8 +265,10 @@ __device__ __forceinline__ void count_routes(const RouteSort &sort, int32_t alig
         sort.counters[i] = 0;
     }
     __syncthreads();
-    walk_stretch<kNumCtas>(sort, find, [&](int64_t, int32_t bucket, int32_t warp, int32_t lane) {
-        count_bucket(sort.counters + warp * (sort.num_buckets + 1), bucket, lane);
+    walk_stretch<kNumCtas>(sort, find, [&](int64_t, int32_t bucket, int32_t warp, int32_t) {
+        if (bucket >= 0) { /* a count does not depend on the order of additions */
+            atomicAdd(sort.counters + warp * (sort.num_buckets + 1) + bucket, 1);
+        }
     });
     __syncthreads();
     sum_warps(sort);
@@ -254,10 +280,11 @@ __device__ __forceinline__ void count_routes(const RouteSort &sort, int32_t alig
 template <int kNumCtas, typename Find, typename Place>
 __device__ __forceinline__ void place_routes(const RouteSort &sort, Find find, Place place)
 {
+    const int32_t num_bits = 32 - __clz(sort.num_buckets); /* a bucket fits, and -1 differs from all */
     walk_stretch<kNumCtas>(sort, find, [&](int64_t route, int32_t bucket, int32_t warp, int32_t lane) {
-        const int32_t position = count_bucket(sort.counters + warp * (sort.num_buckets + 1), bucket, lane);
+        const int32_t offset = take_position(sort.counters + warp * (sort.num_buckets + 1), bucket, lane, num_bits);
         if (route < sort.num_routes) {
-            place(route, bucket, bucket >= 0 ? position : -1);
+            place(route, bucket, bucket >= 0 ? sort.bases[bucket] + offset : -1);
         }
     });
 }

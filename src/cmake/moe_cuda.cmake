@@ -47,3 +47,43 @@ else()
     message(FATAL_ERROR "MOE_ENABLE_CUDA=ON, but the CUDA backend is ${moe_cuda_summary}. Use AUTO or OFF.")
   endif()
 endif()
+
+# Machine code that goes into the plugin: one fatbin per operation and the architectures it has code for. nvcc's report on
+# registers and spills is kept beside it (build/cuda/<op>.ptxas.txt) and read by a test.
+set(MOE_CUDA_ARCHITECTURES "80;90a;100;120" CACHE STRING "Architectures of the CUDA kernels")
+set(MOE_CUDA_DIR "${PROJECT_BINARY_DIR}/cuda")
+set(moe_cuda_flags -std=c++17 -O3 -fmad=false -Xfatbin -compress-all -Xptxas -v -lineinfo)
+
+# Sets `result_var` to the generated C file that embeds the fatbins as moe_cuda_modules (src/cuda_state.h).
+function(moe_add_cuda_modules result_var)
+  file(GLOB headers CONFIGURE_DEPENDS kernels/cuda/*.cuh kernels/cuda/*.h kernels/*.h kernels/*.def abi/*.h)
+  set(gencode "")
+  foreach(arch IN LISTS MOE_CUDA_ARCHITECTURES)
+    list(APPEND gencode "-gencode=arch=compute_${arch},code=sm_${arch}")
+  endforeach()
+  set(text "/* SPDX-License-Identifier: Apache-2.0 */\n/* Generated: the fatbins of kernels/cuda. */\n")
+  string(APPEND text "#include \"cuda_state.h\"\n\n")
+  set(rows "")
+  set(fatbins "")
+  foreach(source IN LISTS moe_cuda_kernel_sources)
+    get_filename_component(op "${source}" NAME_WE)
+    set(fatbin "${MOE_CUDA_DIR}/${op}.fatbin")
+    add_custom_command(OUTPUT "${fatbin}"
+      COMMAND "${CMAKE_COMMAND}" -E make_directory "${MOE_CUDA_DIR}"
+      COMMAND sh -c "\"$0\" \"$@\" >\"${MOE_CUDA_DIR}/${op}.ptxas.txt\" 2>&1 || { cat \"${MOE_CUDA_DIR}/${op}.ptxas.txt\"; exit 1; }"
+        "${MOE_NVCC}" -fatbin ${moe_cuda_flags} ${gencode} -Iabi -Ikernels -Ikernels/cuda -o "${fatbin}" "kernels/cuda/${op}.cu"
+      WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+      DEPENDS "${source}" ${headers}
+      COMMENT "Compiling kernels/cuda/${op}.cu" VERBATIM)
+    string(APPEND text "__asm__(\".section .rodata\\n.balign 64\\nmoe_cuda_image_${op}:\\n.incbin \\\"${fatbin}\\\"\\n.previous\");\n")
+    string(APPEND text "extern const unsigned char moe_cuda_image_${op}[] __attribute__((visibility(\"hidden\")));\n")
+    string(APPEND rows "    {\"${op}\", moe_cuda_image_${op}},\n")
+    list(APPEND fatbins "${fatbin}")
+  endforeach()
+  string(APPEND text "\nconst struct moe_cuda_module moe_cuda_modules[] = {\n${rows}};\n")
+  string(APPEND text "const int32_t moe_cuda_num_modules = sizeof(moe_cuda_modules) / sizeof(moe_cuda_modules[0]);\n")
+  set(output "${MOE_GENERATED_DIR}/moe_cuda_modules.c")
+  file(CONFIGURE OUTPUT "${output}" CONTENT "${text}" @ONLY)
+  set_source_files_properties("${output}" PROPERTIES OBJECT_DEPENDS "${fatbins}")
+  set(${result_var} "${output}" PARENT_SCOPE)
+endfunction()

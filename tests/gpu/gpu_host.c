@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "gpu_host.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* X(function, symbol): what this host needs of libcuda. */
+#define GPU_FUNCTIONS(X)                                   \
+    X(cuInit, cuInit)                                      \
+    X(cuGetErrorName, cuGetErrorName)                      \
+    X(cuDeviceGet, cuDeviceGet)                            \
+    X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain)  \
+    X(cuCtxSetCurrent, cuCtxSetCurrent)                    \
+    X(cuMemAlloc, cuMemAlloc_v2)                           \
+    X(cuMemFree, cuMemFree_v2)                             \
+    X(cuMemcpyHtoD, cuMemcpyHtoD_v2)                       \
+    X(cuMemcpyDtoH, cuMemcpyDtoH_v2)                       \
+    X(cuMemsetD8, cuMemsetD8_v2)                           \
+    X(cuStreamCreate, cuStreamCreate)                      \
+    X(cuStreamSynchronize, cuStreamSynchronize)            \
+    X(cuStreamBeginCapture, cuStreamBeginCapture_v2)       \
+    X(cuStreamEndCapture, cuStreamEndCapture)              \
+    X(cuGraphInstantiateWithFlags, cuGraphInstantiateWithFlags) \
+    X(cuGraphLaunch, cuGraphLaunch)                        \
+    X(cuGraphExecDestroy, cuGraphExecDestroy)              \
+    X(cuGraphDestroy, cuGraphDestroy)                      \
+    X(cuEventCreate, cuEventCreate)                        \
+    X(cuEventRecord, cuEventRecord)                        \
+    X(cuEventSynchronize, cuEventSynchronize)              \
+    X(cuEventElapsedTime, cuEventElapsedTime_v2)           \
+    X(cuModuleLoadData, cuModuleLoadData)                  \
+    X(cuModuleGetFunction, cuModuleGetFunction)            \
+    X(cuLaunchKernel, cuLaunchKernel)
+
+static struct {
+#define MEMBER(function, symbol) __typeof__(&function) function;
+    GPU_FUNCTIONS(MEMBER)
+#undef MEMBER
+} cuda;
+
+static CUfunction limit_empty, limit_read, limit_write, limit_copy;
+static void *limit_sink;
+
+static void stop(const char *what, const char *why)
+{
+    fprintf(stderr, "%s: %s\n", what, why);
+    exit(2);
+}
+
+static void check(CUresult result, const char *what)
+{
+    const char *name = NULL;
+    if (result != CUDA_SUCCESS) {
+        cuda.cuGetErrorName(result, &name);
+        stop(what, name != NULL ? name : "unknown error");
+    }
+}
+
+void gpu_host_check(int32_t status, const struct moe_error *error, const char *what)
+{
+    if (status != MOE_STATUS_OK) {
+        stop(what, error->message);
+    }
+}
+
+static void bind_driver(void)
+{
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL) {
+        stop("libcuda.so.1", dlerror());
+    }
+#define BIND(function, symbol)                                          \
+    {                                                                   \
+        void *address = dlsym(library, #symbol);                        \
+        if (address == NULL) {                                          \
+            stop(#symbol, "the driver lacks it");                       \
+        }                                                               \
+        memcpy((void *)&cuda.function, &address, sizeof(address));      \
+    }
+    GPU_FUNCTIONS(BIND)
+#undef BIND
+}
+
+static void print_log(void *self, int32_t level, const char *text, uint64_t text_bytes)
+{
+    (void)self;
+    if (level <= MOE_LEVEL_WARNING) {
+        fprintf(stderr, "%.*s\n", (int)text_bytes, text);
+    }
+}
+
+static void beside(const char *program, const char *name, char *out, size_t out_bytes)
+{
+    const char *slash = strrchr(program, '/');
+    snprintf(out, out_bytes, "%.*s/%s", slash != NULL ? (int)(slash - program) : 1, slash != NULL ? program : ".",
+             name);
+}
+
+void gpu_host_init(struct gpu_host *host, const char *program)
+{
+    char path[4096];
+    CUdevice device;
+    CUcontext context;
+    struct moe_error error;
+    struct moe_host services;
+    struct moe_context_options options;
+    memset(host, 0, sizeof(*host));
+    bind_driver();
+    check(cuda.cuInit(0), "cuInit");
+    check(cuda.cuDeviceGet(&device, 0), "cuDeviceGet");
+    check(cuda.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain");
+    check(cuda.cuCtxSetCurrent(context), "cuCtxSetCurrent");
+    check(cuda.cuStreamCreate(&host->stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+
+    beside(program, "../lib/libmoe_plugin.so", path, sizeof(path));
+    void *plugin = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (plugin == NULL) {
+        stop(path, dlerror());
+    }
+    moe_plugin_init_fn *init = NULL;
+    void *address = dlsym(plugin, MOE_PLUGIN_INIT_SYMBOL);
+    memcpy((void *)&init, &address, sizeof(address));
+    MOE_INIT(error);
+    MOE_INIT(services);
+    services.abi_major = MOE_ABI_MAJOR;
+    services.abi_minor = MOE_ABI_MINOR;
+    services.layout_hash = MOE_ABI_LAYOUT_HASH;
+    services.log = print_log;
+    host->api = init(&services, &error);
+    if (host->api == NULL) {
+        stop(path, error.message);
+    }
+    MOE_INIT(options);
+    options.backend = MOE_BACKEND_CPU;
+    gpu_host_check(host->api->context_create(&services, &options, &host->cpu, &error), &error, "cpu context");
+    options.backend = MOE_BACKEND_CUDA;
+    gpu_host_check(host->api->context_create(&services, &options, &host->cuda, &error), &error, "cuda context");
+    MOE_INIT(host->device);
+    gpu_host_check(host->api->context_device(host->cuda, &host->device, &error), &error, "device");
+    printf("%s, sm_%d, %d SMs, driver %d, plugin %s %s, kernel set %s\n", host->device.name, host->device.sm,
+           host->device.num_sms, host->device.driver_version, host->api->version, host->api->source_id,
+           host->api->kernel_set_id);
+}
+
+void gpu_host_finish(struct gpu_host *host)
+{
+    host->api->context_destroy(host->cuda);
+    host->api->context_destroy(host->cpu);
+}
+
+void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile, const char *op_name)
+{
+    char text[512];
+    struct moe_error error;
+    struct moe_config_source source;
+    MOE_INIT(error);
+    MOE_INIT(source);
+    if (tile == NULL) {
+        gpu_host_check(host->api->config_reload(host->cuda, NULL, 0, NULL, NULL, &error), &error, "built-in");
+        return;
+    }
+    snprintf(text, sizeof(text),
+             "schema: moe-dispatch/1\nrules:\n- name: forced\n  match: {backend: cuda}\n  buckets:\n"
+             "  - max_tokens: inf\n    %s: {kernel: %s, BLOCK_SIZE: %d}\n",
+             op_name, tile->kernel, tile->block_size);
+    source.flags = MOE_CONFIG_REPLACE;
+    source.path = "forced";
+    source.text = text;
+    source.text_bytes = strlen(text);
+    gpu_host_check(host->api->config_reload(host->cuda, &source, 1, NULL, NULL, &error), &error, text);
+}
+
+void *gpu_alloc(size_t bytes)
+{
+    CUdeviceptr memory = 0;
+    check(cuda.cuMemAlloc(&memory, bytes > 0 ? bytes : 1), "cuMemAlloc");
+    return (void *)(uintptr_t)memory;
+}
+
+void gpu_free(void *memory)
+{
+    if (memory != NULL) {
+        check(cuda.cuMemFree((CUdeviceptr)(uintptr_t)memory), "cuMemFree");
+    }
+}
+
+void gpu_upload(void *device, const void *host, size_t bytes)
+{
+    check(cuda.cuMemcpyHtoD((CUdeviceptr)(uintptr_t)device, host, bytes), "cuMemcpyHtoD");
+}
+
+void gpu_download(void *host, const void *device, size_t bytes)
+{
+    check(cuda.cuMemcpyDtoH(host, (CUdeviceptr)(uintptr_t)device, bytes), "cuMemcpyDtoH");
+}
+
+void gpu_poison(void *device, int byte, size_t bytes)
+{
+    check(cuda.cuMemsetD8((CUdeviceptr)(uintptr_t)device, (unsigned char)byte, bytes), "cuMemsetD8");
+    check(cuda.cuStreamSynchronize(NULL), "poison");
+}
+
+void gpu_synchronize(CUstream stream)
+{
+    check(cuda.cuStreamSynchronize(stream), "cuStreamSynchronize");
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double left = *(const double *)a, right = *(const double *)b;
+    return (left > right) - (left < right);
+}
+
+struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self, int num_replays,
+                                 size_t flush_bytes)
+{
+    CUgraph graph;
+    CUgraphExec exec;
+    CUevent begin, end;
+    double *samples = calloc((size_t)num_replays, sizeof(*samples));
+    void *flush = flush_bytes > 0 ? gpu_alloc(flush_bytes) : NULL;
+    if (samples == NULL) {
+        stop("samples", "no memory");
+    }
+    check(cuda.cuEventCreate(&begin, CU_EVENT_DEFAULT), "cuEventCreate");
+    check(cuda.cuEventCreate(&end, CU_EVENT_DEFAULT), "cuEventCreate");
+    check(cuda.cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_GLOBAL), "cuStreamBeginCapture");
+    record(self, stream);
+    check(cuda.cuStreamEndCapture(stream, &graph), "cuStreamEndCapture");
+    check(cuda.cuGraphInstantiateWithFlags(&exec, graph, 0), "cuGraphInstantiate");
+    for (int i = -3; i < num_replays; i++) {
+        float milliseconds = 0.0f;
+        if (flush != NULL) {
+            gpu_limits_write(stream, flush, flush_bytes);
+        }
+        check(cuda.cuEventRecord(begin, stream), "cuEventRecord");
+        check(cuda.cuGraphLaunch(exec, stream), "cuGraphLaunch");
+        check(cuda.cuEventRecord(end, stream), "cuEventRecord");
+        check(cuda.cuEventSynchronize(end), "cuEventSynchronize");
+        check(cuda.cuEventElapsedTime(&milliseconds, begin, end), "cuEventElapsedTime");
+        if (i >= 0) {
+            samples[i] = 1000.0 * (double)milliseconds;
+        }
+    }
+    qsort(samples, (size_t)num_replays, sizeof(*samples), compare_doubles);
+    struct gpu_timing timing = {samples[num_replays / 2], samples[num_replays / 10],
+                                samples[num_replays - 1 - num_replays / 10]};
+    check(cuda.cuGraphExecDestroy(exec), "cuGraphExecDestroy");
+    check(cuda.cuGraphDestroy(graph), "cuGraphDestroy");
+    gpu_free(flush);
+    free(samples);
+    return timing;
+}
+
+void gpu_limits_open(const char *program)
+{
+    char path[4096];
+    CUmodule module;
+    beside(program, "gpu_limits.fatbin", path, sizeof(path));
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) {
+        stop(path, "cannot be opened");
+    }
+    char *image = calloc(1, 1 << 20);
+    size_t bytes = fread(image, 1, (1 << 20) - 1, file);
+    fclose(file);
+    if (bytes == 0) {
+        stop(path, "is empty");
+    }
+    check(cuda.cuModuleLoadData(&module, image), path);
+    free(image);
+    check(cuda.cuModuleGetFunction(&limit_empty, module, "gpu_empty"), "gpu_empty");
+    check(cuda.cuModuleGetFunction(&limit_read, module, "gpu_read"), "gpu_read");
+    check(cuda.cuModuleGetFunction(&limit_write, module, "gpu_write"), "gpu_write");
+    check(cuda.cuModuleGetFunction(&limit_copy, module, "gpu_copy"), "gpu_copy");
+    limit_sink = gpu_alloc(16);
+}
+
+static void launch(CUstream stream, CUfunction function, unsigned num_ctas, unsigned num_threads, void **args)
+{
+    check(cuda.cuLaunchKernel(function, num_ctas, 1, 1, num_threads, 1, 1, 0, stream, args, NULL), "cuLaunchKernel");
+}
+
+void gpu_limits_empty(CUstream stream)
+{
+    launch(stream, limit_empty, 1, 32, NULL);
+}
+
+void gpu_limits_read(CUstream stream, const void *from, size_t bytes)
+{
+    int64_t num_vectors = (int64_t)(bytes / 16);
+    void *args[] = {&from, &num_vectors, &limit_sink};
+    launch(stream, limit_read, 132 * 4, 512, args);
+}
+
+void gpu_limits_write(CUstream stream, void *to, size_t bytes)
+{
+    int64_t num_vectors = (int64_t)(bytes / 16);
+    uint32_t value = 12345;
+    void *args[] = {&to, &num_vectors, &value};
+    launch(stream, limit_write, 132 * 4, 512, args);
+}
+
+void gpu_limits_copy(CUstream stream, const void *from, void *to, size_t bytes)
+{
+    int64_t num_vectors = (int64_t)(bytes / 16);
+    void *args[] = {&from, &to, &num_vectors};
+    launch(stream, limit_copy, 132 * 4, 512, args);
+}
+
+uint64_t gpu_random(uint64_t *state)
+{
+    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}

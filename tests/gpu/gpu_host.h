@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A host for programs that run on a GPU machine: the plugin through its table with one CPU and one
+ * CUDA context, and libcuda for memory, copies, streams, graphs and events. Any failure ends the
+ * program with a sentence: these are tests.
+ */
+#ifndef MOE_GPU_HOST_H
+#define MOE_GPU_HOST_H
+
+#include "moe_plugin.h"
+
+#include <cuda.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct gpu_host {
+    const struct moe_plugin_api *api;
+    struct moe_context *cpu;
+    struct moe_context *cuda;
+    struct moe_device device;
+    CUstream stream;
+};
+
+/* `program` is argv[0]: the plugin is ../lib/libmoe_plugin.so from its folder. */
+void gpu_host_init(struct gpu_host *host, const char *program);
+void gpu_host_finish(struct gpu_host *host);
+
+/* Ends the program with a sentence unless status is OK. */
+void gpu_host_check(int32_t status, const struct moe_error *error, const char *what);
+
+/* Plans that are made from now on use this row of the tile table for its operation; NULL: the
+ * built-in configuration again. */
+void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile, const char *op_name);
+
+void *gpu_alloc(size_t bytes);
+void gpu_free(void *memory);
+void gpu_upload(void *device, const void *host, size_t bytes);
+void gpu_download(void *host, const void *device, size_t bytes);
+void gpu_poison(void *device, int byte, size_t bytes);
+void gpu_synchronize(CUstream stream);
+
+/* Median microseconds of `num_replays` replays of a graph made of what `record` queues. Before each,
+ * `flush_bytes` of other memory are written, so that nothing of the last replay is in the cache. */
+typedef void gpu_record_fn(void *self, CUstream stream);
+struct gpu_timing {
+    double median_us;
+    double low_us;  /* 10th percentile */
+    double high_us; /* 90th */
+};
+struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self, int num_replays,
+                                 size_t flush_bytes);
+
+/* Kernels of gpu_limits.cu, from gpu_limits.fatbin beside the program. */
+void gpu_limits_open(const char *program);
+void gpu_limits_empty(CUstream stream);
+void gpu_limits_read(CUstream stream, const void *from, size_t bytes);
+void gpu_limits_write(CUstream stream, void *to, size_t bytes);
+void gpu_limits_copy(CUstream stream, const void *from, void *to, size_t bytes);
+
+/* splitmix64 */
+uint64_t gpu_random(uint64_t *state);
+
+#endif
