@@ -17,6 +17,8 @@
 struct moe_cuda_sort_shape {
     int32_t num_warps;
     int32_t routes_per_warp; /* a multiple of 32 */
+    int32_t keeps_buckets;   /* 1: two bytes per route of the CTA lie behind the counters */
+    int32_t smem_bytes;
 };
 
 struct moe_cuda_align {
@@ -33,7 +35,7 @@ struct moe_cuda_ep_preprocess {
 struct moe_cuda_pre_reorder {
     struct moe_op_pre_reorder op;
     int32_t vector_bytes;
-    int32_t row_vectors;    /* vectors of a row */
+    int32_t row_vectors; /* vectors of a row */
 };
 
 /* `is_vectored`: eight columns at a time are 16-byte (fp32: 32-byte) aligned everywhere. */

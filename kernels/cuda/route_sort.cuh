@@ -10,7 +10,7 @@
  * Moves: the ids twice; everything else stays in shared memory. Bound by latency.
  * Pipeline: 1 every warp of the cluster counts the buckets of its own stretch of routes. 2 a CTA sums
  *   its warps' counts; CTAs read each other's sums. 3 every CTA scans the padded totals. 4 every warp
- *   walks its stretch again and ranks its routes from the counters.
+ *   walks its stretch again (from the buckets it kept) and ranks its routes from the counters.
  * Limits: one counter per bucket has to fit into shared memory three times plus once (about 14,000
  *   buckets with 227 KiB).
  */
@@ -20,7 +20,8 @@
 #include "cuda_args.h"
 #include "ptx.cuh"
 
-namespace {
+namespace
+{
 
 constexpr int kSortThreads = MOE_CUDA_SORT_THREADS;
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -28,15 +29,17 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 /* Shared memory of a CTA, laid out as MOE_CUDA_SORT_SMEM_BYTES counts it. */
 struct RouteSort {
     int32_t num_buckets;
-    int32_t num_warps;       /* that count, of each CTA */
+    int32_t num_warps; /* that count, of each CTA */
     int32_t routes_per_warp;
+    bool keeps_buckets;
     int64_t num_routes;
-    int32_t *counters;       /* [num_warps][num_buckets + 1]: counts, then offsets inside the CTA */
-    int32_t *own_counts;     /* [num_buckets + 1] of this CTA, read by the others */
-    int32_t *starts;         /* [num_buckets + 1] first padded position; the end */
-    int32_t *packed_starts;  /* [num_buckets + 1] first position without padding; the end */
-    int32_t *bases;          /* [num_buckets + 1] first position of this CTA's routes */
-    int64_t *scan;           /* [32] */
+    int32_t *counters;      /* [num_warps][num_buckets + 1]: counts, then offsets inside the CTA */
+    int32_t *own_counts;    /* [num_buckets + 1] of this CTA, read by the others */
+    int32_t *starts;        /* [num_buckets + 1] first padded position; the end */
+    int32_t *packed_starts; /* [num_buckets + 1] first position without padding; the end */
+    int32_t *bases;         /* [num_buckets + 1] first position of this CTA's routes */
+    int64_t *scan;          /* [32] */
+    uint16_t *kept;         /* [num_warps][routes_per_warp] buckets, if kept; 0xffff: none */
 };
 
 __device__ __forceinline__ RouteSort make_route_sort(const struct moe_cuda_sort_shape &shape,
@@ -55,6 +58,8 @@ __device__ __forceinline__ RouteSort make_route_sort(const struct moe_cuda_sort_
     sort.packed_starts = sort.starts + stride;
     sort.bases = sort.packed_starts + stride;
     sort.counters = sort.bases + stride;
+    sort.keeps_buckets = shape.keeps_buckets != 0;
+    sort.kept = reinterpret_cast<uint16_t *>(sort.counters + shape.num_warps * stride);
     return sort;
 }
 
@@ -87,34 +92,59 @@ __device__ __forceinline__ int32_t find_bucket(const void *ids, int32_t ids_dtyp
     const int64_t id = ids_dtype == MOE_IDS_INT64 ? static_cast<const int64_t *>(ids)[route]
                                                   : static_cast<const int32_t *>(ids)[route];
     const int32_t filtered = keeps_filtered ? filter.num_experts : -1;
-    if (id < 0 || id >= filter.num_experts_global || id < filter.expert_begin || id >= filter.expert_end) {
+    if (id < 0 || id >= filter.num_experts_global || id < filter.expert_begin ||
+        id >= filter.expert_end) {
         return filtered;
     }
-    const int64_t local = filter.expert_map != nullptr ? filter.expert_map[id] : id - filter.expert_begin;
+    const int64_t local =
+        filter.expert_map != nullptr ? filter.expert_map[id] : id - filter.expert_begin;
     return local >= 0 && local < filter.num_experts ? static_cast<int32_t>(local) : filtered;
 }
 
-/* Calls visit(route, bucket) for the stretch of this thread's warp, lanes in order of routes; lanes
- * without a route get bucket -1. All lanes of a warp call it together. */
-template <int kNumCtas, typename Find, typename Visit>
-__device__ __forceinline__ void walk_stretch(const RouteSort &sort, Find find, Visit visit)
+/* First and last route of this thread's warp; nothing for a warp that does not count. */
+template <int kNumCtas>
+__device__ __forceinline__ void find_stretch(const RouteSort &sort, int64_t *first, int64_t *end)
 {
     const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    const int64_t stretch = static_cast<int64_t>(cta_rank<kNumCtas>()) * sort.num_warps + warp;
+    *first = stretch * sort.routes_per_warp;
+    *end = *first + sort.routes_per_warp < sort.num_routes ? *first + sort.routes_per_warp
+                                                           : sort.num_routes;
     if (warp >= sort.num_warps) {
-        return;
+        *end = *first;
     }
-    const int64_t first =
-        (static_cast<int64_t>(cta_rank<kNumCtas>()) * sort.num_warps + warp) * sort.routes_per_warp;
-    const int64_t end = first + sort.routes_per_warp < sort.num_routes ? first + sort.routes_per_warp : sort.num_routes;
-    int64_t route = first + lane;
-    int32_t next = route < end ? find(route) : -1;
-    for (int64_t base = first; base < end; base += 32) {
-        const int32_t bucket = next;
-        const int64_t current = route;
-        route += 32;
-        next = route < end ? find(route) : -1; /* in flight while this one is ranked */
-        visit(current, bucket, warp, lane);
+}
+
+/* Step 1: counts the warp's stretch. Ids are loaded eight turns at a time, so that a warp waits for
+ * memory once per 256 routes; buckets are kept for step 4 where there is room. */
+template <int kNumCtas, typename Find>
+__device__ __forceinline__ void count_stretch(const RouteSort &sort, Find find)
+{
+    constexpr int kTurns = 8;
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    int32_t *counters = sort.counters + warp * (sort.num_buckets + 1);
+    uint16_t *kept = sort.kept + static_cast<int64_t>(warp) * sort.routes_per_warp;
+    int64_t first;
+    int64_t end;
+    find_stretch<kNumCtas>(sort, &first, &end);
+    for (int64_t base = first; base < end; base += kTurns * 32) {
+        int32_t buckets[kTurns];
+#pragma unroll
+        for (int turn = 0; turn < kTurns; turn++) {
+            const int64_t route = base + turn * 32 + lane;
+            buckets[turn] = route < end ? find(route) : -1;
+        }
+#pragma unroll
+        for (int turn = 0; turn < kTurns; turn++) {
+            const int64_t route = base + turn * 32 + lane;
+            if (buckets[turn] >= 0) { /* a count does not depend on the order of additions */
+                atomicAdd(counters + buckets[turn], 1);
+            }
+            if (sort.keeps_buckets && route < end) {
+                kept[route - first] = static_cast<uint16_t>(buckets[turn]);
+            }
+        }
     }
 }
 
@@ -135,7 +165,8 @@ __device__ __forceinline__ unsigned find_peers(int32_t bucket, int32_t num_bits)
 
 /* The counter's value for this lane's route, which then counts it: lanes of the same bucket get
  * consecutive values in order of lanes. -1 is a bucket of its own (all bits set). */
-__device__ __forceinline__ int32_t take_position(int32_t *counters, int32_t bucket, int32_t lane, int32_t num_bits)
+__device__ __forceinline__ int32_t take_position(int32_t *counters, int32_t bucket, int32_t lane,
+                                                 int32_t num_bits)
 {
     const unsigned peers = find_peers(bucket, num_bits);
     const int32_t rank = __popc(peers & ((1u << lane) - 1u));
@@ -195,7 +226,8 @@ __device__ __forceinline__ void sum_warps(const RouteSort &sort)
             int32_t counts[kBatch];
 #pragma unroll
             for (int i = 0; i < kBatch; i++) {
-                counts[i] = first + i < sort.num_warps ? sort.counters[(first + i) * stride + bucket] : 0;
+                counts[i] =
+                    first + i < sort.num_warps ? sort.counters[(first + i) * stride + bucket] : 0;
             }
 #pragma unroll
             for (int i = 0; i < kBatch; i++) {
@@ -265,11 +297,7 @@ __device__ __forceinline__ void count_routes(const RouteSort &sort, int32_t alig
         sort.counters[i] = 0;
     }
     __syncthreads();
-    walk_stretch<kNumCtas>(sort, find, [&](int64_t, int32_t bucket, int32_t warp, int32_t) {
-        if (bucket >= 0) { /* a count does not depend on the order of additions */
-            atomicAdd(sort.counters + warp * (sort.num_buckets + 1) + bucket, 1);
-        }
-    });
+    count_stretch<kNumCtas>(sort, find);
     __syncthreads();
     sum_warps(sort);
     cluster_sync<kNumCtas>();
@@ -280,13 +308,26 @@ __device__ __forceinline__ void count_routes(const RouteSort &sort, int32_t alig
 template <int kNumCtas, typename Find, typename Place>
 __device__ __forceinline__ void place_routes(const RouteSort &sort, Find find, Place place)
 {
-    const int32_t num_bits = 32 - __clz(sort.num_buckets); /* a bucket fits, and -1 differs from all */
-    walk_stretch<kNumCtas>(sort, find, [&](int64_t route, int32_t bucket, int32_t warp, int32_t lane) {
-        const int32_t offset = take_position(sort.counters + warp * (sort.num_buckets + 1), bucket, lane, num_bits);
-        if (route < sort.num_routes) {
+    const int32_t num_bits =
+        32 - __clz(sort.num_buckets); /* a bucket fits, and -1 differs from all */
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    int32_t *counters = sort.counters + warp * (sort.num_buckets + 1);
+    const uint16_t *kept = sort.kept + static_cast<int64_t>(warp) * sort.routes_per_warp;
+    int64_t first;
+    int64_t end;
+    find_stretch<kNumCtas>(sort, &first, &end);
+    for (int64_t base = first; base < end; base += 32) {
+        const int64_t route = base + lane;
+        int32_t bucket = -1;
+        if (route < end) {
+            bucket = sort.keeps_buckets ? static_cast<int16_t>(kept[route - first]) : find(route);
+        }
+        const int32_t offset = take_position(counters, bucket, lane, num_bits);
+        if (route < end) {
             place(route, bucket, bucket >= 0 ? sort.bases[bucket] + offset : -1);
         }
-    });
+    }
 }
 
 /* This thread's number in the cluster, and how many there are: for loops over outputs. */
@@ -302,18 +343,20 @@ template <int kNumCtas> __device__ __forceinline__ constexpr int64_t cluster_thr
 
 /* Fills what is left of every bucket's last block, one warp a bucket, and the tail behind all. */
 template <int kNumCtas>
-__device__ __forceinline__ void fill_padding(const RouteSort &sort, int32_t *array, int64_t capacity,
-                                             int32_t value)
+__device__ __forceinline__ void fill_padding(const RouteSort &sort, int32_t *array,
+                                             int64_t capacity, int32_t value)
 {
     const int64_t thread = cluster_thread<kNumCtas>();
-    for (int64_t bucket = thread / 32; bucket < sort.num_buckets; bucket += cluster_threads<kNumCtas>() / 32) {
+    for (int64_t bucket = thread / 32; bucket < sort.num_buckets;
+         bucket += cluster_threads<kNumCtas>() / 32) {
         const int32_t count = sort.packed_starts[bucket + 1] - sort.packed_starts[bucket];
         for (int32_t i = sort.starts[bucket] + count + static_cast<int32_t>(thread % 32);
              i < sort.starts[bucket + 1]; i += 32) {
             array[i] = value;
         }
     }
-    for (int64_t i = sort.starts[sort.num_buckets] + thread; i < capacity; i += cluster_threads<kNumCtas>()) {
+    for (int64_t i = sort.starts[sort.num_buckets] + thread; i < capacity;
+         i += cluster_threads<kNumCtas>()) {
         array[i] = value;
     }
 }
