@@ -913,9 +913,9 @@ struct moe_plan;    /* one problem, a tile per operation and token bucket */
 
 struct moe_context_options {
     uint32_t struct_size;
-    uint32_t flags;      /* MOE_CONTEXT_* */
-    int32_t backend;     /* MOE_BACKEND_*; AUTO: CUDA when it is available and runs the layer, else CPU */
-    int32_t ordinal;     /* CUDA device */
+    uint32_t flags;  /* MOE_CONTEXT_* */
+    int32_t backend; /* MOE_BACKEND_*; AUTO: CUDA if available and it runs the layer, else CPU */
+    int32_t ordinal; /* CUDA device */
     int32_t num_threads; /* CPU: threads of the pool, the caller included; 0: CPUs of the
                                        affinity mask */
     int32_t num_config_sources;

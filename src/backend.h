@@ -117,8 +117,8 @@ extern const struct moe_backend moe_backend_cpu;
 extern const struct moe_backend moe_backend_cuda;
 #endif
 
-/* By id; AUTO gives the first available of cuda, cpu that runs the layer. NULL for an id that is unknown or not in this
- * build (device.c). */
+/* By id; AUTO gives the first available of cuda, cpu that runs the layer. NULL for an id that is
+ * unknown or not in this build (device.c). */
 const struct moe_backend *moe_backend_find(int32_t id);
 
 #endif

@@ -12,8 +12,8 @@ static void bind_pointer(void *function, void *symbol)
     memcpy(function, &symbol, sizeof(symbol));
 }
 
-int32_t moe_cuda_driver_error(const struct moe_cuda_driver *driver, CUresult result, const char *what,
-                              struct moe_error *error)
+int32_t moe_cuda_driver_error(const struct moe_cuda_driver *driver, CUresult result,
+                              const char *what, struct moe_error *error)
 {
     const char *name = "unknown error";
     int32_t status = MOE_STATUS_DEVICE_ERROR;
@@ -56,17 +56,19 @@ static int32_t bind_functions(struct moe_cuda_driver *driver, struct moe_error *
     PFN_cuGetProcAddress_v12000 get_proc_address = NULL;
     bind_pointer(&get_proc_address, dlsym(driver->handle, "cuGetProcAddress_v2"));
     if (get_proc_address == NULL) {
-        return moe_error_set(error, MOE_STATUS_DRIVER_TOO_OLD,
-                             "cuda: the driver has no cuGetProcAddress_v2; it is older than 12.0, and %d.%d "
-                             "is the minimum",
-                             MOE_CUDA_MIN_DRIVER / 1000, MOE_CUDA_MIN_DRIVER % 1000 / 10);
+        return moe_error_set(
+            error, MOE_STATUS_DRIVER_TOO_OLD,
+            "cuda: the driver has no cuGetProcAddress_v2; it is older than 12.0, and %d.%d "
+            "is the minimum",
+            MOE_CUDA_MIN_DRIVER / 1000, MOE_CUDA_MIN_DRIVER % 1000 / 10);
     }
     static const struct {
         const char *name;
         int version;
         size_t offset;
     } functions[] = {
-#define MOE_CUDA_ROW(function, version) {#function, version, offsetof(struct moe_cuda_driver, function)},
+#define MOE_CUDA_ROW(function, version) \
+    {#function, version, offsetof(struct moe_cuda_driver, function)},
         MOE_CUDA_FUNCTIONS(MOE_CUDA_ROW)
 #undef MOE_CUDA_ROW
     };
@@ -77,8 +79,8 @@ static int32_t bind_functions(struct moe_cuda_driver *driver, struct moe_error *
                                            CU_GET_PROC_ADDRESS_LEGACY_STREAM, &found);
         if (result != CUDA_SUCCESS || symbol == NULL) {
             return moe_error_set_at(error, MOE_STATUS_DRIVER_TOO_OLD, (int32_t)result, 0, 0,
-                                    "cuda: the driver does not offer %s of version %d (%s)", functions[i].name,
-                                    functions[i].version,
+                                    "cuda: the driver does not offer %s of version %d (%s)",
+                                    functions[i].name, functions[i].version,
                                     found == CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT
                                         ? "an older one only"
                                         : "not at all");
@@ -95,8 +97,9 @@ int32_t moe_cuda_driver_open(struct moe_cuda_driver *driver, struct moe_error *e
     memset(driver, 0, sizeof(*driver));
     driver->handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (driver->handle == NULL) {
-        return moe_error_set(error, MOE_STATUS_UNAVAILABLE,
-                             "cuda: libcuda.so.1 cannot be opened: no NVIDIA driver on this machine");
+        return moe_error_set(
+            error, MOE_STATUS_UNAVAILABLE,
+            "cuda: libcuda.so.1 cannot be opened: no NVIDIA driver on this machine");
     }
     MOE_TRY_GOTO(bind_functions(driver, error));
     CUresult result = driver->cuDriverGetVersion(&version);
@@ -107,8 +110,8 @@ int32_t moe_cuda_driver_open(struct moe_cuda_driver *driver, struct moe_error *e
     driver->version = version;
     if (version < MOE_CUDA_MIN_DRIVER) {
         status = moe_error_set(error, MOE_STATUS_DRIVER_TOO_OLD,
-                               "cuda: the driver supports CUDA %d.%d; this build needs %d.%d", version / 1000,
-                               version % 1000 / 10, MOE_CUDA_MIN_DRIVER / 1000,
+                               "cuda: the driver supports CUDA %d.%d; this build needs %d.%d",
+                               version / 1000, version % 1000 / 10, MOE_CUDA_MIN_DRIVER / 1000,
                                MOE_CUDA_MIN_DRIVER % 1000 / 10);
         goto fail;
     }

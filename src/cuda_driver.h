@@ -12,26 +12,26 @@
 #include <cudaTypedefs.h>
 
 /* X(function, version): the version is the one in the name of its type in cudaTypedefs.h. */
-#define MOE_CUDA_FUNCTIONS(X)               \
-    X(cuInit, 2000)                         \
-    X(cuDriverGetVersion, 2020)             \
-    X(cuGetErrorName, 6000)                 \
-    X(cuDeviceGetCount, 2000)               \
-    X(cuDeviceGet, 2000)                    \
-    X(cuDeviceGetAttribute, 2000)           \
-    X(cuDeviceGetName, 2000)                \
-    X(cuDeviceTotalMem, 3020)               \
-    X(cuDevicePrimaryCtxRetain, 7000)       \
-    X(cuDevicePrimaryCtxRelease, 11000)     \
-    X(cuCtxPushCurrent, 4000)               \
-    X(cuCtxPopCurrent, 4000)                \
+#define MOE_CUDA_FUNCTIONS(X)                   \
+    X(cuInit, 2000)                             \
+    X(cuDriverGetVersion, 2020)                 \
+    X(cuGetErrorName, 6000)                     \
+    X(cuDeviceGetCount, 2000)                   \
+    X(cuDeviceGet, 2000)                        \
+    X(cuDeviceGetAttribute, 2000)               \
+    X(cuDeviceGetName, 2000)                    \
+    X(cuDeviceTotalMem, 3020)                   \
+    X(cuDevicePrimaryCtxRetain, 7000)           \
+    X(cuDevicePrimaryCtxRelease, 11000)         \
+    X(cuCtxPushCurrent, 4000)                   \
+    X(cuCtxPopCurrent, 4000)                    \
     X(cuThreadExchangeStreamCaptureMode, 10010) \
-    X(cuLibraryLoadData, 12000)             \
-    X(cuLibraryUnload, 12000)               \
-    X(cuLibraryGetKernel, 12000)            \
-    X(cuKernelGetFunction, 12000)           \
-    X(cuFuncSetAttribute, 9000)             \
-    X(cuFuncLoad, 12040)                    \
+    X(cuLibraryLoadData, 12000)                 \
+    X(cuLibraryUnload, 12000)                   \
+    X(cuLibraryGetKernel, 12000)                \
+    X(cuKernelGetFunction, 12000)               \
+    X(cuFuncSetAttribute, 9000)                 \
+    X(cuFuncLoad, 12040)                        \
     X(cuLaunchKernelEx, 11060)
 
 /* Machine code of a toolkit needs a driver of the same major version or newer. */
@@ -54,7 +54,7 @@ int32_t moe_cuda_driver_open(struct moe_cuda_driver *driver, struct moe_error *e
 void moe_cuda_driver_close(struct moe_cuda_driver *driver); /* of a zeroed struct too */
 
 /* A status and a sentence for a failed call: lost devices, missing memory and the rest apart. */
-int32_t moe_cuda_driver_error(const struct moe_cuda_driver *driver, CUresult result, const char *what,
-                              struct moe_error *error);
+int32_t moe_cuda_driver_error(const struct moe_cuda_driver *driver, CUresult result,
+                              const char *what, struct moe_error *error);
 
 #endif

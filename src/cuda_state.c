@@ -32,8 +32,8 @@ int32_t moe_cuda_state_describe(const struct moe_cuda_driver *driver, int32_t or
                                 "cuda: the driver finds no device");
     }
     if (ordinal < 0 || ordinal >= count) {
-        return moe_error_set(error, MOE_STATUS_NO_DEVICE, "cuda device %d: there are %d, counted from 0",
-                             ordinal, count);
+        return moe_error_set(error, MOE_STATUS_NO_DEVICE,
+                             "cuda device %d: there are %d, counted from 0", ordinal, count);
     }
     result = driver->cuDeviceGet(&device, ordinal);
     if (result == CUDA_SUCCESS) {
@@ -58,8 +58,8 @@ int32_t moe_cuda_state_describe(const struct moe_cuda_driver *driver, int32_t or
     return MOE_STATUS_OK;
 }
 
-static int32_t find_function(const struct moe_cuda_state *state, const char *symbol, CUfunction *out,
-                             struct moe_error *error)
+static int32_t find_function(const struct moe_cuda_state *state, const char *symbol,
+                             CUfunction *out, struct moe_error *error)
 {
     for (int32_t i = 0; i < moe_cuda_num_modules; i++) {
         CUkernel kernel = NULL;
@@ -73,14 +73,16 @@ static int32_t find_function(const struct moe_cuda_state *state, const char *sym
         if (result == CUDA_SUCCESS) {
             result = state->driver.cuFuncLoad(*out);
         }
-        return result == CUDA_SUCCESS ? MOE_STATUS_OK
-                                      : moe_cuda_driver_error(&state->driver, result, symbol, error);
+        return result == CUDA_SUCCESS
+                   ? MOE_STATUS_OK
+                   : moe_cuda_driver_error(&state->driver, result, symbol, error);
     }
-    return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "cuda: no module of this build has %s for sm_%d", symbol,
-                         state->sm);
+    return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                         "cuda: no module of this build has %s for sm_%d", symbol, state->sm);
 }
 
-/* Sorts take all the shared memory they need for their buckets, and clusters of more than 8 CTAs. */
+/* Sorts take all the shared memory they need for their buckets, and clusters of more than 8
+ * CTAs. */
 static int32_t set_attributes(const struct moe_cuda_state *state, const struct moe_tile *tile,
                               CUfunction function, struct moe_error *error)
 {
@@ -102,8 +104,8 @@ static int32_t load_modules(struct moe_cuda_state *state, const struct moe_devic
                             struct moe_error *error)
 {
     for (int32_t i = 0; i < moe_cuda_num_modules; i++) {
-        CUresult result = state->driver.cuLibraryLoadData(&state->libraries[i], moe_cuda_modules[i].image,
-                                                          NULL, NULL, 0, NULL, NULL, 0);
+        CUresult result = state->driver.cuLibraryLoadData(
+            &state->libraries[i], moe_cuda_modules[i].image, NULL, NULL, 0, NULL, NULL, 0);
         if (result != CUDA_SUCCESS) {
             return moe_cuda_driver_error(&state->driver, result, moe_cuda_modules[i].name, error);
         }
@@ -131,9 +133,10 @@ static int32_t load_in_context(struct moe_cuda_state *state, const struct moe_de
         return moe_cuda_driver_error(driver, result, "cuda: cuCtxPushCurrent", error);
     }
     result = driver->cuThreadExchangeStreamCaptureMode(&mode);
-    int32_t status = result == CUDA_SUCCESS
-                         ? load_modules(state, device, error)
-                         : moe_cuda_driver_error(driver, result, "cuda: exchanging the capture mode", error);
+    int32_t status =
+        result == CUDA_SUCCESS
+            ? load_modules(state, device, error)
+            : moe_cuda_driver_error(driver, result, "cuda: exchanging the capture mode", error);
     if (result == CUDA_SUCCESS) {
         (void)driver->cuThreadExchangeStreamCaptureMode(&mode);
     }
@@ -148,12 +151,14 @@ int32_t moe_cuda_state_create(const struct moe_memory *memory, int32_t ordinal,
     const size_t libraries_bytes = (size_t)moe_cuda_num_modules * sizeof(CUlibrary);
     struct moe_cuda_state *state = moe_memory_alloc(memory, sizeof(*state));
     if (state == NULL) {
-        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes", sizeof(*state));
+        return moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes",
+                             sizeof(*state));
     }
     int32_t status = MOE_STATUS_OK;
     state->libraries = moe_memory_alloc(memory, libraries_bytes);
     if (state->libraries == NULL) {
-        status = moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes", libraries_bytes);
+        status = moe_error_set(error, MOE_STATUS_OUT_OF_MEMORY, "no host memory for %zu bytes",
+                               libraries_bytes);
         goto fail;
     }
     MOE_TRY_GOTO(moe_cuda_driver_open(&state->driver, error));
@@ -165,7 +170,8 @@ int32_t moe_cuda_state_create(const struct moe_memory *memory, int32_t ordinal,
         result = state->driver.cuDevicePrimaryCtxRetain(&state->context, state->device);
     }
     if (result != CUDA_SUCCESS) {
-        status = moe_cuda_driver_error(&state->driver, result, "cuda: retaining the primary context", error);
+        status = moe_cuda_driver_error(&state->driver, result,
+                                       "cuda: retaining the primary context", error);
         goto fail;
     }
     state->is_retained = 1;
@@ -232,6 +238,7 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
         result = driver->cuLaunchKernelEx(&config, state->functions[launch->tile], &args, NULL);
         (void)driver->cuCtxPopCurrent(&popped);
     }
-    return result == CUDA_SUCCESS ? MOE_STATUS_OK
-                                  : moe_cuda_driver_error(driver, result, symbols[launch->tile], error);
+    return result == CUDA_SUCCESS
+               ? MOE_STATUS_OK
+               : moe_cuda_driver_error(driver, result, symbols[launch->tile], error);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a CUDA context of ours holds: the driver, the device's primary context, the loaded modules and
- * one function per tile. All of it is made when the context is created, so that a run call only
- * launches.
+ * What a CUDA context of ours holds: the driver, the device's primary context, the loaded modules
+ * and one function per tile. All of it is made when the context is created, so that a run call
+ * only launches.
  */
 #ifndef MOE_CUDA_STATE_H
 #define MOE_CUDA_STATE_H
@@ -28,7 +28,7 @@ struct moe_cuda_state {
     int32_t sm;
     int32_t smem_bytes; /* that a block can opt in to */
     int32_t reserved;
-    CUlibrary *libraries; /* [moe_cuda_num_modules] */
+    CUlibrary *libraries;                /* [moe_cuda_num_modules] */
     CUfunction functions[MOE_NUM_TILES]; /* NULL: the tile does not run on this device */
 };
 

@@ -253,16 +253,17 @@ static double cpu_cost(const struct moe_tile *tile, int32_t op, const struct moe
 }
 
 /*
- * A GPU. Row operations: waves of CTAs, each with a fixed latency, plus the bytes of all CTAs, partly
- * filled ones counted whole. Sorts: a launch, a barrier if CTAs have to meet, the warps' walks over
- * their routes (twice), and the scan over the buckets.
+ * A GPU. Row operations: waves of CTAs, each with a fixed latency, plus the bytes of all CTAs,
+ * partly filled ones counted whole. Sorts: a launch, a barrier if CTAs have to meet, the warps'
+ * walks over their routes (twice), and the scan over the buckets.
  */
 static const double cuda_wave_cycles = 1500.0;
 static const double cuda_bytes_per_cycle = 20.0; /* of one SM, at its share of the memory */
 static const double cuda_barrier_cycles = 1200.0;
 static const double cuda_walk_cycles = 120.0; /* 32 routes of one warp */
 
-static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_problem *problem, int64_t num_tokens)
+static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_problem *problem,
+                             int64_t num_tokens)
 {
     const double warps = tile->block_size / 32.0;
     const double routes = (double)num_tokens * at_least_1(problem->top_k);
@@ -275,7 +276,8 @@ static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_probl
 static double cuda_rows_cost(const struct moe_tile *tile, const struct moe_device *device,
                              const struct moe_problem *problem, int64_t num_tokens)
 {
-    const double vectors = at_least_1(problem->hidden) * element_bytes(problem->tokens.dtype) / 16.0;
+    const double vectors =
+        at_least_1(problem->hidden) * element_bytes(problem->tokens.dtype) / 16.0;
     const double ctas = (double)num_tokens * num_blocks(vectors, tile->block_size);
     const double sms = at_least_1(device->num_sms);
     const double waves = ceil(ctas * tile->block_size / (sms * 2048.0));

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Emits one kernel per row of tiles.def. An operation's file defines MOE_EMIT_<KERNEL>(symbol,
- * block_size) for its kernels and MOE_INSTANTIATE_<OP>(kernel, size) as MOE_EMIT_ROW(<OP>, kernel, size), and includes this file last;
- * rows of other operations and kernels expand to nothing. Symbols are
- * moe_<OP>_<KERNEL>_<BLOCK_SIZE>, as cuda_state.c looks them up from the same rows.
+ * block_size) for its kernels and MOE_INSTANTIATE_<OP>(kernel, size) as MOE_EMIT_ROW(<OP>, kernel,
+ * size), and includes this file last; rows of other operations and kernels expand to nothing.
+ * Symbols are moe_<OP>_<KERNEL>_<BLOCK_SIZE>, as cuda_state.c looks them up from the same rows.
  */
 #define MOE_HAVE_AVX2 0
 #define MOE_HAVE_CUDA 1

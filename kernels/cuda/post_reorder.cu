@@ -5,8 +5,9 @@
  * Moves: T * k * H elements read, T * H written (+ T * H each for shared and residual), 2 T k H
  *   FLOPs. Bound by memory bandwidth.
  * Pipeline: a thread has eight neighbouring columns of one token. 1 wait for the grid before.
- *   2 load destinations, weights and up to eight rows before the first use. 3 one chain of fused
- *   multiply-adds in slot order. 4 scaling, shared, residual. 5 one rounding, one wide store.
+ *   2 load destinations, weights and up to eight rows (fp32: four) before the first use. 3 one
+ *   chain of fused multiply-adds in slot order. 4 scaling, shared, residual. 5 one rounding, one
+ *   wide store.
  * Arithmetic: that of the CPU's kernel, operation by operation, so the bits are the same.
  * Limits: none on H and k; without 16-byte alignment columns are loaded one by one. Output may be
  *   residual or shared: a thread reads its columns before it writes them.
@@ -17,15 +18,19 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-namespace {
+namespace
+{
 
 constexpr int kColumns = 8;
-constexpr int kRowsInFlight = 8;
 
 /* Eight columns as they lie in memory. */
 template <typename Element> struct alignas(16) Columns {
     Element values[kColumns];
 };
+
+/* Rows that are loaded before the first is used: what 32 registers hold of 16-bit columns, and half
+ * as many of fp32, which would spill otherwise. */
+template <typename Element> constexpr int kRowsInFlight = 16 / static_cast<int>(sizeof(Element));
 
 __device__ __forceinline__ float widen(float value)
 {
@@ -100,7 +105,8 @@ __device__ __forceinline__ void store_columns(Element *to, const float *sums, in
 }
 
 /* Offset of the row of a slot, -1 if it has none. */
-__device__ __forceinline__ int64_t find_row(const struct moe_op_post_reorder &op, int64_t token, int32_t slot)
+__device__ __forceinline__ int64_t find_row(const struct moe_op_post_reorder &op, int64_t token,
+                                            int32_t slot)
 {
     if (op.src2dst == nullptr) {
         return token * op.token_stride + slot * op.row_stride;
@@ -109,30 +115,34 @@ __device__ __forceinline__ int64_t find_row(const struct moe_op_post_reorder &op
     return row >= 0 && row < op.num_rows ? row * op.row_stride : -1;
 }
 
-/* A row that does not exist is read as row 0 and left out of the sum, so that the loads of a group do
- * not wait for each other's tests. Only called when there is a row 0. */
+/* A row that does not exist is read as row 0 and left out of the sum, so that the loads of a group
+ * do not wait for each other's tests. Only called when there is a row 0. */
 template <typename Element, bool kVectored>
 __device__ __forceinline__ void add_rows(const struct moe_op_post_reorder &op, int64_t token,
                                          int32_t column, int32_t count, float *sums)
 {
+    constexpr int kRows = kRowsInFlight<Element>;
     const Element *rows = static_cast<const Element *>(op.rows) + column;
-    for (int32_t first = 0; first < op.top_k; first += kRowsInFlight) {
-        int64_t offsets[kRowsInFlight];
-        float weights[kRowsInFlight];
-        Columns<Element> columns[kRowsInFlight];
+    for (int32_t first = 0; first < op.top_k; first += kRows) {
+        int64_t offsets[kRows];
+        float weights[kRows];
+        Columns<Element> columns[kRows];
 #pragma unroll
-        for (int r = 0; r < kRowsInFlight; r++) {
+        for (int r = 0; r < kRows; r++) {
             const int32_t slot = first + r;
             const bool is_slot = slot < op.top_k;
             offsets[r] = is_slot ? find_row(op, token, slot) : -1;
-            weights[r] = is_slot && op.topk_weights != nullptr ? op.topk_weights[token * op.top_k + slot] : 1.0f;
+            weights[r] = is_slot && op.topk_weights != nullptr
+                             ? op.topk_weights[token * op.top_k + slot]
+                             : 1.0f;
         }
 #pragma unroll
-        for (int r = 0; r < kRowsInFlight; r++) {
-            columns[r] = load_columns<Element, kVectored>(rows + (offsets[r] >= 0 ? offsets[r] : 0), count);
+        for (int r = 0; r < kRows; r++) {
+            columns[r] =
+                load_columns<Element, kVectored>(rows + (offsets[r] >= 0 ? offsets[r] : 0), count);
         }
 #pragma unroll
-        for (int r = 0; r < kRowsInFlight; r++) {
+        for (int r = 0; r < kRows; r++) {
 #pragma unroll
             for (int c = 0; c < kColumns; c++) {
                 const float sum = __fmaf_rn(weights[r], widen(columns[r].values[c]), sums[c]);
@@ -157,7 +167,8 @@ __device__ __forceinline__ void combine(const struct moe_op_post_reorder &op, in
         sums[c] = __fmul_rn(sums[c], op.scaling);
     }
     if (op.shared != nullptr) {
-        const Element *from = static_cast<const Element *>(op.shared) + token * op.shared_stride + column;
+        const Element *from =
+            static_cast<const Element *>(op.shared) + token * op.shared_stride + column;
         const Columns<Element> shared = load_columns<Element, kVectored>(from, count);
         const float factor = op.shared_factor != nullptr ? op.shared_factor[token] : 1.0f;
 #pragma unroll
@@ -166,7 +177,8 @@ __device__ __forceinline__ void combine(const struct moe_op_post_reorder &op, in
         }
     }
     if (op.residual != nullptr) {
-        const Element *from = static_cast<const Element *>(op.residual) + token * op.residual_stride + column;
+        const Element *from =
+            static_cast<const Element *>(op.residual) + token * op.residual_stride + column;
         const Columns<Element> residual = load_columns<Element, kVectored>(from, count);
 #pragma unroll
         for (int c = 0; c < kColumns; c++) {
@@ -181,7 +193,8 @@ template <typename Element, int kThreads>
 __device__ __forceinline__ void combine_tokens(const struct moe_cuda_post_reorder &args)
 {
     const int32_t column =
-        (static_cast<int32_t>(blockIdx.x) * kThreads + static_cast<int32_t>(threadIdx.x)) * kColumns;
+        (static_cast<int32_t>(blockIdx.x) * kThreads + static_cast<int32_t>(threadIdx.x)) *
+        kColumns;
     if (column >= args.op.hidden) {
         return;
     }
@@ -210,12 +223,12 @@ __device__ __forceinline__ void post_reorder(const struct moe_cuda_post_reorder 
 
 } // namespace
 
-#define MOE_EMIT_CUDA_ROWS(symbol, size)                                               \
-    extern "C" __global__ void __launch_bounds__(size)                                 \
-        symbol(const __grid_constant__ struct moe_cuda_post_reorder args)              \
-    {                                                                                  \
-        post_reorder<size>(args);                                                      \
+#define MOE_EMIT_CUDA_ROWS(symbol, size)                                  \
+    extern "C" __global__ void __launch_bounds__(size)                    \
+        symbol(const __grid_constant__ struct moe_cuda_post_reorder args) \
+    {                                                                     \
+        post_reorder<size>(args);                                         \
     }
 #define MOE_INSTANTIATE_POST_REORDER(kernel, size) MOE_EMIT_ROW(POST_REORDER, kernel, size)
-#define MOE_INSTANTIATE_SUM_REDUCE(kernel, size) MOE_EMIT_ROW(SUM_REDUCE, kernel, size)
+#define MOE_INSTANTIATE_SUM_REDUCE(kernel, size)   MOE_EMIT_ROW(SUM_REDUCE, kernel, size)
 #include "instantiate.cuh"

@@ -12,19 +12,22 @@
 #include "cuda_args.h"
 #include "ptx.cuh"
 
-namespace {
+namespace
+{
 
 template <typename Vector, int kThreads>
 __device__ __forceinline__ void copy_rows(const struct moe_cuda_pre_reorder &args)
 {
     const struct moe_op_pre_reorder &op = args.op;
     const int64_t element_bytes = op.dtype == MOE_DTYPE_FP32 ? 4 : 2;
-    const int32_t column = static_cast<int32_t>(blockIdx.x) * kThreads + static_cast<int32_t>(threadIdx.x);
+    const int32_t column =
+        static_cast<int32_t>(blockIdx.x) * kThreads + static_cast<int32_t>(threadIdx.x);
     for (int64_t token = blockIdx.y; token < op.num_tokens; token += gridDim.y) {
         if (column >= args.row_vectors) {
             continue;
         }
-        const char *source = static_cast<const char *>(op.tokens) + token * op.token_stride * element_bytes;
+        const char *source =
+            static_cast<const char *>(op.tokens) + token * op.token_stride * element_bytes;
         const Vector value = reinterpret_cast<const Vector *>(source)[column];
         const int32_t *destinations = op.src2dst + token * op.top_k;
 #pragma unroll 4
@@ -54,11 +57,11 @@ __device__ __forceinline__ void pre_reorder(const struct moe_cuda_pre_reorder &a
 
 } // namespace
 
-#define MOE_EMIT_CUDA_ROWS(symbol, size)                                              \
-    extern "C" __global__ void __launch_bounds__(size)                                \
-        symbol(const __grid_constant__ struct moe_cuda_pre_reorder args)              \
-    {                                                                                 \
-        pre_reorder<size>(args);                                                      \
+#define MOE_EMIT_CUDA_ROWS(symbol, size)                                 \
+    extern "C" __global__ void __launch_bounds__(size)                   \
+        symbol(const __grid_constant__ struct moe_cuda_pre_reorder args) \
+    {                                                                    \
+        pre_reorder<size>(args);                                         \
     }
 #define MOE_INSTANTIATE_PRE_REORDER(kernel, size) MOE_EMIT_ROW(PRE_REORDER, kernel, size)
 #include "instantiate.cuh"

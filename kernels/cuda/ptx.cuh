@@ -29,7 +29,8 @@ static __device__ __forceinline__ void moe_ptx_griddep_launch()
 static __device__ __forceinline__ void moe_ptx_cluster_sync()
 {
     asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
 }
 
 /* 10. %cluster_ctarank */

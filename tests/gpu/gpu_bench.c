@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Times of the CUDA operations: the median over replays of graphs of dependent nodes with plain
- * edges, each node on a set of buffers of its own, after the cache was flushed. An empty node and the
- * read, write and copy limits are measured in the same run; the ratio is bytes / copy limit over
- * the time.
+ * edges, each node on a set of buffers of its own, after the cache was flushed. An empty node and
+ * the read, write and copy limits are measured in the same run; the ratio is bytes / copy limit
+ * over the time.
  *
  *   gpu_bench [file.json] [tiles]     tiles: every variant of the tile table in turn
  */
@@ -15,7 +15,7 @@
 
 enum { MAX_TILES = 1000, MAX_SETS = 64, NUM_REPLAYS = 21 };
 #define FLUSH_BYTES ((size_t)256 << 20)
-#define SETS_BYTES ((size_t)6 << 30) /* at most, of all sets of one case */
+#define SETS_BYTES  ((size_t)6 << 30) /* at most, of all sets of one case */
 
 static struct gpu_host host;
 static uint64_t seed = 7;
@@ -143,8 +143,9 @@ static void make_set(const struct bench *bench, struct set *set)
     set->ids = gpu_alloc((size_t)num_routes * 4);
     gpu_upload(set->ids, ids, (size_t)num_routes * 4);
     free(ids);
-    gpu_host_check(host.api->align_capacity(num_routes, bench->num_experts, 128, MOE_FILTER_DROP, &set->sorted_capacity,
-                                            &set->expert_capacity, &error), &error, "align_capacity");
+    gpu_host_check(host.api->align_capacity(num_routes, bench->num_experts, 128, MOE_FILTER_DROP,
+                                            &set->sorted_capacity, &set->expert_capacity, &error),
+                   &error, "align_capacity");
     set->sorted = gpu_alloc((size_t)set->sorted_capacity * 4);
     set->experts = gpu_alloc((size_t)set->expert_capacity * 4);
     set->post_pad = gpu_alloc(4);
@@ -162,8 +163,9 @@ static void make_set(const struct bench *bench, struct set *set)
 
 static void free_set(struct set *set)
 {
-    void *all[] = {set->tokens, set->rows, set->output, set->ids, set->weights, set->src2dst, set->dst2src,
-                   set->indptr, set->reorder, set->sorted, set->experts, set->post_pad};
+    void *all[] = {set->tokens,  set->rows,    set->output,  set->ids,
+                   set->weights, set->src2dst, set->dst2src, set->indptr,
+                   set->reorder, set->sorted,  set->experts, set->post_pad};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         gpu_free(all[i]);
     }
@@ -179,7 +181,8 @@ static void make_destinations(struct bench *bench, const struct moe_problem *pro
     MOE_INIT(options);
     options.ops = UINT64_C(1) << MOE_OP_EP_PREPROCESS;
     sort.op = MOE_OP_EP_PREPROCESS;
-    gpu_host_check(host.api->plan_create(host.cuda, problem, &options, &sort.plan, &error), &error, "plan");
+    gpu_host_check(host.api->plan_create(host.cuda, problem, &options, &sort.plan, &error), &error,
+                   "plan");
     for (int i = 0; i < bench->num_sets; i++) {
         run_op(&sort, &bench->sets[i], host.stream);
     }
@@ -202,25 +205,36 @@ static const char *op_name(int32_t op)
 
 static void time_plan(struct bench *bench, const struct moe_choice *choice)
 {
-    struct gpu_timing timing = gpu_time_graph(host.stream, record_bench, bench, NUM_REPLAYS, FLUSH_BYTES);
+    struct gpu_timing timing =
+        gpu_time_graph(host.stream, record_bench, bench, NUM_REPLAYS, FLUSH_BYTES);
     const double us = timing.median_us / bench->num_nodes;
     const double rate = bench->bytes / us / 1e6;
-    printf("%-14s E %3d k %2d H %5d T %6lld  %8.2f us  (%.2f .. %.2f)  %6.3f TB/s  %5.1f %% of copy  %s\n", bench->name,
-           bench->num_experts, bench->top_k, bench->hidden, (long long)bench->num_tokens, us, timing.low_us / bench->num_nodes,
+    printf("%-14s E %3d k %2d H %5d T %6lld  %8.2f us  (%.2f .. %.2f)  %6.3f TB/s  %5.1f %% of "
+           "copy  %s\n",
+           bench->name, bench->num_experts, bench->top_k, bench->hidden,
+           (long long)bench->num_tokens, us, timing.low_us / bench->num_nodes,
            timing.high_us / bench->num_nodes, rate, 100.0 * rate / copy_rate, choice->tile_name);
     fflush(stdout);
     if (json != NULL) {
-        fprintf(json, ",\n  {\"op\": \"%s\", \"experts\": %d, \"top_k\": %d, \"hidden\": %d, \"tokens\": %lld, "
-                      "\"us\": %.3f, \"low_us\": %.3f, \"high_us\": %.3f, \"bytes\": %.0f, \"tile\": \"%s\"}",
-                bench->name, bench->num_experts, bench->top_k, bench->hidden, (long long)bench->num_tokens, us, timing.low_us / bench->num_nodes,
-                timing.high_us / bench->num_nodes, bench->bytes, choice->tile_name);
+        fprintf(
+            json,
+            ",\n  {\"op\": \"%s\", \"experts\": %d, \"top_k\": %d, \"hidden\": %d, \"tokens\": "
+            "%lld, "
+            "\"us\": %.3f, \"low_us\": %.3f, \"high_us\": %.3f, \"bytes\": %.0f, \"tile\": \"%s\"}",
+            bench->name, bench->num_experts, bench->top_k, bench->hidden,
+            (long long)bench->num_tokens, us, timing.low_us / bench->num_nodes,
+            timing.high_us / bench->num_nodes, bench->bytes, choice->tile_name);
     }
 }
 
-static void bench_one(int32_t op, const char *name, int32_t num_experts, int32_t top_k, int32_t hidden,
-                      int64_t num_tokens)
+static void bench_one(int32_t op, const char *name, int32_t num_experts, int32_t top_k,
+                      int32_t hidden, int64_t num_tokens)
 {
-    struct bench bench = {.op = op, .name = name, .num_experts = num_experts, .top_k = top_k, .hidden = hidden,
+    struct bench bench = {.op = op,
+                          .name = name,
+                          .num_experts = num_experts,
+                          .top_k = top_k,
+                          .hidden = hidden,
                           .num_tokens = num_tokens};
     struct moe_error error;
     struct moe_problem problem;
@@ -236,14 +250,19 @@ static void bench_one(int32_t op, const char *name, int32_t num_experts, int32_t
     problem.max_tokens = num_tokens;
     problem.tokens.dtype = MOE_DTYPE_BF16;
     options.ops = UINT64_C(1) << op;
-    gpu_host_check(host.api->plan_create(host.cuda, &problem, &options, &bench.plan, &error), &error, name);
-    gpu_host_check(host.api->plan_op_info(bench.plan, op, num_tokens, &choice, &error), &error, name);
+    gpu_host_check(host.api->plan_create(host.cuda, &problem, &options, &bench.plan, &error),
+                   &error, name);
+    gpu_host_check(host.api->plan_op_info(bench.plan, op, num_tokens, &choice, &error), &error,
+                   name);
     const int is_rows = op == MOE_OP_PRE_REORDER || op == MOE_OP_POST_REORDER;
     const double row_bytes = (double)hidden * 2.0 * (double)num_tokens;
     bench.bytes = is_rows ? row_bytes * (top_k + 1.0) : (double)num_tokens * top_k * 12.0;
-    const double set_bytes = is_rows ? row_bytes * (top_k + 2.0) : (double)num_tokens * top_k * 20.0;
+    const double set_bytes =
+        is_rows ? row_bytes * (top_k + 2.0) : (double)num_tokens * top_k * 20.0;
     bench.num_nodes = num_tokens <= 1024 ? 100 : 20;
-    bench.num_sets = (int)((double)SETS_BYTES / (set_bytes + 1.0) < 20.0 ? (double)SETS_BYTES / (set_bytes + 1.0) : 20.0);
+    bench.num_sets =
+        (int)((double)SETS_BYTES / (set_bytes + 1.0) < 20.0 ? (double)SETS_BYTES / (set_bytes + 1.0)
+                                                            : 20.0);
     bench.num_sets = bench.num_sets < 2 ? 2 : bench.num_sets;
     for (int i = 0; i < bench.num_sets; i++) {
         make_set(&bench, &bench.sets[i]);
@@ -259,8 +278,11 @@ static void bench_one(int32_t op, const char *name, int32_t num_experts, int32_t
         if (tile.backend == MOE_BACKEND_CUDA && tile.op == op && tile.min_sm <= host.device.sm) {
             host.api->plan_destroy(bench.plan);
             gpu_force_tile(&host, &tile, op_name(op));
-            gpu_host_check(host.api->plan_create(host.cuda, &problem, &options, &bench.plan, &error), &error, name);
-            gpu_host_check(host.api->plan_op_info(bench.plan, op, num_tokens, &choice, &error), &error, name);
+            gpu_host_check(
+                host.api->plan_create(host.cuda, &problem, &options, &bench.plan, &error), &error,
+                name);
+            gpu_host_check(host.api->plan_op_info(bench.plan, op, num_tokens, &choice, &error),
+                           &error, name);
             time_plan(&bench, &choice);
             gpu_force_tile(&host, NULL, NULL);
         }
@@ -309,14 +331,16 @@ static void measure_limits(void)
     limits.to = alloc_random(limits.bytes);
     empty_us = gpu_time_graph(host.stream, record_empty, NULL, NUM_REPLAYS, 0).median_us / 100.0;
     const double read = gpu_time_graph(host.stream, record_read, &limits, NUM_REPLAYS, 0).median_us;
-    const double write = gpu_time_graph(host.stream, record_write, &limits, NUM_REPLAYS, 0).median_us;
+    const double write =
+        gpu_time_graph(host.stream, record_write, &limits, NUM_REPLAYS, 0).median_us;
     const double copy = gpu_time_graph(host.stream, record_copy, &limits, NUM_REPLAYS, 0).median_us;
     copy_rate = 2.0 * (double)limits.bytes / copy / 1e6;
     printf("empty node %.2f us; read %.3f, write %.3f, copy %.3f TB/s\n", empty_us,
            (double)limits.bytes / read / 1e6, (double)limits.bytes / write / 1e6, copy_rate);
     if (json != NULL) {
-        fprintf(json, "[\n  {\"device\": \"%s\", \"driver\": %d, \"source\": \"%s\", \"empty_us\": %.3f, "
-                      "\"read_tbps\": %.3f, \"write_tbps\": %.3f, \"copy_tbps\": %.3f}",
+        fprintf(json,
+                "[\n  {\"device\": \"%s\", \"driver\": %d, \"source\": \"%s\", \"empty_us\": %.3f, "
+                "\"read_tbps\": %.3f, \"write_tbps\": %.3f, \"copy_tbps\": %.3f}",
                 host.device.name, host.device.driver_version, host.api->source_id, empty_us,
                 (double)limits.bytes / read / 1e6, (double)limits.bytes / write / 1e6, copy_rate);
     }
@@ -333,8 +357,10 @@ int main(int argc, char **argv)
     static const struct {
         int32_t op;
         const char *name;
-    } ops[] = {{MOE_OP_ALIGN_BLOCK_SIZE, "align"}, {MOE_OP_EP_PREPROCESS, "ep_preprocess"},
-               {MOE_OP_PRE_REORDER, "pre_reorder"}, {MOE_OP_POST_REORDER, "post_reorder"}};
+    } ops[] = {{MOE_OP_ALIGN_BLOCK_SIZE, "align"},
+               {MOE_OP_EP_PREPROCESS, "ep_preprocess"},
+               {MOE_OP_PRE_REORDER, "pre_reorder"},
+               {MOE_OP_POST_REORDER, "post_reorder"}};
     gpu_host_init(&host, argv[0]);
     gpu_limits_open(argv[0]);
     all_tiles = argc > 2 && strcmp(argv[2], "tiles") == 0;
@@ -343,7 +369,8 @@ int main(int argc, char **argv)
     for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
         for (size_t o = 0; o < sizeof(ops) / sizeof(ops[0]); o++) {
             for (size_t t = 0; t < sizeof(tokens) / sizeof(tokens[0]); t++) {
-                bench_one(ops[o].op, ops[o].name, shapes[s].num_experts, shapes[s].top_k, shapes[s].hidden, tokens[t]);
+                bench_one(ops[o].op, ops[o].name, shapes[s].num_experts, shapes[s].top_k,
+                          shapes[s].hidden, tokens[t]);
             }
         }
     }

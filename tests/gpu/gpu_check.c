@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every CUDA operation against the CPU backend, bit for bit, on random cases: the CPU backend is held
- * to the independent references by the other tests. Outputs are poisoned and stand between guard
+ * Every CUDA operation against the CPU backend, bit for bit, on random cases: the CPU backend is
+ * held to the independent references by the other tests. Outputs are poisoned and stand between guard
  * bands; every variant of the tile table is forced in turn, and run twice.
  *
  *   gpu_check [cases per operation and variant, default 150] [seed]
@@ -22,8 +22,8 @@ static int num_checked;
 /* The same memory on the host (for the CPU backend) and on the device, between guard bands. */
 struct mirror {
     size_t bytes;
-    size_t offset;          /* of the data behind the guard, for odd alignments */
-    unsigned char *host;    /* with guards */
+    size_t offset;       /* of the data behind the guard, for odd alignments */
+    unsigned char *host; /* with guards */
     unsigned char *device;
 };
 
@@ -68,8 +68,9 @@ static void mirror_compare(const struct mirror *mirror, const char *what, const 
     for (size_t i = 0; i < total; i++) {
         if (got[i] != mirror->host[i]) {
             if (num_failed++ < 20) {
-                printf("FAILED %s, %s: byte %lld of %zu is 0x%02x, the CPU's is 0x%02x\n", text, what,
-                       (long long)i - (long long)mirror->offset, mirror->bytes, got[i], mirror->host[i]);
+                printf("FAILED %s, %s: byte %lld of %zu is 0x%02x, the CPU's is 0x%02x\n", text,
+                       what, (long long)i - (long long)mirror->offset, mirror->bytes, got[i],
+                       mirror->host[i]);
             }
             break;
         }
@@ -86,9 +87,11 @@ static int64_t pick(const int64_t *values, int64_t num_values)
 {
     return values[draw(num_values)];
 }
-#define PICK(...) pick((const int64_t[]){__VA_ARGS__}, sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t))
+#define PICK(...) \
+    pick((const int64_t[]){__VA_ARGS__}, sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t))
 
-/* Finite random elements of any of the three types: random signs and mantissas, moderate exponents. */
+/* Finite random elements of any of the three types: random signs and mantissas, moderate
+ * exponents. */
 static void fill_elements(void *out, int32_t dtype, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
@@ -106,7 +109,8 @@ static void fill_elements(void *out, int32_t dtype, int64_t count)
     }
 }
 
-static void fill_ids(void *out, int32_t ids_dtype, int64_t count, int32_t num_experts, int64_t pattern)
+static void fill_ids(void *out, int32_t ids_dtype, int64_t count, int32_t num_experts,
+                     int64_t pattern)
 {
     static const int64_t hostile[] = {-1, INT32_MAX, INT32_MIN, -2};
     for (int64_t i = 0; i < count; i++) {
@@ -148,9 +152,10 @@ static void case_init(struct test_case *test, int32_t op)
     MOE_INIT(options);
     MOE_INIT(test->info);
     options.ops = UINT64_C(1) << op;
-    gpu_host_check(host.api->plan_create(host.cpu, &test->problem, &options, &test->cpu, &error), &error, "cpu plan");
-    gpu_host_check(host.api->plan_create(host.cuda, &test->problem, &options, &test->cuda, &error), &error,
-                   "cuda plan");
+    gpu_host_check(host.api->plan_create(host.cpu, &test->problem, &options, &test->cpu, &error),
+                   &error, "cpu plan");
+    gpu_host_check(host.api->plan_create(host.cuda, &test->problem, &options, &test->cuda, &error),
+                   &error, "cuda plan");
     gpu_host_check(host.api->plan_info(test->cpu, &test->info, &error), &error, "plan_info");
     test->workspace = aligned_alloc(64, (test->info.workspace_bytes + 127) / 64 * 64);
 }
@@ -177,14 +182,15 @@ static void draw_routes(struct test_case *test)
     test->problem.num_experts = (int32_t)PICK(1, 8, 60, 160, 257, 1500);
     test->problem.num_experts_global = test->problem.num_experts + (int32_t)PICK(0, 0, 5);
     int64_t top_k = PICK(1, 2, 8, 22);
-    test->problem.top_k = (int32_t)(top_k < test->problem.num_experts ? top_k : test->problem.num_experts);
+    test->problem.top_k =
+        (int32_t)(top_k < test->problem.num_experts ? top_k : test->problem.num_experts);
     test->num_tokens = PICK(0, 1, 2, 17, 64, 1000, 4096);
     test->problem.max_tokens = test->num_tokens > 0 ? test->num_tokens : 1;
     test->problem.tokens.dtype = MOE_DTYPE_BF16;
 }
 
-static void set_filter(struct moe_route_filter *filter, const struct moe_problem *problem, int64_t kind,
-                       const int32_t *map)
+static void set_filter(struct moe_route_filter *filter, const struct moe_problem *problem,
+                       int64_t kind, const int32_t *map)
 {
     if (kind == 1) {
         filter->expert_begin = problem->num_experts / 3;
@@ -200,7 +206,8 @@ static void set_filter(struct moe_route_filter *filter, const struct moe_problem
 static void fill_map(int32_t *map, const struct moe_problem *problem)
 {
     for (int32_t e = 0; e < problem->num_experts_global; e++) {
-        map[e] = draw(3) == 0 ? (int32_t)PICK(-1, INT32_MAX, problem->num_experts) : (int32_t)draw(problem->num_experts);
+        map[e] = draw(3) == 0 ? (int32_t)PICK(-1, INT32_MAX, problem->num_experts)
+                              : (int32_t)draw(problem->num_experts);
     }
 }
 
@@ -218,8 +225,9 @@ static void check_align(void)
     const int64_t pattern = draw(5), filter = draw(3), extra = PICK(0, 0, 13);
     const int counts_only = draw(8) == 0;
     int64_t sorted_capacity = 0, expert_capacity = 0;
-    gpu_host_check(host.api->align_capacity(num_routes, problem->num_experts, block_size, mode, &sorted_capacity,
-                                            &expert_capacity, &error), &error, "align_capacity");
+    gpu_host_check(host.api->align_capacity(num_routes, problem->num_experts, block_size, mode,
+                                            &sorted_capacity, &expert_capacity, &error),
+                   &error, "align_capacity");
     sorted_capacity += extra;
     expert_capacity += extra;
     struct mirror ids, map, sorted, experts, post_pad, counts;
@@ -253,12 +261,14 @@ static void check_align(void)
             args.expert_capacity = expert_capacity;
             args.num_tokens_post_pad = at(&post_pad);
         }
-        gpu_host_check(host.api->align_block_size(is_cuda ? test.cuda : test.cpu, &args, &error), &error, "align");
+        gpu_host_check(host.api->align_block_size(is_cuda ? test.cuda : test.cpu, &args, &error),
+                       &error, "align");
     }
     gpu_synchronize(host.stream);
-    snprintf(test.text, sizeof(test.text), "align T %lld E %d of %d k %d block %d mode %d ids %d pattern %lld filter %lld",
-             (long long)test.num_tokens, problem->num_experts, problem->num_experts_global, problem->top_k, block_size,
-             mode, ids_dtype, (long long)pattern, (long long)filter);
+    snprintf(test.text, sizeof(test.text),
+             "align T %lld E %d of %d k %d block %d mode %d ids %d pattern %lld filter %lld",
+             (long long)test.num_tokens, problem->num_experts, problem->num_experts_global,
+             problem->top_k, block_size, mode, ids_dtype, (long long)pattern, (long long)filter);
     mirror_compare(&sorted, "sorted_ids", test.text);
     mirror_compare(&experts, "expert_ids", test.text);
     mirror_compare(&post_pad, "num_tokens_post_pad", test.text);
@@ -280,7 +290,8 @@ static void check_ep_preprocess(void)
     const int64_t num_routes = test.num_tokens * problem->top_k;
     const int32_t ids_dtype = (int32_t)draw(2), alignment = (int32_t)PICK(1, 4, 128);
     const int64_t pattern = draw(5), filter = draw(3);
-    const int64_t capacity = num_routes + (int64_t)problem->num_experts * (alignment - 1) + PICK(0, 9);
+    const int64_t capacity =
+        num_routes + (int64_t)problem->num_experts * (alignment - 1) + PICK(0, 9);
     const int wants_all = draw(2) == 0;
     struct mirror ids, map, indptr, src2dst, dst2src, reorder, m_indices;
     mirror_init(&ids, (size_t)num_routes * (ids_dtype == MOE_IDS_INT64 ? 8 : 4), 0);
@@ -313,12 +324,14 @@ static void check_ep_preprocess(void)
             args.m_indices = at(&m_indices);
             args.row_capacity = capacity;
         }
-        gpu_host_check(host.api->ep_preprocess(is_cuda ? test.cuda : test.cpu, &args, &error), &error, "ep_preprocess");
+        gpu_host_check(host.api->ep_preprocess(is_cuda ? test.cuda : test.cpu, &args, &error),
+                       &error, "ep_preprocess");
     }
     gpu_synchronize(host.stream);
-    snprintf(test.text, sizeof(test.text), "ep_preprocess T %lld E %d of %d k %d alignment %d ids %d pattern %lld filter %lld",
-             (long long)test.num_tokens, problem->num_experts, problem->num_experts_global, problem->top_k, alignment,
-             ids_dtype, (long long)pattern, (long long)filter);
+    snprintf(test.text, sizeof(test.text),
+             "ep_preprocess T %lld E %d of %d k %d alignment %d ids %d pattern %lld filter %lld",
+             (long long)test.num_tokens, problem->num_experts, problem->num_experts_global,
+             problem->top_k, alignment, ids_dtype, (long long)pattern, (long long)filter);
     mirror_compare(&indptr, "seg_indptr", test.text);
     mirror_compare(&src2dst, "src2dst", test.text);
     mirror_compare(&dst2src, "dst2src", test.text);
@@ -370,11 +383,14 @@ static void check_pre_reorder(void)
     const int32_t dtype = problem->tokens.dtype;
     const size_t element = dtype == MOE_DTYPE_FP32 ? 4 : 2;
     const int64_t num_routes = test.num_tokens * problem->top_k;
-    const int64_t token_stride = problem->hidden + PICK(0, 0, 8, 3), row_stride = problem->hidden + PICK(0, 0, 8, 5);
+    const int64_t token_stride = problem->hidden + PICK(0, 0, 8, 3),
+                  row_stride = problem->hidden + PICK(0, 0, 8, 5);
     struct mirror tokens, src2dst, rows;
-    mirror_init(&tokens, (size_t)(test.num_tokens * token_stride) * element, (size_t)PICK(0, 0, 1, 2) * element);
+    mirror_init(&tokens, (size_t)(test.num_tokens * token_stride) * element,
+                (size_t)PICK(0, 0, 1, 2) * element);
     mirror_init(&src2dst, (size_t)num_routes * 4, 0);
-    mirror_init(&rows, (size_t)(num_routes * row_stride) * element, (size_t)PICK(0, 0, 1, 8) * element);
+    mirror_init(&rows, (size_t)(num_routes * row_stride) * element,
+                (size_t)PICK(0, 0, 1, 8) * element);
     fill_elements(on_host(&tokens), dtype, test.num_tokens * token_stride);
     fill_destinations(on_host(&src2dst), num_routes);
     mirror_send(&tokens);
@@ -391,11 +407,13 @@ static void check_pre_reorder(void)
         args.rows = at(&rows);
         args.row_stride = row_stride;
         args.num_rows = num_routes;
-        gpu_host_check(host.api->pre_reorder(is_cuda ? test.cuda : test.cpu, &args, &error), &error, "pre_reorder");
+        gpu_host_check(host.api->pre_reorder(is_cuda ? test.cuda : test.cpu, &args, &error), &error,
+                       "pre_reorder");
     }
     gpu_synchronize(host.stream);
-    snprintf(test.text, sizeof(test.text), "pre_reorder T %lld k %d H %d dtype %d strides %lld %lld",
-             (long long)test.num_tokens, problem->top_k, problem->hidden, dtype, (long long)token_stride,
+    snprintf(test.text, sizeof(test.text),
+             "pre_reorder T %lld k %d H %d dtype %d strides %lld %lld", (long long)test.num_tokens,
+             problem->top_k, problem->hidden, dtype, (long long)token_stride,
              (long long)row_stride);
     mirror_compare(&rows, "rows", test.text);
     mirror_finish(&tokens);
@@ -422,14 +440,16 @@ static void check_post_reorder(int is_sum)
     const int has_weights = draw(4) != 0, has_shared = draw(2) == 0, has_factor = draw(2) == 0,
               has_residual = draw(2) == 0;
     struct mirror rows, src2dst, weights, shared, factor, residual, output;
-    mirror_init(&rows, (size_t)(is_sum ? test.num_tokens * token_stride : num_routes * hidden) * element,
+    mirror_init(&rows,
+                (size_t)(is_sum ? test.num_tokens * token_stride : num_routes * hidden) * element,
                 (size_t)PICK(0, 0, 1) * element);
     mirror_init(&src2dst, (size_t)num_routes * 4, 0);
     mirror_init(&weights, (size_t)num_routes * 4, 0);
     mirror_init(&shared, (size_t)(test.num_tokens * hidden) * element, 0);
     mirror_init(&factor, (size_t)test.num_tokens * 4, 0);
     mirror_init(&residual, (size_t)(test.num_tokens * hidden) * element, 0);
-    mirror_init(&output, (size_t)(test.num_tokens * output_stride) * element, (size_t)PICK(0, 0, 3) * element);
+    mirror_init(&output, (size_t)(test.num_tokens * output_stride) * element,
+                (size_t)PICK(0, 0, 3) * element);
     fill_elements(on_host(&rows), dtype, (int64_t)(rows.bytes / element));
     fill_elements(on_host(&weights), MOE_DTYPE_FP32, num_routes);
     fill_elements(on_host(&shared), dtype, test.num_tokens * hidden);
@@ -469,9 +489,10 @@ static void check_post_reorder(int is_sum)
         gpu_host_check(host.api->post_reorder(plan, &args, &error), &error, "post_reorder");
     }
     gpu_synchronize(host.stream);
-    snprintf(test.text, sizeof(test.text), "%s T %lld k %d H %lld dtype %d weights %d shared %d factor %d residual %d",
-             is_sum ? "sum_reduce" : "post_reorder", (long long)test.num_tokens, problem->top_k, (long long)hidden, dtype,
-             has_weights, has_shared, has_factor, has_residual);
+    snprintf(test.text, sizeof(test.text),
+             "%s T %lld k %d H %lld dtype %d weights %d shared %d factor %d residual %d",
+             is_sum ? "sum_reduce" : "post_reorder", (long long)test.num_tokens, problem->top_k,
+             (long long)hidden, dtype, has_weights, has_shared, has_factor, has_residual);
     mirror_compare(&output, "output", test.text);
     for (size_t i = 0; i < 7; i++) {
         mirror_finish(all[i]);

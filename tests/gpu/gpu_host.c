@@ -7,31 +7,31 @@
 #include <string.h>
 
 /* X(function, symbol): what this host needs of libcuda. */
-#define GPU_FUNCTIONS(X)                                   \
-    X(cuInit, cuInit)                                      \
-    X(cuGetErrorName, cuGetErrorName)                      \
-    X(cuDeviceGet, cuDeviceGet)                            \
-    X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain)  \
-    X(cuCtxSetCurrent, cuCtxSetCurrent)                    \
-    X(cuMemAlloc, cuMemAlloc_v2)                           \
-    X(cuMemFree, cuMemFree_v2)                             \
-    X(cuMemcpyHtoD, cuMemcpyHtoD_v2)                       \
-    X(cuMemcpyDtoH, cuMemcpyDtoH_v2)                       \
-    X(cuMemsetD8, cuMemsetD8_v2)                           \
-    X(cuStreamCreate, cuStreamCreate)                      \
-    X(cuStreamSynchronize, cuStreamSynchronize)            \
-    X(cuStreamBeginCapture, cuStreamBeginCapture_v2)       \
-    X(cuStreamEndCapture, cuStreamEndCapture)              \
+#define GPU_FUNCTIONS(X)                                        \
+    X(cuInit, cuInit)                                           \
+    X(cuGetErrorName, cuGetErrorName)                           \
+    X(cuDeviceGet, cuDeviceGet)                                 \
+    X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain)       \
+    X(cuCtxSetCurrent, cuCtxSetCurrent)                         \
+    X(cuMemAlloc, cuMemAlloc_v2)                                \
+    X(cuMemFree, cuMemFree_v2)                                  \
+    X(cuMemcpyHtoD, cuMemcpyHtoD_v2)                            \
+    X(cuMemcpyDtoH, cuMemcpyDtoH_v2)                            \
+    X(cuMemsetD8, cuMemsetD8_v2)                                \
+    X(cuStreamCreate, cuStreamCreate)                           \
+    X(cuStreamSynchronize, cuStreamSynchronize)                 \
+    X(cuStreamBeginCapture, cuStreamBeginCapture_v2)            \
+    X(cuStreamEndCapture, cuStreamEndCapture)                   \
     X(cuGraphInstantiateWithFlags, cuGraphInstantiateWithFlags) \
-    X(cuGraphLaunch, cuGraphLaunch)                        \
-    X(cuGraphExecDestroy, cuGraphExecDestroy)              \
-    X(cuGraphDestroy, cuGraphDestroy)                      \
-    X(cuEventCreate, cuEventCreate)                        \
-    X(cuEventRecord, cuEventRecord)                        \
-    X(cuEventSynchronize, cuEventSynchronize)              \
-    X(cuEventElapsedTime, cuEventElapsedTime_v2)           \
-    X(cuModuleLoadData, cuModuleLoadData)                  \
-    X(cuModuleGetFunction, cuModuleGetFunction)            \
+    X(cuGraphLaunch, cuGraphLaunch)                             \
+    X(cuGraphExecDestroy, cuGraphExecDestroy)                   \
+    X(cuGraphDestroy, cuGraphDestroy)                           \
+    X(cuEventCreate, cuEventCreate)                             \
+    X(cuEventRecord, cuEventRecord)                             \
+    X(cuEventSynchronize, cuEventSynchronize)                   \
+    X(cuEventElapsedTime, cuEventElapsedTime_v2)                \
+    X(cuModuleLoadData, cuModuleLoadData)                       \
+    X(cuModuleGetFunction, cuModuleGetFunction)                 \
     X(cuLaunchKernel, cuLaunchKernel)
 
 static struct {
@@ -71,13 +71,13 @@ static void bind_driver(void)
     if (library == NULL) {
         stop("libcuda.so.1", dlerror());
     }
-#define BIND(function, symbol)                                          \
-    {                                                                   \
-        void *address = dlsym(library, #symbol);                        \
-        if (address == NULL) {                                          \
-            stop(#symbol, "the driver lacks it");                       \
-        }                                                               \
-        memcpy((void *)&cuda.function, &address, sizeof(address));      \
+#define BIND(function, symbol)                                     \
+    {                                                              \
+        void *address = dlsym(library, #symbol);                   \
+        if (address == NULL) {                                     \
+            stop(#symbol, "the driver lacks it");                  \
+        }                                                          \
+        memcpy((void *)&cuda.function, &address, sizeof(address)); \
     }
     GPU_FUNCTIONS(BIND)
 #undef BIND
@@ -94,8 +94,8 @@ static void print_log(void *self, int32_t level, const char *text, uint64_t text
 static void beside(const char *program, const char *name, char *out, size_t out_bytes)
 {
     const char *slash = strrchr(program, '/');
-    snprintf(out, out_bytes, "%.*s/%s", slash != NULL ? (int)(slash - program) : 1, slash != NULL ? program : ".",
-             name);
+    snprintf(out, out_bytes, "%.*s/%s", slash != NULL ? (int)(slash - program) : 1,
+             slash != NULL ? program : ".", name);
 }
 
 void gpu_host_init(struct gpu_host *host, const char *program)
@@ -134,14 +134,16 @@ void gpu_host_init(struct gpu_host *host, const char *program)
     }
     MOE_INIT(options);
     options.backend = MOE_BACKEND_CPU;
-    gpu_host_check(host->api->context_create(&services, &options, &host->cpu, &error), &error, "cpu context");
+    gpu_host_check(host->api->context_create(&services, &options, &host->cpu, &error), &error,
+                   "cpu context");
     options.backend = MOE_BACKEND_CUDA;
-    gpu_host_check(host->api->context_create(&services, &options, &host->cuda, &error), &error, "cuda context");
+    gpu_host_check(host->api->context_create(&services, &options, &host->cuda, &error), &error,
+                   "cuda context");
     MOE_INIT(host->device);
     gpu_host_check(host->api->context_device(host->cuda, &host->device, &error), &error, "device");
-    printf("%s, sm_%d, %d SMs, driver %d, plugin %s %s, kernel set %s\n", host->device.name, host->device.sm,
-           host->device.num_sms, host->device.driver_version, host->api->version, host->api->source_id,
-           host->api->kernel_set_id);
+    printf("%s, sm_%d, %d SMs, driver %d, plugin %s %s, kernel set %s\n", host->device.name,
+           host->device.sm, host->device.num_sms, host->device.driver_version, host->api->version,
+           host->api->source_id, host->api->kernel_set_id);
 }
 
 void gpu_host_finish(struct gpu_host *host)
@@ -150,7 +152,8 @@ void gpu_host_finish(struct gpu_host *host)
     host->api->context_destroy(host->cpu);
 }
 
-void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile, const char *op_name)
+void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile,
+                    const char *op_name)
 {
     char text[512];
     struct moe_error error;
@@ -158,18 +161,21 @@ void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *til
     MOE_INIT(error);
     MOE_INIT(source);
     if (tile == NULL) {
-        gpu_host_check(host->api->config_reload(host->cuda, NULL, 0, NULL, NULL, &error), &error, "built-in");
+        gpu_host_check(host->api->config_reload(host->cuda, NULL, 0, NULL, NULL, &error), &error,
+                       "built-in");
         return;
     }
-    snprintf(text, sizeof(text),
-             "schema: moe-dispatch/1\nrules:\n- name: forced\n  match: {backend: cuda}\n  buckets:\n"
-             "  - max_tokens: inf\n    %s: {kernel: %s, BLOCK_SIZE: %d}\n",
-             op_name, tile->kernel, tile->block_size);
+    snprintf(
+        text, sizeof(text),
+        "schema: moe-dispatch/1\nrules:\n- name: forced\n  match: {backend: cuda}\n  buckets:\n"
+        "  - max_tokens: inf\n    %s: {kernel: %s, BLOCK_SIZE: %d}\n",
+        op_name, tile->kernel, tile->block_size);
     source.flags = MOE_CONFIG_REPLACE;
     source.path = "forced";
     source.text = text;
     source.text_bytes = strlen(text);
-    gpu_host_check(host->api->config_reload(host->cuda, &source, 1, NULL, NULL, &error), &error, text);
+    gpu_host_check(host->api->config_reload(host->cuda, &source, 1, NULL, NULL, &error), &error,
+                   text);
 }
 
 void *gpu_alloc(size_t bytes)
@@ -198,7 +204,8 @@ void gpu_download(void *host, const void *device, size_t bytes)
 
 void gpu_poison(void *device, int byte, size_t bytes)
 {
-    check(cuda.cuMemsetD8((CUdeviceptr)(uintptr_t)device, (unsigned char)byte, bytes), "cuMemsetD8");
+    check(cuda.cuMemsetD8((CUdeviceptr)(uintptr_t)device, (unsigned char)byte, bytes),
+          "cuMemsetD8");
     check(cuda.cuStreamSynchronize(NULL), "poison");
 }
 
@@ -213,8 +220,8 @@ static int compare_doubles(const void *a, const void *b)
     return (left > right) - (left < right);
 }
 
-struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self, int num_replays,
-                                 size_t flush_bytes)
+struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self,
+                                 int num_replays, size_t flush_bytes)
 {
     CUgraph graph;
     CUgraphExec exec;
@@ -278,9 +285,11 @@ void gpu_limits_open(const char *program)
     limit_sink = gpu_alloc(16);
 }
 
-static void launch(CUstream stream, CUfunction function, unsigned num_ctas, unsigned num_threads, void **args)
+static void launch(CUstream stream, CUfunction function, unsigned num_ctas, unsigned num_threads,
+                   void **args)
 {
-    check(cuda.cuLaunchKernel(function, num_ctas, 1, 1, num_threads, 1, 1, 0, stream, args, NULL), "cuLaunchKernel");
+    check(cuda.cuLaunchKernel(function, num_ctas, 1, 1, num_threads, 1, 1, 0, stream, args, NULL),
+          "cuLaunchKernel");
 }
 
 void gpu_limits_empty(CUstream stream)

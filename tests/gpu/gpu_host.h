@@ -30,7 +30,8 @@ void gpu_host_check(int32_t status, const struct moe_error *error, const char *w
 
 /* Plans that are made from now on use this row of the tile table for its operation; NULL: the
  * built-in configuration again. */
-void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile, const char *op_name);
+void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile,
+                    const char *op_name);
 
 void *gpu_alloc(size_t bytes);
 void gpu_free(void *memory);
@@ -39,16 +40,16 @@ void gpu_download(void *host, const void *device, size_t bytes);
 void gpu_poison(void *device, int byte, size_t bytes);
 void gpu_synchronize(CUstream stream);
 
-/* Median microseconds of `num_replays` replays of a graph made of what `record` queues. Before each,
- * `flush_bytes` of other memory are written, so that nothing of the last replay is in the cache. */
+/* Median microseconds of `num_replays` replays of a graph made of what `record` queues. Before
+ * each, `flush_bytes` of other memory are written, so that nothing of the last replay is in the cache. */
 typedef void gpu_record_fn(void *self, CUstream stream);
 struct gpu_timing {
     double median_us;
     double low_us;  /* 10th percentile */
     double high_us; /* 90th */
 };
-struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self, int num_replays,
-                                 size_t flush_bytes);
+struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self,
+                                 int num_replays, size_t flush_bytes);
 
 /* Kernels of gpu_limits.cu, from gpu_limits.fatbin beside the program. */
 void gpu_limits_open(const char *program);
