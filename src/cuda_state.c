@@ -13,11 +13,33 @@ static const char *const symbols[MOE_NUM_TILES] = {
 #include "tiles.def"
 };
 
-static int32_t get_attribute(const struct moe_cuda_driver *driver, CUdevice device,
-                             CUdevice_attribute attribute)
+/* The attributes that describe a device; the first result that is not CUDA_SUCCESS. */
+static CUresult read_attributes(const struct moe_cuda_driver *driver, CUdevice device,
+                                struct moe_device *out)
 {
-    int value = 0;
-    return driver->cuDeviceGetAttribute(&value, attribute, device) == CUDA_SUCCESS ? value : 0;
+    int major = 0;
+    int minor = 0;
+    int l2_bytes = 0;
+    const struct {
+        CUdevice_attribute attribute;
+        int *value;
+    } wanted[] = {
+        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, &major},
+        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor},
+        {CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, &out->num_sms},
+        {CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, &out->smem_bytes},
+        {CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, &l2_bytes},
+    };
+    for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++) {
+        CUresult result =
+            driver->cuDeviceGetAttribute(wanted[i].value, wanted[i].attribute, device);
+        if (result != CUDA_SUCCESS) {
+            return result;
+        }
+    }
+    out->sm = 10 * major + minor;
+    out->l2_bytes = l2_bytes;
+    return CUDA_SUCCESS;
 }
 
 int32_t moe_cuda_state_describe(const struct moe_cuda_driver *driver, int32_t ordinal,
@@ -27,9 +49,11 @@ int32_t moe_cuda_state_describe(const struct moe_cuda_driver *driver, int32_t or
     size_t memory_bytes = 0;
     CUdevice device = 0;
     CUresult result = driver->cuDeviceGetCount(&count);
-    if (result != CUDA_SUCCESS || count == 0) {
-        return moe_error_set_at(error, MOE_STATUS_NO_DEVICE, (int32_t)result, 0, 0,
-                                "cuda: the driver finds no device");
+    if (result != CUDA_SUCCESS) {
+        return moe_cuda_driver_error(driver, result, "cuda: counting devices", error);
+    }
+    if (count == 0) {
+        return moe_error_set(error, MOE_STATUS_NO_DEVICE, "cuda: the driver finds no device");
     }
     if (ordinal < 0 || ordinal >= count) {
         return moe_error_set(error, MOE_STATUS_NO_DEVICE,
@@ -42,17 +66,14 @@ int32_t moe_cuda_state_describe(const struct moe_cuda_driver *driver, int32_t or
     if (result == CUDA_SUCCESS) {
         result = driver->cuDeviceTotalMem(&memory_bytes, device);
     }
+    if (result == CUDA_SUCCESS) {
+        result = read_attributes(driver, device, out);
+    }
     if (result != CUDA_SUCCESS) {
         return moe_cuda_driver_error(driver, result, "cuda: describing the device", error);
     }
     out->backend = MOE_BACKEND_CUDA;
     out->ordinal = ordinal;
-    out->sm = 10 * get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
-              get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
-    out->num_sms = get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
-    out->smem_bytes =
-        get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
-    out->l2_bytes = get_attribute(driver, device, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
     out->memory_bytes = (int64_t)memory_bytes;
     out->driver_version = driver->version;
     return MOE_STATUS_OK;

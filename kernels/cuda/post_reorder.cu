@@ -22,6 +22,7 @@ namespace
 {
 
 constexpr int kColumns = 8;
+constexpr int kThreadsPerSm = 512; /* at least; leaves each 128 registers */
 
 /* Eight columns as they lie in memory. */
 template <typename Element> struct alignas(16) Columns {
@@ -63,18 +64,18 @@ template <typename Element, bool kVectored>
 __device__ __forceinline__ Columns<Element> load_columns(const Element *from, int32_t count)
 {
     Columns<Element> columns;
-    if (kVectored) {
+    if constexpr (kVectored) {
         const uint4 *words = reinterpret_cast<const uint4 *>(from);
         uint4 *target = reinterpret_cast<uint4 *>(&columns);
 #pragma unroll
         for (int i = 0; i < static_cast<int>(sizeof(columns) / sizeof(uint4)); i++) {
             target[i] = words[i];
         }
-        return columns;
-    }
+    } else {
 #pragma unroll
-    for (int c = 0; c < kColumns; c++) {
-        columns.values[c] = c < count ? from[c] : Element(0.0f);
+        for (int c = 0; c < kColumns; c++) {
+            columns.values[c] = c < count ? from[c] : Element(0.0f);
+        }
     }
     return columns;
 }
@@ -87,19 +88,19 @@ __device__ __forceinline__ void store_columns(Element *to, const float *sums, in
     for (int c = 0; c < kColumns; c++) {
         narrow(sums[c], &columns.values[c]);
     }
-    if (kVectored) {
+    if constexpr (kVectored) {
         const uint4 *words = reinterpret_cast<const uint4 *>(&columns);
         uint4 *target = reinterpret_cast<uint4 *>(to);
 #pragma unroll
         for (int i = 0; i < static_cast<int>(sizeof(columns) / sizeof(uint4)); i++) {
             target[i] = words[i];
         }
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int c = 0; c < kColumns; c++) {
-        if (c < count) {
-            to[c] = columns.values[c];
+        for (int c = 0; c < kColumns; c++) {
+            if (c < count) {
+                to[c] = columns.values[c];
+            }
         }
     }
 }
@@ -223,11 +224,11 @@ __device__ __forceinline__ void post_reorder(const struct moe_cuda_post_reorder 
 
 } // namespace
 
-#define MOE_EMIT_CUDA_ROWS(symbol, size)                                  \
-    extern "C" __global__ void __launch_bounds__(size)                    \
-        symbol(const __grid_constant__ struct moe_cuda_post_reorder args) \
-    {                                                                     \
-        post_reorder<size>(args);                                         \
+#define MOE_EMIT_CUDA_ROWS(symbol, size)                                       \
+    extern "C" __global__ void __launch_bounds__(size, kThreadsPerSm / (size)) \
+        symbol(const __grid_constant__ struct moe_cuda_post_reorder args)      \
+    {                                                                          \
+        post_reorder<size>(args);                                              \
     }
 #define MOE_INSTANTIATE_POST_REORDER(kernel, size) MOE_EMIT_ROW(POST_REORDER, kernel, size)
 #define MOE_INSTANTIATE_SUM_REDUCE(kernel, size)   MOE_EMIT_ROW(SUM_REDUCE, kernel, size)

@@ -53,6 +53,18 @@ endif()
 set(MOE_CUDA_ARCHITECTURES "80;90a;100;120" CACHE STRING "Architectures of the CUDA kernels")
 set(MOE_CUDA_DIR "${PROJECT_BINARY_DIR}/cuda")
 set(moe_cuda_flags -std=c++17 -O3 -fmad=false -Xfatbin -compress-all -Xptxas -v -lineinfo)
+set(moe_cuda_identity "") # what, besides the sources, decides the machine code
+if(MOE_HAVE_CUDA)
+  get_filename_component(moe_cuda_root "${MOE_NVCC}" DIRECTORY)
+  get_filename_component(moe_cuda_root "${moe_cuda_root}" DIRECTORY)
+  set(MOE_CUDA_INCLUDE_DIR "${moe_cuda_root}/include")
+  if(NOT EXISTS "${MOE_CUDA_INCLUDE_DIR}/cuda.h")
+    message(FATAL_ERROR "${MOE_NVCC} has no ${MOE_CUDA_INCLUDE_DIR}/cuda.h beside it. Use MOE_ENABLE_CUDA=OFF.")
+  endif()
+  execute_process(COMMAND "${MOE_NVCC}" --version OUTPUT_VARIABLE moe_nvcc_version)
+  string(REGEX REPLACE ".*(V[0-9.]+).*" "\\1" moe_nvcc_version "${moe_nvcc_version}")
+  set(moe_cuda_identity "nvcc ${moe_nvcc_version} ${moe_cuda_flags} for ${MOE_CUDA_ARCHITECTURES}")
+endif()
 
 # Sets `result_var` to the generated C file that embeds the fatbins as moe_cuda_modules (src/cuda_state.h).
 function(moe_add_cuda_modules result_var)

@@ -13,7 +13,7 @@ function(moe_add_build_info target folder kernel_definitions)
 "compiler @CMAKE_C_COMPILER_ID@ @CMAKE_C_COMPILER_VERSION@ @CMAKE_SYSTEM_PROCESSOR@
 flags @CMAKE_C_FLAGS@ @CMAKE_C_FLAGS_${moe_build_type_upper}@ @moe_arithmetic_flags@ @moe_sanitize_flags@
 avx2 @MOE_HAVE_AVX2@ @moe_avx2_flags@
-cuda @MOE_HAVE_CUDA@
+cuda @MOE_HAVE_CUDA@ @moe_cuda_identity@
 definitions @kernel_definitions@
 " @ONLY)
   # Runs in every build, because a commit or an edit changes the identity; the header is rewritten only when its text changes.

@@ -1,0 +1,161 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# sh tests/gpu.sh BUILD_DIR OUT_DIR [STAGE...]
+# Everything there is to do on a machine with an NVIDIA GPU, from a build tree that was made elsewhere and carried there: the
+# machine needs libc and the driver (and compute-sanitizer and cuobjdump for their stages).
+#   check     every operation and tile against the CPU backend, bit for bit
+#   sanitize  the same with few cases under compute-sanitizer: memcheck, initcheck, synccheck, racecheck
+#   sass      the machine code: no local memory, 128-bit loads and stores where rows move
+#   bench     times, as table and bench.json, with the limits of the device measured in the same run
+#   report    gpu-report.json and a table of what the other stages left in OUT_DIR
+# No STAGE: all, in this order. Each ends within 9 minutes. Exit 0: all passed; 1: one failed; 2: wrong arguments. A stage whose
+# tool is missing or refuses the machine is reported as skipped.
+set -u
+
+if [ $# -lt 2 ]; then
+    echo "usage: sh tests/gpu.sh BUILD_DIR OUT_DIR [check|sanitize|sass|bench|report ...]" >&2
+    exit 2
+fi
+bin_dir=$1/bin
+out_dir=$2
+shift 2
+if [ ! -x "$bin_dir/gpu_check" ]; then
+    echo "tests/gpu.sh: $bin_dir/gpu_check is missing: build with MOE_ENABLE_CUDA=ON" >&2
+    exit 2
+fi
+[ $# -gt 0 ] || set -- check sanitize sass bench report
+for stage in "$@"; do
+    case $stage in
+    check | sanitize | sass | bench | report) ;;
+    *)
+        echo "tests/gpu.sh: unknown stage \"$stage\"; valid: check, sanitize, sass, bench, report" >&2
+        exit 2
+        ;;
+    esac
+done
+mkdir -p "$out_dir"
+export PATH="$PATH:/usr/local/cuda/bin"
+stage_seconds=540
+num_cases=${MOE_GPU_CASES:-150}
+num_failed=0
+
+# result STAGE VERDICT TEXT: one line that `report` and the last table read.
+result() {
+    printf '%s\t%s\t%s\n' "$1" "$2" "$3" >"$out_dir/$1.result"
+    [ "$2" != failed ] || num_failed=$((num_failed + 1))
+}
+
+# last_line FILE
+last_line() {
+    tail -n 1 "$1" | tr '\t' ' '
+}
+
+stage_check() {
+    if timeout "$stage_seconds" "$bin_dir/gpu_check" "$num_cases" >"$out_dir/check.log" 2>&1; then
+        result check passed "$(last_line "$out_dir/check.log")"
+    else
+        result check failed "$(last_line "$out_dir/check.log")"
+    fi
+}
+
+# A tool that cannot work on the machine says so before the first kernel runs.
+stage_sanitize() {
+    if ! command -v compute-sanitizer >/dev/null 2>&1; then
+        result sanitize skipped "compute-sanitizer is not installed"
+        return
+    fi
+    verdict=passed
+    text=
+    for tool in memcheck initcheck synccheck racecheck; do
+        log=$out_dir/sanitize-$tool.log
+        if timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 "$bin_dir/gpu_check" 2 >"$log" 2>&1; then
+            text="$text $tool"
+        elif grep -q "Device not supported" "$log"; then
+            result sanitize skipped "compute-sanitizer does not support this machine's device"
+            return
+        else
+            verdict=failed
+            text="$text $tool:FAILED"
+        fi
+    done
+    result sanitize "$verdict" "${text# }"
+}
+
+# Reads the fatbins that the build left.
+stage_sass() {
+    if ! command -v cuobjdump >/dev/null 2>&1; then
+        result sass skipped "cuobjdump is not installed"
+        return
+    fi
+    problems=
+    num_files=0
+    for fatbin in "$bin_dir"/../cuda/*.fatbin; do
+        [ -f "$fatbin" ] || continue
+        num_files=$((num_files + 1))
+        name=$(basename "$fatbin" .fatbin)
+        listing=$out_dir/$name.sass
+        if ! cuobjdump --dump-sass "$fatbin" >"$listing" 2>&1 || ! grep -q "Function :" "$listing"; then
+            problems="$problems $name:unreadable"
+            continue
+        fi
+        if grep -Eq '[[:space:]](LDL|STL)[. ]' "$listing"; then
+            problems="$problems $name:local-memory"
+        fi
+        case $name in
+        pre_reorder | post_reorder)
+            for instruction in LDG STG; do
+                grep -Eq "[[:space:]]$instruction[A-Z0-9.]*\\.128" "$listing" ||
+                    problems="$problems $name:no-128-bit-$instruction"
+            done
+            ;;
+        esac
+    done
+    if [ "$num_files" -eq 0 ]; then
+        result sass skipped "no fatbins beside the programs (carry BUILD_DIR/cuda too)"
+    elif [ -n "$problems" ]; then
+        result sass failed "${problems# }"
+    else
+        result sass passed "$num_files files: no local memory, 128-bit loads and stores"
+    fi
+}
+
+stage_bench() {
+    if timeout "$stage_seconds" "$bin_dir/gpu_bench" "$out_dir/bench.json" >"$out_dir/bench.log" 2>&1; then
+        result bench passed "$(grep -c ' us ' "$out_dir/bench.log") times; $(sed -n 2p "$out_dir/bench.log")"
+    else
+        result bench failed "$(last_line "$out_dir/bench.log")"
+    fi
+}
+
+# Results as JSON strings, and the times as they are.
+stage_report() {
+    {
+        printf '{"stages": ['
+        separator=
+        for file in "$out_dir"/*.result; do
+            [ -f "$file" ] || continue
+            printf '%s\n  ' "$separator"
+            sed 's/\\/\\\\/g; s/"/\\"/g; s/^\([^\t]*\)\t\([^\t]*\)\t\(.*\)$/{"stage": "\1", "verdict": "\2", "text": "\3"}/' "$file"
+            separator=,
+        done
+        printf '], "bench": '
+        if [ -s "$out_dir/bench.json" ]; then
+            cat "$out_dir/bench.json"
+        else
+            printf 'null'
+        fi
+        printf '}\n'
+    } >"$out_dir/gpu-report.json"
+    [ ! -s "$out_dir/bench.log" ] || cat "$out_dir/bench.log"
+}
+
+for stage in "$@"; do
+    "stage_$stage"
+done
+
+echo
+for file in "$out_dir"/*.result; do
+    [ ! -f "$file" ] || awk -F '\t' '{printf "%-9s %-8s %s\n", $1, $2, $3}' "$file"
+done
+[ "$num_failed" -eq 0 ]
