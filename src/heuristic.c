@@ -254,9 +254,9 @@ static double cpu_cost(const struct moe_tile *tile, int32_t op, const struct moe
 
 /*
  * A GPU. Row operations: waves of CTAs, each with a fixed latency, plus the bytes of all CTAs,
- * partly filled ones counted whole. Sorts: CTAs to launch and, if there are several, their barriers;
- * the sum over the warps of a CTA that count; and every further turn of 32 routes that a warp takes
- * (measured on an H200 with E 128, k 8 and T 1 to 16384).
+ * partly filled ones counted whole. Sorts: CTAs to launch and, if there are several, their
+ * barriers; the sum over the warps of a CTA that count; and every further turn of 32 routes that a
+ * warp takes (measured on an H200 with E 128, k 8 and T 1 to 16384).
  */
 static const double cuda_wave_cycles = 1500.0;
 static const double cuda_bytes_per_cycle = 20.0; /* of one SM, at its share of the memory */

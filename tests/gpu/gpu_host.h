@@ -41,7 +41,8 @@ void gpu_poison(void *device, int byte, size_t bytes);
 void gpu_synchronize(CUstream stream);
 
 /* Median microseconds of `num_replays` replays of a graph made of what `record` queues. Before
- * each, `flush_bytes` of other memory are written, so that nothing of the last replay is in the cache. */
+ * each, `flush_bytes` of other memory are written, so that nothing of the last replay is in the
+ * cache. */
 typedef void gpu_record_fn(void *self, CUstream stream);
 struct gpu_timing {
     double median_us;
