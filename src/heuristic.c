@@ -268,7 +268,7 @@ static const double cuda_turn_cycles = 2600.0;
 static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_problem *problem,
                              int64_t num_tokens)
 {
-    const double ctas = at_least_1(tile->block_size / 1024);
+    const double ctas = fmax(1.0, floor(tile->block_size / 1024.0));
     const double routes = (double)num_tokens * at_least_1(problem->top_k);
     const double warps = fmin(32.0, ceil(routes / (32.0 * ctas)));
     const double turns = ceil(routes / (32.0 * ctas * fmax(warps, 1.0)));
