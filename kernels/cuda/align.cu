@@ -3,14 +3,16 @@
  * align_block_size: route indices grouped by local expert, every group padded to a multiple of the
  * block size, and the expert of every block (the contract of SGLang's and vLLM's
  * moe_align_block_size, with a stable order).
- * Moves: the ids twice, 4 bytes per entry of the outputs. Bound by latency: one launch, one cluster.
+ * Moves: the ids twice, 4 bytes per entry of the outputs. Bound by latency: one launch, one
+ *   cluster.
  * Pipeline: 1 to 4 as in route_sort.cuh. 5 experts of blocks by binary search over the starts, so
  *   that skewed routing costs no more. 6 padding and tails.
  * Limits: those of route_sort.cuh.
  */
 #include "route_sort.cuh"
 
-namespace {
+namespace
+{
 
 /* The bucket that position `position` lies in: the last whose start is not behind it. */
 __device__ __forceinline__ int32_t search_bucket(const RouteSort &sort, int32_t position)
@@ -29,7 +31,8 @@ __device__ __forceinline__ int32_t search_bucket(const RouteSort &sort, int32_t 
 }
 
 template <int kNumCtas>
-__device__ __forceinline__ void write_expert_ids(const struct moe_op_align &op, const RouteSort &sort)
+__device__ __forceinline__ void write_expert_ids(const struct moe_op_align &op,
+                                                 const RouteSort &sort)
 {
     const int32_t end = sort.starts[sort.num_buckets];
     for (int64_t block = cluster_thread<kNumCtas>(); block < op.expert_capacity;
@@ -47,7 +50,8 @@ template <int kNumCtas> __device__ __forceinline__ void align(const struct moe_c
 {
     const struct moe_op_align &op = args.op;
     const bool keeps = op.filter_mode == MOE_FILTER_KEEP;
-    const RouteSort sort = make_route_sort(args.shape, op.num_routes, op.filter.num_experts + (keeps ? 1 : 0));
+    const RouteSort sort =
+        make_route_sort(args.shape, op.num_routes, op.filter.num_experts + (keeps ? 1 : 0));
     const auto find = [&](int64_t route) {
         return find_bucket(op.topk_ids, op.ids_dtype, op.filter, route, keeps);
     };
@@ -68,7 +72,8 @@ template <int kNumCtas> __device__ __forceinline__ void align(const struct moe_c
             op.sorted_ids[position] = static_cast<int32_t>(route);
         }
     });
-    fill_padding<kNumCtas>(sort, op.sorted_ids, op.sorted_capacity, static_cast<int32_t>(op.num_routes));
+    fill_padding<kNumCtas>(sort, op.sorted_ids, op.sorted_capacity,
+                           static_cast<int32_t>(op.num_routes));
     write_expert_ids<kNumCtas>(op, sort);
     if (cluster_thread<kNumCtas>() == 0) {
         *op.num_tokens_post_pad = sort.starts[sort.num_buckets];
@@ -77,11 +82,11 @@ template <int kNumCtas> __device__ __forceinline__ void align(const struct moe_c
 
 } // namespace
 
-#define MOE_EMIT_SORT(symbol, size)                                                    \
-    extern "C" __global__ void __launch_bounds__(MOE_CUDA_SORT_THREADS, 1)                \
-        symbol(const __grid_constant__ struct moe_cuda_align args)                     \
-    {                                                                                  \
-        align<(size) / MOE_CUDA_SORT_THREADS>(args);                                   \
+#define MOE_EMIT_SORT(symbol, size)                                        \
+    extern "C" __global__ void __launch_bounds__(MOE_CUDA_SORT_THREADS, 1) \
+        symbol(const __grid_constant__ struct moe_cuda_align args)         \
+    {                                                                      \
+        align<(size) / MOE_CUDA_SORT_THREADS>(args);                       \
     }
 #define MOE_EMIT_CUDA_SORT(symbol, size) MOE_EMIT_SORT(symbol, size)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

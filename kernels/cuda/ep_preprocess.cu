@@ -10,10 +10,12 @@
  */
 #include "route_sort.cuh"
 
-namespace {
+namespace
+{
 
 template <int kNumCtas>
-__device__ __forceinline__ void write_segments(const struct moe_op_ep_preprocess &op, const RouteSort &sort)
+__device__ __forceinline__ void write_segments(const struct moe_op_ep_preprocess &op,
+                                               const RouteSort &sort)
 {
     for (int64_t expert = cluster_thread<kNumCtas>(); expert <= sort.num_buckets;
          expert += cluster_threads<kNumCtas>()) {
@@ -65,11 +67,11 @@ __device__ __forceinline__ void ep_preprocess(const struct moe_cuda_ep_preproces
 
 } // namespace
 
-#define MOE_EMIT_SORT(symbol, size)                                                    \
-    extern "C" __global__ void __launch_bounds__(MOE_CUDA_SORT_THREADS, 1)                \
-        symbol(const __grid_constant__ struct moe_cuda_ep_preprocess args)             \
-    {                                                                                  \
-        ep_preprocess<(size) / MOE_CUDA_SORT_THREADS>(args);                           \
+#define MOE_EMIT_SORT(symbol, size)                                        \
+    extern "C" __global__ void __launch_bounds__(MOE_CUDA_SORT_THREADS, 1) \
+        symbol(const __grid_constant__ struct moe_cuda_ep_preprocess args) \
+    {                                                                      \
+        ep_preprocess<(size) / MOE_CUDA_SORT_THREADS>(args);               \
     }
 #define MOE_EMIT_CUDA_SORT(symbol, size) MOE_EMIT_SORT(symbol, size)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

@@ -3,14 +3,15 @@
  * The stable counting sort of routes by local expert that align_block_size and ep_preprocess share.
  *
  * Computes, for every route, the position that it has when routes are grouped by bucket (local
- * expert; kept filtered routes form a last bucket) in ascending order, each group in ascending order
- * of routes and padded to a multiple of `alignment`. No atomics: the order follows from the route
- * indices alone, so the result is the same in every run and with any number of CTAs.
+ * expert; kept filtered routes form a last bucket) in ascending order, each group in ascending
+ * order of routes and padded to a multiple of `alignment`. The order follows from the route indices
+ * alone (atomics only count), so the result is the same in every run and with any number of CTAs.
  *
  * Moves: the ids twice; everything else stays in shared memory. Bound by latency.
- * Pipeline: 1 every warp of the cluster counts the buckets of its own stretch of routes. 2 a CTA sums
- *   its warps' counts; CTAs read each other's sums. 3 every CTA scans the padded totals. 4 every warp
- *   walks its stretch again (from the buckets it kept) and ranks its routes from the counters.
+ * Pipeline: 1 every warp of the cluster counts the buckets of its own stretch of routes. 2 a CTA
+ *   sums its warps' counts; CTAs read each other's sums. 3 every CTA scans the padded totals.
+ *   4 every warp walks its stretch again (from the buckets it kept) and ranks its routes from the
+ *   counters.
  * Limits: one counter per bucket has to fit into shared memory three times plus once (about 14,000
  *   buckets with 227 KiB).
  */
@@ -149,8 +150,8 @@ __device__ __forceinline__ void count_stretch(const RouteSort &sort, Find find)
 }
 
 /*
- * The lanes whose route has the same bucket as this lane's: one vote per bit of a bucket. (match.any
- * takes a turn per distinct value, and routes of neighbours are mostly distinct.)
+ * The lanes whose route has the same bucket as this lane's: one vote per bit of a bucket.
+ * (match.any takes a turn per distinct value, and routes of neighbours are mostly distinct.)
  */
 __device__ __forceinline__ unsigned find_peers(int32_t bucket, int32_t num_bits)
 {
@@ -242,8 +243,8 @@ __device__ __forceinline__ void sum_warps(const RouteSort &sort)
 }
 
 /*
- * From the CTAs' counts: starts, packed_starts, and bases: the first position of this CTA's routes in
- * each bucket. Every CTA works out all starts.
+ * From the CTAs' counts: starts, packed_starts, and bases: the first position of this CTA's routes
+ * in each bucket. Every CTA works out all starts.
  */
 template <int kNumCtas>
 __device__ __forceinline__ void place_buckets(const RouteSort &sort, int32_t alignment)
