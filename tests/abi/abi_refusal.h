@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A host whose calls are to be refused: how, and that nothing was touched. Include after cmocka.h. */
+/* A host whose calls are to be refused, with nothing touched. Include it after cmocka.h. */
 #ifndef MOE_TESTS_ABI_REFUSAL_H
 #define MOE_TESTS_ABI_REFUSAL_H
 

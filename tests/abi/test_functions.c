@@ -355,7 +355,7 @@ static void test_bad_problems(void **state)
     assert_int_equal(num_wrong, 0);
 }
 
-/* Members that an operation does not need are 0 or right: rows and workspace are counted with them. */
+/* Members that an operation does not need are 0 or right: rows and workspace count with them. */
 static void test_bad_problems_of_single_operations(void **state)
 {
     (void)state;
