@@ -41,7 +41,8 @@
  *   for it. A stride of 0 means "packed". T = num_tokens, k = top_k, E = experts, H = hidden, I =
  *   inter. A route is a pair (token, slot) and has the index t * k + slot. num_tokens == 0 is
  *   legal.
- * Aliasing.  No output may overlap an input or another output, unless a member says so.
+ * Aliasing.  Neither an output nor the workspace may overlap an input or another output, unless a
+ *   member says so.
  * Alignment.  Pointers to elements are aligned to the element; kernels take care of the rest, or
  *   weights_bind and supports say what they need.
  * Determinism.  Level 0 (default): a token's result has the same bits whatever the batch around it,

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char summary[] = "swap two plugins back and forth under load";
+static const char summary[] = "Swap two plugins back and forth under load.";
 
 static const char details[] =
     "Worker threads run layer requests of several sizes on the CPU, from a queue that is never "
