@@ -15,7 +15,7 @@
 
 enum {
     NUM_THREADS = 8,
-    NUM_CANDIDATES = MOE_TEST_SANITIZED ? 32 : 200,
+    NUM_CANDIDATES = MOE_TEST_SANITIZED ? 32 : 268, /* 201 good ones, 67 bad ones */
     NUM_INPUTS = 64,
     NUM_SAMPLES = 1 << 18,
     MAX_GENERATIONS = 1024,
