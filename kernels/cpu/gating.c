@@ -309,7 +309,7 @@ void MOE_CPU_NAME(moe_cpu_gating_run)(const void *op, const struct moe_tile *til
                                       void *scratch)
 {
     const struct moe_op_gating *gating = op;
-    struct gate gate;
+    struct gate gate = {0};
     (void)lay_out_gate(gating, scratch, &gate);
     const int64_t end = moe_cpu_block_end(gating->num_tokens, tile->block_size, task);
     for (int64_t token = task * tile->block_size; token < end; token++) {

@@ -105,8 +105,9 @@ static int make_cases(struct moe_bench_session *session, struct moe_cli_error *e
     const size_t num_sizes = session->options->tokens.num_values,
                  num_ops = (size_t)session->num_ops;
     session->num_cases = num_ops * num_sizes;
-    session->cases = calloc(session->num_cases + num_ops, sizeof *session->cases);
-    session->results = calloc(session->num_cases, sizeof *session->results);
+    /* One more than needed: an allocation of nothing may be NULL. */
+    session->cases = calloc(session->num_cases + num_ops + 1, sizeof *session->cases);
+    session->results = calloc(session->num_cases + 1, sizeof *session->results);
     if (session->cases == NULL || session->results == NULL) {
         return moe_cli_fail_memory(error, "preparing the measurement");
     }

@@ -32,51 +32,59 @@ void *__libc_calloc(size_t count, size_t bytes);
 void *__libc_realloc(void *block, size_t bytes);
 void *__libc_memalign(size_t alignment, size_t bytes);
 void __libc_free(void *block);
-EXPORTED void *memalign(size_t alignment, size_t bytes);
+/* Symbols of libc's names under names of our own: libc's headers have opinions on the parameters. */
+EXPORTED void *counted_malloc(size_t bytes) __asm__("malloc");
+EXPORTED void *counted_calloc(size_t count, size_t bytes) __asm__("calloc");
+EXPORTED void *counted_realloc(void *block, size_t bytes) __asm__("realloc");
+EXPORTED void *counted_memalign(size_t alignment, size_t bytes) __asm__("memalign");
+EXPORTED void *counted_aligned_alloc(size_t alignment, size_t bytes) __asm__("aligned_alloc");
+EXPORTED int counted_posix_memalign(void **out, size_t alignment,
+                                    size_t bytes) __asm__("posix_memalign");
+EXPORTED void counted_free(void *block) __asm__("free");
 
 static void count_call(void)
 {
     atomic_fetch_add_explicit(&num_calls, 1, memory_order_relaxed);
 }
 
-EXPORTED void *malloc(size_t bytes)
+void *counted_malloc(size_t bytes)
 {
     count_call();
     return __libc_malloc(bytes);
 }
 
-EXPORTED void *calloc(size_t count, size_t bytes)
+void *counted_calloc(size_t count, size_t bytes)
 {
     count_call();
     return __libc_calloc(count, bytes);
 }
 
-EXPORTED void *realloc(void *block, size_t bytes)
+void *counted_realloc(void *block, size_t bytes)
 {
     count_call();
     return __libc_realloc(block, bytes);
 }
 
-EXPORTED void *memalign(size_t alignment, size_t bytes)
+void *counted_memalign(size_t alignment, size_t bytes)
 {
     count_call();
     return __libc_memalign(alignment, bytes);
 }
 
-EXPORTED void *aligned_alloc(size_t alignment, size_t bytes)
+void *counted_aligned_alloc(size_t alignment, size_t bytes)
 {
     count_call();
     return __libc_memalign(alignment, bytes);
 }
 
-EXPORTED int posix_memalign(void **out, size_t alignment, size_t bytes)
+int counted_posix_memalign(void **out, size_t alignment, size_t bytes)
 {
     count_call();
     *out = __libc_memalign(alignment, bytes);
     return *out == NULL ? ENOMEM : 0;
 }
 
-EXPORTED void free(void *block)
+void counted_free(void *block)
 {
     count_call();
     __libc_free(block);

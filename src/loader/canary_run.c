@@ -20,8 +20,6 @@
 
 enum { DEFAULT_TIMEOUT_MS = 20000, LINE_BYTES = 512 };
 
-extern char **environ;
-
 /* ---- where it is ---- */
 
 static const char *const usual_places[] = {

@@ -382,7 +382,7 @@ int32_t moe_loader_image_open(const char *path, const struct moe_host *host,
                                      host == NULL ? "host" : "out");
     }
     int32_t status = moe_image_prepare(path, options, &image, error);
-    if (status != MOE_STATUS_OK) {
+    if (image == NULL) { /* there is an image exactly if it succeeded */
         return status;
     }
     status = moe_image_map(image, host, error);
