@@ -37,7 +37,7 @@ static uint64_t padded_bytes(int64_t count, uint64_t element_bytes)
     return ((uint64_t)count + 7) / 8 * 8 * element_bytes;
 }
 
-/* Lays the arrays out in `scratch` (NULL: only sizes them). Returns the bytes they take. */
+/* Lays the arrays of `gate` out in `scratch`; gate NULL: only sizes them. Returns their bytes. */
 static uint64_t lay_out_gate(const struct moe_op_gating *op, unsigned char *scratch,
                              struct gate *gate)
 {
@@ -50,7 +50,7 @@ static uint64_t lay_out_gate(const struct moe_op_gating *op, unsigned char *scra
     const uint64_t weights_at = groups_at + group_bytes;
     const uint64_t chosen_at = weights_at + weight_bytes;
     const uint64_t picked_at = chosen_at + chosen_bytes;
-    if (scratch != NULL) {
+    if (gate != NULL) {
         gate->logits = (float *)(void *)scratch;
         gate->scores = (float *)(void *)(scratch + expert_bytes);
         gate->choice = (float *)(void *)(scratch + 2 * expert_bytes);
@@ -309,7 +309,7 @@ void MOE_CPU_NAME(moe_cpu_gating_run)(const void *op, const struct moe_tile *til
                                       void *scratch)
 {
     const struct moe_op_gating *gating = op;
-    struct gate gate = {0};
+    struct gate gate;
     (void)lay_out_gate(gating, scratch, &gate);
     const int64_t end = moe_cpu_block_end(gating->num_tokens, tile->block_size, task);
     for (int64_t token = task * tile->block_size; token < end; token++) {
