@@ -105,7 +105,9 @@ def check_c(document):
 
 
 def brief(words):
-    """The command as a test can afford it: a benchmark measures little, and for a short time."""
+    """The command as a test can afford it: a benchmark measures little, and all for a short time."""
+    if words[0] == "swap-demo" and "--seconds" not in words:
+        return words + ["--seconds", "1"]
     pairs = [BRIEF_BENCH[i:i + 2] for i in range(0, len(BRIEF_BENCH), 2)]
     if words[0] != "bench" or "--help" in words:
         return words
@@ -141,7 +143,8 @@ def check_commands(document, moectl, plugin, folder):
     """moectl runs with files of the reader's replaced by ours; scripts parse; presets and options exist."""
     yaml_blocks = [block for language, block, _ in document.blocks if language == "yaml"]
     (folder / "my.yaml").write_text(yaml_blocks[0] if yaml_blocks else "schema: moe-dispatch/1\nrules: []\n", encoding="utf-8")
-    stand_ins = {"DIR": str(document.root / "tests/data/golden/qwen3_moe"), "FILE": "my.yaml", "NEW.so": str(plugin)}
+    stand_ins = {"DIR": str(document.root / "tests/data/golden/qwen3_moe"), "FILE": "my.yaml", "NEW.so": str(plugin),
+                 "A.so": str(plugin), "B.so": str(plugin.with_name("libmoe_plugin_b.so"))}
     options = (document.root / "CMakeLists.txt").read_text(encoding="utf-8")
     for words, line in document.command_lines():
         if words[0] in MOECTL and len(words) > 1 and "..." not in words:
