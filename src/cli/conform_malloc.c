@@ -32,7 +32,7 @@ void *__libc_calloc(size_t count, size_t bytes);
 void *__libc_realloc(void *block, size_t bytes);
 void *__libc_memalign(size_t alignment, size_t bytes);
 void __libc_free(void *block);
-/* Symbols of libc's names under names of our own: libc's headers have opinions on the parameters. */
+/* Symbols of libc under names of our own: its headers have opinions on the parameters. */
 EXPORTED void *counted_malloc(size_t bytes) __asm__("malloc");
 EXPORTED void *counted_calloc(size_t count, size_t bytes) __asm__("calloc");
 EXPORTED void *counted_realloc(void *block, size_t bytes) __asm__("realloc");
