@@ -75,14 +75,19 @@ struct moe_cpu_pool {
     _Alignas(CACHE_LINE) struct pool_worker workers[];
 };
 
+/* A wait that is late sets errno (EAGAIN), and the caller's errno is the host's. */
 static void futex_wait(_Atomic uint32_t *word, uint32_t expected)
 {
+    const int host_errno = errno;
     (void)syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+    errno = host_errno;
 }
 
 static void futex_wake(_Atomic uint32_t *word, int num_waiters)
 {
+    const int host_errno = errno;
     (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, num_waiters, NULL, NULL, 0);
+    errno = host_errno;
 }
 
 static void spin_pause(void)
