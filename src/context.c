@@ -214,9 +214,11 @@ int32_t moe_context_reload(struct moe_context *context, const struct moe_config_
     pthread_mutex_lock(&context->mutex);
     struct moe_config *old = publish(context, config);
     struct moe_config_info info = context->info;
+    moe_config_ref(config); /* its strings are logged below; another reload may replace it first */
     pthread_mutex_unlock(&context->mutex);
     atomic_fetch_add_explicit(&context->num_reloads, 1, memory_order_relaxed);
     log_config(context, &info);
+    moe_config_unref(config);
     moe_config_unref(old);
     return MOE_STATUS_OK;
 }
