@@ -49,6 +49,7 @@ static const struct moe_plugin_api api = {
     .grouped_gemm = moe_calls_grouped_gemm,
     .post_reorder = moe_calls_post_reorder,
     .sum_reduce = moe_calls_sum_reduce,
+    .route = moe_calls_route,
     .align_capacity = moe_calls_align_capacity,
     .status_name = moe_status_name,
     .status_text = moe_status_text,

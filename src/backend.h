@@ -28,6 +28,14 @@ struct moe_op_layer {
     int64_t num_tokens;
     const void *tokens;
     int64_t token_stride;
+    const int32_t *num_tokens_device;  /* as in ops.h */
+    struct moe_op_scales input_scales; /* of pre-quantized tokens */
+    const int32_t *num_valid_tokens;   /* as in moe_op_gating, with the next four */
+    const int32_t *physical_ids;
+    const int32_t *num_replicas;
+    int64_t *load_counters;
+    int32_t max_replicas;
+    int32_t reserved_replicas;
     const void *logits; /* NULL: run the router, unless there are ids */
     int64_t logits_stride;
     const void *topk_ids;
@@ -50,7 +58,10 @@ struct moe_op_experts {
     const void *rows;
     int64_t row_stride;
     int64_t num_rows;
-    const int64_t *seg_indptr;
+    const int64_t *seg_indptr; /* contiguous; NULL: masked */
+    const int32_t *masked_m;   /* [num_experts] rows in use of max_masked_rows each */
+    int64_t max_masked_rows;
+    struct moe_op_scales input_scales; /* of pre-quantized rows */
     const float *row_weights;
     void *output;
     int64_t output_stride;
@@ -102,6 +113,10 @@ struct moe_backend {
                      struct moe_error *error);
     int32_t (*ep_preprocess)(const struct moe_run *run, const struct moe_op_ep_preprocess *op,
                              struct moe_error *error);
+    int32_t (*route)(const struct moe_run *run, const struct moe_op_route *op,
+                     struct moe_error *error);
+    int32_t (*quantize)(const struct moe_run *run, const struct moe_op_quantize *op,
+                        struct moe_error *error);
     int32_t (*pre_reorder)(const struct moe_run *run, const struct moe_op_pre_reorder *op,
                            struct moe_error *error);
     int32_t (*activation)(const struct moe_run *run, const struct moe_op_activation *op,

@@ -30,6 +30,8 @@ int32_t moe_calls_post_reorder(const struct moe_plan *plan,
                                const struct moe_post_reorder_args *args, struct moe_error *error);
 int32_t moe_calls_sum_reduce(const struct moe_plan *plan, const struct moe_sum_reduce_args *args,
                              struct moe_error *error);
+int32_t moe_calls_route(const struct moe_plan *plan, const struct moe_route_args *args,
+                        struct moe_error *error);
 int32_t moe_calls_align_capacity(int64_t num_routes, int32_t num_experts, int32_t block_size,
                                  int32_t filter_mode, int64_t *sorted_capacity,
                                  int64_t *expert_capacity, struct moe_error *error);

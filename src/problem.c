@@ -70,12 +70,11 @@ int32_t moe_problem_read(struct moe_problem *own, const struct moe_problem *call
                          struct moe_error *error)
 {
     MOE_TRY(MOE_STRUCT_READ(own, caller, moe_problem, error));
-    if (own->reserved != 0) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.reserved is %d; it must be 0", own->reserved);
-    }
     if (own->num_experts_global == 0) {
         own->num_experts_global = own->num_experts;
+    }
+    if (own->num_physical_experts == 0) {
+        own->num_physical_experts = own->num_experts_global;
     }
     if (own->output_dtype == 0) {
         own->output_dtype = own->tokens.dtype;
@@ -109,7 +108,7 @@ int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, 
     }
     uint64_t result = ops;
     if (ops == 0) {
-        result = all & ~MOE_OP_BIT(MOE_OP_QUANTIZE);
+        result = all & ~(MOE_OP_BIT(MOE_OP_QUANTIZE) | MOE_OP_BIT(MOE_OP_ROUTE));
         if (problem->gating == MOE_GATING_NONE) {
             result &= ~(MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING));
         }

@@ -164,6 +164,40 @@ static int32_t call_align(const struct turn *turn, struct moe_error *error)
     return turn->data->api->align_block_size(turn->data->plan, &args, error);
 }
 
+static void cost_route(const struct sizes *s, struct moe_bench_cost *cost)
+{
+    struct moe_bench_cost gating = {0}, align = {0};
+    cost_gating(s, &gating);
+    cost_align(s, &align);
+    cost->input_bytes = gating.input_bytes;
+    cost->output_bytes = gating.output_bytes + align.output_bytes;
+    cost->moved_bytes = gating.moved_bytes + align.moved_bytes;
+}
+
+/* Gating and align_block_size in one call. */
+static int32_t call_route(const struct turn *turn, struct moe_error *error)
+{
+    struct moe_route_args args;
+    unsigned char *at = turn->output;
+    BEGIN_ARGS(args, turn);
+    const int32_t status = turn->data->api->align_capacity(
+        turn->num_rows, turn->problem->num_experts, MOE_BENCH_ALIGN_BLOCK_SIZE, MOE_FILTER_DROP,
+        &args.sorted_capacity, &args.expert_capacity, error);
+    if (status != MOE_STATUS_OK) {
+        return status;
+    }
+    args.logits = turn->logits;
+    args.correction_bias = turn->data->correction_bias;
+    args.topk_ids = carve(&at, turn->num_rows, sizeof(int32_t));
+    args.topk_weights = carve(&at, turn->num_rows, sizeof(float));
+    args.ids_dtype = MOE_IDS_INT32;
+    args.block_size = MOE_BENCH_ALIGN_BLOCK_SIZE;
+    args.sorted_ids = carve(&at, args.sorted_capacity, sizeof(int32_t));
+    args.expert_ids = carve(&at, args.expert_capacity, sizeof(int32_t));
+    args.num_tokens_post_pad = carve(&at, 1, sizeof(int32_t));
+    return turn->data->api->route(turn->data->plan, &args, error);
+}
+
 static void cost_ep_preprocess(const struct sizes *s, struct moe_bench_cost *cost)
 {
     cost->output_bytes = carved_bytes(s->num_experts + 1, sizeof(int64_t)) +
@@ -407,6 +441,7 @@ static const struct bench_op bench_ops[] = {
                            call_sum_reduce},
     [MOE_OP_EXPERTS] = {MEMBER(experts), 1, MOE_BENCH_LIMIT_READ, cost_experts, call_experts},
     [MOE_OP_LAYER] = {MEMBER(layer), 1, MOE_BENCH_LIMIT_READ, cost_layer, call_layer},
+    [MOE_OP_ROUTE] = {MEMBER(route), 0, MOE_BENCH_LIMIT_READ, cost_route, call_route},
 };
 _Static_assert(sizeof bench_ops / sizeof bench_ops[0] == MOE_NUM_OPS, "every operation has a row");
 

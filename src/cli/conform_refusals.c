@@ -45,7 +45,6 @@ static const struct wrong wrongs[] = {
     PROBLEM(determinism, 99),
     PROBLEM(output_dtype, 99),
     PROBLEM(logits_dtype, -1),
-    PROBLEM(reserved, 1),
     PROBLEM(tokens.dtype, 99),
     PROBLEM(gate_up.dtype, -1),
     PROBLEM(down.dtype, 99),

@@ -39,6 +39,7 @@ enum { STRING_BYTES_LIMIT = 256, TABLE_BYTES_LIMIT = 65536 };
     X(grouped_gemm, 0)     \
     X(post_reorder, 0)     \
     X(sum_reduce, 0)       \
+    X(route, 0)            \
     X(align_capacity, 0)   \
     X(status_name, 1)      \
     X(status_text, 1)      \

@@ -299,7 +299,6 @@ static const struct bad_member bad_problems[] = {
     OUTSIDE(determinism, MOE_DETERMINISM_CANONICAL, MOE_DETERMINISM_NONE),
     REFUSE(moe_problem, num_appended_experts, -1, "num_appended_experts"),
     LATER(moe_problem, num_appended_experts, 1, "num_appended_experts"),
-    REFUSE(moe_problem, reserved, 1, "reserved"),
     REFUSE(moe_problem, max_tokens, 0, "max_tokens"),
     REFUSE(moe_problem, max_tokens, -1, "max_tokens"),
     REFUSE(moe_problem, max_tokens, INT64_MAX, "max_tokens"),

@@ -41,7 +41,8 @@
  *   for it. A stride of 0 means "packed". T = num_tokens, k = top_k, E = experts, H = hidden, I =
  *   inter. A route is a pair (token, slot) and has the index t * k + slot. num_tokens == 0 is
  *   legal.
- * Aliasing.  No output may overlap an input or another output, unless a member says so.
+ * Aliasing.  Neither an output nor the workspace may overlap an input or another output, unless a
+ *   member says so.
  * Alignment.  Pointers to elements are aligned to the element; kernels take care of the rest, or
  *   weights_bind and supports say what they need.
  * Determinism.  Level 0 (default): a token's result has the same bits whatever the batch around it,
@@ -62,7 +63,7 @@ extern "C" {
 
 /* FNV-1a of abi/layout-0.1.txt, which lists offset and size of every member; a test recomputes
  * it. */
-#define MOE_ABI_LAYOUT_HASH UINT64_C(0x73f1c28dbba8d155)
+#define MOE_ABI_LAYOUT_HASH UINT64_C(0x4f4ca85de6bd266f)
 
 /* The one symbol that a plugin exports, for ever. */
 #define MOE_PLUGIN_INIT_SYMBOL "moe_plugin_init"
@@ -231,9 +232,10 @@ enum { MOE_BACKEND_LIST(MOE_ENUMERATOR_) MOE_BACKEND_MAX_ = 0x7fffffff };
     X(MOE_OP_POST_REORDER, 9, "post_reorder")         \
     X(MOE_OP_SUM_REDUCE, 10, "sum_reduce")            \
     X(MOE_OP_EXPERTS, 11, "experts")                  \
-    X(MOE_OP_LAYER, 12, "layer")
+    X(MOE_OP_LAYER, 12, "layer")                      \
+    X(MOE_OP_ROUTE, 13, "route")
 enum { MOE_OP_LIST(MOE_ENUMERATOR_) MOE_OP_MAX_ = 0x7fffffff };
-#define MOE_NUM_OPS 13
+#define MOE_NUM_OPS 14
 
 /* Severity of log lines and diagnostics. X(constant, value, name) */
 #define MOE_LEVEL_LIST(X)              \
@@ -351,7 +353,21 @@ struct moe_config_info {
  * Problem
  * ------------------------------------------------------------------------------------------- */
 
-/* How one operand is stored. All zero but dtype: plain elements. Frozen. */
+/*
+ * How one operand is stored. All zero but dtype: plain elements. Frozen.
+ *
+ * Quantized rows are fp8 e4m3: q = fp8(x * (1 / scale)), the reciprocal rounded to fp32, one
+ * rounding to nearest even, saturated to +-448, NaN kept. Dynamic scales follow from the data:
+ * scale = max(amax, 1e-10) / 448 over the group, amax without NaN and at most FLT_MAX; with UE8M0
+ * it is rounded up to a power of two. Scales of rows, g = column / group_k (a last group may be
+ * narrower; group_k 0: one scale per row, g = 0), element strides with 0 for packed:
+ *   row_major         fp32 at [row * stride + g], packed: the number of groups
+ *   column_major_tma  fp32 at [g * stride + row], packed: rows rounded up to 4 (DeepGEMM on sm_90)
+ *   ue8m0_packed      4-byte words at [g / 4 * stride + row], packed as before; byte g % 4 is the
+ *                     exponent + 127, bytes without a group are 0 (DeepGEMM on sm_100)
+ * Static scales (dynamic 0) are fp32 and given: one; one per row (group_rows 1); or, where a member
+ * says so, one per expert.
+ */
 struct moe_recipe {
     int32_t dtype;        /* MOE_DTYPE_*; 0 in problem.intermediate: as tokens; 0 elsewhere: not
                              used */
@@ -377,6 +393,12 @@ struct moe_recipe {
 #define MOE_PROBLEM_SHARED_SIGMOID         128u
 
 /*
+ * Ranges of ids and numbers of slots. Gating chooses among num_experts_global logical experts. A
+ * physical map turns those into ids below num_physical_experts; appended experts follow after them.
+ * Operations behind gating (align_block_size, ep_preprocess, the reorders, sum_reduce, experts,
+ * layer) therefore take ids below P = num_physical_experts + num_appended_experts, and
+ * k = top_k + num_appended_experts slots per token; filters and expert maps range over P.
+ *
  * One MoE layer as this rank sees it. Input. In a plan that is made for single operations, members
  * that those do not need may be zero.
  *
@@ -413,10 +435,11 @@ struct moe_problem {
     int32_t logits_dtype;         /* dtype that router logits are rounded to and read as; 0: fp32 */
     int32_t num_appended_experts; /* gating appends ids E_global, E_global + 1, ...; 0: none */
     float appended_weight;        /* their weight */
-    int32_t reserved;
-    int64_t max_tokens;             /* largest num_tokens of a call */
-    struct moe_recipe tokens;       /* [T, H] */
-    struct moe_recipe gate_up;      /* weights of GEMM1 */
+    int32_t num_physical_experts; /* range of the ids that a physical map gives out; 0:
+                                     num_experts_global (no redundant experts) */
+    int64_t max_tokens;           /* largest num_tokens of a call */
+    struct moe_recipe tokens;     /* [T, H] */
+    struct moe_recipe gate_up;    /* weights of GEMM1 */
     struct moe_recipe intermediate; /* [rows, I], input of GEMM2 */
     struct moe_recipe down;         /* weights of GEMM2 */
 };
@@ -573,17 +596,17 @@ struct moe_call {
 
 /*
  * Which routes are held here, and as which local expert. A route with id x is local if
- * 0 <= x < num_experts_global and
+ * 0 <= x < P (struct moe_problem) and
  *   expert_end > 0:       expert_begin <= x < expert_end (half-open; SGLang's end_expert_id is
  *                         inclusive), local expert = x - expert_begin
  *   expert_map non-NULL:  expert_map[x] >= 0, local expert = expert_map[x]
  *   both:                 x in the range, local expert = expert_map[x]
  *   neither:              local expert = x
- * and the local expert is below num_experts. Any other id (-1, num_experts_global, INT32_MAX, ...)
+ * and the local expert is below num_experts. Any other id (-1, P, INT32_MAX, ...)
  * is filtered and never used as an index. Frozen.
  */
 struct moe_route_filter {
-    const int32_t *expert_map; /* [num_experts_global], in the backend's memory */
+    const int32_t *expert_map; /* [P], in the backend's memory */
     int32_t expert_begin;
     int32_t expert_end;
     int32_t mode; /* MOE_FILTER_*; align_block_size only, the others drop */
@@ -641,8 +664,13 @@ struct moe_align_args {
     int32_t *expert_counts;       /* out [num_experts]: routes per local expert; NULL: not
                                          wanted. With sorted_ids, expert_ids and num_tokens_post_pad
                                          NULL, counts are all that is made */
-    const int32_t *batch_counts;  /* batched form: [num_experts] rows in use of max_batch_rows
-                                         each; topk_ids is NULL then */
+    const int32_t *batch_counts;  /* batched form (vLLM's batched_moe_align_block_size):
+                                         [num_experts] rows in use of max_batch_rows each, clamped
+                                         to [0, max_batch_rows]; sorted ids are expert *
+                                         max_batch_rows + i, the sentinel is num_experts *
+                                         max_batch_rows, capacities hold num_experts times
+                                         max_batch_rows rounded up to blocks. topk_ids is NULL and
+                                         call.num_tokens and filter are not used then */
     int64_t max_batch_rows;
 };
 
@@ -669,7 +697,10 @@ struct moe_ep_preprocess_args {
     int64_t row_capacity;    /* elements of dst2src and m_indices */
     int32_t *masked_m;       /* masked layout: out [num_experts] counts; rows are expert *
                                         max_masked_rows + i */
-    int64_t max_masked_rows; /* 0: contiguous layout */
+    int64_t max_masked_rows; /* 0: contiguous layout; else at least T, and num_experts times it
+                                below 2^31. Of an expert that a token names more than once, routes
+                                that do not fit have no row (-1). seg_indptr may be NULL; row
+                                capacity is num_experts * max_masked_rows */
 };
 
 /* pre_reorder: row src2dst[t, j] of `rows` = tokens[t] for every slot j with src2dst >= 0;
@@ -688,7 +719,9 @@ struct moe_pre_reorder_args {
     int32_t ids_dtype;
     int32_t output_dtype; /* 0: as tokens */
     struct moe_route_filter filter;
-    const float *input_scales; /* static scale(s): values are divided by them; NULL: none */
+    const float *input_scales; /* static scales, of a quantization that is not dynamic: [1]; [T]
+                                  with group_rows 1; [num_experts] by the routes' local experts when
+                                  topk_ids is given. NULL: none */
     void *output_scales;       /* dynamic scales, by the recipe in `quantization` */
     int64_t output_scale_stride;
     struct moe_recipe quantization; /* of the rows; dtype 0: not quantized */
@@ -724,12 +757,14 @@ struct moe_activation_args {
                                      are equal */
     int64_t output_stride;
     const int32_t *masked_m; /* masked layout: [num_experts] rows in use of max_masked_rows
-                                     each */
+                                     each, clamped to [0, max_masked_rows]; num_rows is num_experts
+                                     * max_masked_rows; other rows keep their content */
     int64_t max_masked_rows;
-    const float *input_scales;
-    void *output_scales;
+    const float *input_scales; /* static scales of the output: [1], or [num_rows] with group_rows
+                                  1; NULL: none */
+    void *output_scales;       /* dynamic scales of the output */
     int64_t output_scale_stride;
-    struct moe_recipe quantization;
+    struct moe_recipe quantization; /* of the output; dtype 0: as problem.intermediate */
 };
 
 #define MOE_GEMM_GATE_UP \
@@ -786,6 +821,44 @@ struct moe_post_reorder_args {
     void *output; /* [T, H] of output_dtype; may be `residual` or `shared` with
                                      equal strides */
     int64_t output_stride;
+};
+
+/*
+ * route: gating and the sorts of align_block_size and ep_preprocess in one call (on a GPU one
+ * launch where that is faster), with the results of the three. What is NULL is not made; at least
+ * one of sorted_ids, expert_counts, seg_indptr and masked_m must be wanted.
+ */
+struct moe_route_args {
+    struct moe_call call;
+    const void *logits; /* as in gating; NULL: topk_ids are given, nothing is gated */
+    int64_t logits_stride;
+    const float *correction_bias;
+    void *topk_ids;      /* [T, k] of ids_dtype: out, or in without logits */
+    float *topk_weights; /* out [T, k]; NULL without logits */
+    int32_t ids_dtype;
+    int32_t max_replicas;
+    const int32_t *num_valid_tokens; /* this and the next three as in gating; with logits only */
+    const int32_t *physical_ids;
+    const int32_t *num_replicas;
+    int64_t *load_counters;
+    struct moe_route_filter filter;
+    int32_t block_size; /* from here on as in align_block_size */
+    int32_t segment_alignment;
+    int32_t *sorted_ids;
+    int64_t sorted_capacity;
+    int32_t *expert_ids;
+    int64_t expert_capacity;
+    int32_t *num_tokens_post_pad;
+    int32_t *expert_counts;
+    int64_t *seg_indptr; /* from here on as in ep_preprocess, where filtered routes are dropped
+                                        in either mode of the filter */
+    int32_t *src2dst;
+    int32_t *dst2src;
+    int32_t *reorder_ids;
+    int32_t *m_indices;
+    int64_t row_capacity;
+    int32_t *masked_m;
+    int64_t max_masked_rows;
 };
 
 /* sum_reduce: output[t] = routed scaling * sum over j of input[t, j], fp32, slot order (SGLang's
@@ -913,9 +986,9 @@ struct moe_plan;    /* one problem, a tile per operation and token bucket */
 
 struct moe_context_options {
     uint32_t struct_size;
-    uint32_t flags;      /* MOE_CONTEXT_* */
-    int32_t backend;     /* MOE_BACKEND_*; AUTO: CUDA when available, else CPU */
-    int32_t ordinal;     /* CUDA device */
+    uint32_t flags;  /* MOE_CONTEXT_* */
+    int32_t backend; /* MOE_BACKEND_*; AUTO: CUDA if available and it runs the layer, else CPU */
+    int32_t ordinal; /* CUDA device */
     int32_t num_threads; /* CPU: threads of the pool, the caller included; 0: CPUs of the
                                        affinity mask */
     int32_t num_config_sources;
@@ -1063,6 +1136,8 @@ struct moe_plugin_api {
                             struct moe_error *error);
     int32_t (*sum_reduce)(const struct moe_plan *plan, const struct moe_sum_reduce_args *args,
                           struct moe_error *error);
+    int32_t (*route)(const struct moe_plan *plan, const struct moe_route_args *args,
+                     struct moe_error *error);
 
     /* Smallest capacities that align_block_size accepts for this many routes, experts and block
      * size, in either filter mode: bs * floor((n + min(n, buckets) * (bs - 1)) / bs) ids and that /
