@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the checks of gpu_check share: one file of checks per group of operations. */
+#ifndef MOE_GPU_CHECK_H
+#define MOE_GPU_CHECK_H
+
+#include "gpu_host.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { GUARD_BYTES = 4096, POISON = 0xcb };
+
+extern struct gpu_host check_host;
+extern uint64_t check_seed;
+extern int check_num_failed;
+extern int check_num_checked;
+
+/* The same memory on the host (for the CPU backend) and on the device, between guard bands. */
+struct check_mirror {
+    size_t bytes;
+    size_t offset;       /* of the data behind the guard, for odd alignments */
+    unsigned char *host; /* with guards */
+    unsigned char *device;
+};
+
+/* One problem on both backends, for one operation. */
+struct check_case {
+    struct moe_problem problem;
+    struct moe_plan *cpu;
+    struct moe_plan *cuda;
+    void *workspace; /* of the CPU */
+    struct moe_plan_info info;
+    int64_t num_tokens;
+    char text[256];
+};
+
+void check_mirror_init(struct check_mirror *mirror, size_t bytes, size_t misalignment);
+void check_mirror_finish(struct check_mirror *mirror);
+void *check_on_host(const struct check_mirror *mirror);
+void *check_on_device(const struct check_mirror *mirror);
+/* Send all of it, guards included. */
+void check_mirror_send(const struct check_mirror *mirror);
+/* Is the device's memory what the host's is, guards included? */
+void check_mirror_compare(const struct check_mirror *mirror, const char *what, const char *text);
+/* 0 to limit - 1 */
+int64_t check_draw(int64_t limit);
+int64_t check_pick(const int64_t *values, int64_t num_values);
+/* Finite random elements of any of the three types: random signs and mantissas, moderate
+ * exponents. */
+void check_fill_elements(void *out, int32_t dtype, int64_t count);
+/* pattern 0: uniform, 1: one hot expert, 2: nothing but ids that are nobody's, 3: every fourth of
+ * those, 4: Zipf-like. */
+void check_fill_ids(void *out, int32_t ids_dtype, int64_t count, int32_t num_experts,
+                    int64_t pattern);
+void check_case_init(struct check_case *test, int32_t op);
+void check_case_finish(struct check_case *test);
+void check_set_call(const struct check_case *test, int is_cuda, struct moe_call *call);
+void check_draw_routes(struct check_case *test);
+void check_set_filter(struct moe_route_filter *filter, const struct moe_problem *problem,
+                      int64_t kind, const int32_t *map);
+void check_fill_map(int32_t *map, const struct moe_problem *problem);
+
+#define PICK(...) \
+    check_pick((const int64_t[]){__VA_ARGS__}, sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t))
+
+/* One random case of an operation, with the tile that is forced; a file per group of operations. */
+void check_align(void);
+void check_ep_preprocess(void);
+void check_pre_reorder(void);
+void check_post_reorder(int is_sum);
+
+#endif

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "gpu_check.h"
+
+static void draw_rows(struct check_case *test)
+{
+    check_draw_routes(test);
+    test->num_tokens = PICK(0, 1, 2, 17, 64, 500);
+    test->problem.max_tokens = test->num_tokens > 0 ? test->num_tokens : 1;
+    test->problem.hidden = (int32_t)PICK(8, 33, 72, 100, 104, 2048, 2880, 7168);
+    test->problem.tokens.dtype = (int32_t)PICK(MOE_DTYPE_FP32, MOE_DTYPE_FP16, MOE_DTYPE_BF16);
+    test->problem.output_dtype = test->problem.tokens.dtype;
+}
+
+/* Destinations: a permutation of the routes with holes and values that mean no row. */
+static void fill_destinations(int32_t *out, int64_t num_routes)
+{
+    for (int64_t i = 0; i < num_routes; i++) {
+        out[i] = (int32_t)i;
+    }
+    for (int64_t i = num_routes - 1; i > 0; i--) {
+        int64_t j = check_draw(i + 1);
+        int32_t swap = out[i];
+        out[i] = out[j];
+        out[j] = swap;
+    }
+    for (int64_t i = 0; i < num_routes; i++) {
+        if (check_draw(9) == 0) {
+            out[i] = (int32_t)PICK(-1, -7, INT32_MIN);
+        }
+    }
+}
+
+void check_pre_reorder(void)
+{
+    struct check_case test;
+    struct moe_error error;
+    MOE_INIT(error);
+    draw_rows(&test);
+    check_case_init(&test, MOE_OP_PRE_REORDER);
+    const struct moe_problem *problem = &test.problem;
+    const int32_t dtype = problem->tokens.dtype;
+    const size_t element = dtype == MOE_DTYPE_FP32 ? 4 : 2;
+    const int64_t num_routes = test.num_tokens * problem->top_k;
+    const int64_t token_stride = problem->hidden + PICK(0, 0, 8, 3),
+                  row_stride = problem->hidden + PICK(0, 0, 8, 5);
+    struct check_mirror tokens, src2dst, rows;
+    check_mirror_init(&tokens, (size_t)(test.num_tokens * token_stride) * element,
+                      (size_t)PICK(0, 0, 1, 2) * element);
+    check_mirror_init(&src2dst, (size_t)num_routes * 4, 0);
+    check_mirror_init(&rows, (size_t)(num_routes * row_stride) * element,
+                      (size_t)PICK(0, 0, 1, 8) * element);
+    check_fill_elements(check_on_host(&tokens), dtype, test.num_tokens * token_stride);
+    fill_destinations(check_on_host(&src2dst), num_routes);
+    check_mirror_send(&tokens);
+    check_mirror_send(&src2dst);
+    check_mirror_send(&rows);
+    for (int is_cuda = 0; is_cuda < 2; is_cuda++) {
+        void *(*at)(const struct check_mirror *) = is_cuda ? check_on_device : check_on_host;
+        struct moe_pre_reorder_args args;
+        MOE_INIT_CALL(args);
+        check_set_call(&test, is_cuda, &args.call);
+        args.tokens = at(&tokens);
+        args.token_stride = token_stride;
+        args.src2dst = at(&src2dst);
+        args.rows = at(&rows);
+        args.row_stride = row_stride;
+        args.num_rows = num_routes;
+        gpu_host_check(check_host.api->pre_reorder(is_cuda ? test.cuda : test.cpu, &args, &error),
+                       &error, "pre_reorder");
+    }
+    gpu_synchronize(check_host.stream);
+    snprintf(test.text, sizeof(test.text),
+             "pre_reorder T %lld k %d H %d dtype %d strides %lld %lld", (long long)test.num_tokens,
+             problem->top_k, problem->hidden, dtype, (long long)token_stride,
+             (long long)row_stride);
+    check_mirror_compare(&rows, "rows", test.text);
+    check_mirror_finish(&tokens);
+    check_mirror_finish(&src2dst);
+    check_mirror_finish(&rows);
+    check_case_finish(&test);
+}
+
+void check_post_reorder(int is_sum)
+{
+    struct check_case test;
+    struct moe_error error;
+    MOE_INIT(error);
+    draw_rows(&test);
+    test.problem.scaling_on = check_draw(2) ? MOE_SCALING_OUTPUT : MOE_SCALING_NONE;
+    test.problem.routed_scaling = test.problem.scaling_on == MOE_SCALING_OUTPUT ? 2.5f : 0.0f;
+    check_case_init(&test, is_sum ? MOE_OP_SUM_REDUCE : MOE_OP_POST_REORDER);
+    const struct moe_problem *problem = &test.problem;
+    const int32_t dtype = problem->output_dtype;
+    const size_t element = dtype == MOE_DTYPE_FP32 ? 4 : 2;
+    const int64_t num_routes = test.num_tokens * problem->top_k, hidden = problem->hidden;
+    const int64_t output_stride = hidden + PICK(0, 0, 8, 3);
+    const int64_t token_stride = problem->top_k * hidden + PICK(0, 0, 8, 5);
+    const int has_weights = check_draw(4) != 0, has_shared = check_draw(2) == 0,
+              has_factor = check_draw(2) == 0, has_residual = check_draw(2) == 0;
+    struct check_mirror rows, src2dst, weights, shared, factor, residual, output;
+    check_mirror_init(
+        &rows, (size_t)(is_sum ? test.num_tokens * token_stride : num_routes * hidden) * element,
+        (size_t)PICK(0, 0, 1) * element);
+    check_mirror_init(&src2dst, (size_t)num_routes * 4, 0);
+    check_mirror_init(&weights, (size_t)num_routes * 4, 0);
+    check_mirror_init(&shared, (size_t)(test.num_tokens * hidden) * element, 0);
+    check_mirror_init(&factor, (size_t)test.num_tokens * 4, 0);
+    check_mirror_init(&residual, (size_t)(test.num_tokens * hidden) * element, 0);
+    check_mirror_init(&output, (size_t)(test.num_tokens * output_stride) * element,
+                      (size_t)PICK(0, 0, 3) * element);
+    check_fill_elements(check_on_host(&rows), dtype, (int64_t)(rows.bytes / element));
+    check_fill_elements(check_on_host(&weights), MOE_DTYPE_FP32, num_routes);
+    check_fill_elements(check_on_host(&shared), dtype, test.num_tokens * hidden);
+    check_fill_elements(check_on_host(&factor), MOE_DTYPE_FP32, test.num_tokens);
+    check_fill_elements(check_on_host(&residual), dtype, test.num_tokens * hidden);
+    fill_destinations(check_on_host(&src2dst), num_routes);
+    struct check_mirror *all[] = {&rows, &src2dst, &weights, &shared, &factor, &residual, &output};
+    for (size_t i = 0; i < 7; i++) {
+        check_mirror_send(all[i]);
+    }
+    for (int is_cuda = 0; is_cuda < 2; is_cuda++) {
+        void *(*at)(const struct check_mirror *) = is_cuda ? check_on_device : check_on_host;
+        const struct moe_plan *plan = is_cuda ? test.cuda : test.cpu;
+        if (is_sum) {
+            struct moe_sum_reduce_args args;
+            MOE_INIT_CALL(args);
+            check_set_call(&test, is_cuda, &args.call);
+            args.input = at(&rows);
+            args.token_stride = token_stride;
+            args.output = at(&output);
+            args.output_stride = output_stride;
+            gpu_host_check(check_host.api->sum_reduce(plan, &args, &error), &error, "sum_reduce");
+            continue;
+        }
+        struct moe_post_reorder_args args;
+        MOE_INIT_CALL(args);
+        check_set_call(&test, is_cuda, &args.call);
+        args.rows = at(&rows);
+        args.num_rows = num_routes;
+        args.src2dst = at(&src2dst);
+        args.topk_weights = has_weights ? at(&weights) : NULL;
+        args.shared = has_shared ? at(&shared) : NULL;
+        args.shared_factor = has_shared && has_factor ? at(&factor) : NULL;
+        args.residual = has_residual ? at(&residual) : NULL;
+        args.output = at(&output);
+        args.output_stride = output_stride;
+        gpu_host_check(check_host.api->post_reorder(plan, &args, &error), &error, "post_reorder");
+    }
+    gpu_synchronize(check_host.stream);
+    snprintf(test.text, sizeof(test.text),
+             "%s T %lld k %d H %lld dtype %d weights %d shared %d factor %d residual %d",
+             is_sum ? "sum_reduce" : "post_reorder", (long long)test.num_tokens, problem->top_k,
+             (long long)hidden, dtype, has_weights, has_shared, has_factor, has_residual);
+    check_mirror_compare(&output, "output", test.text);
+    for (size_t i = 0; i < 7; i++) {
+        check_mirror_finish(all[i]);
+    }
+    check_case_finish(&test);
+}
