@@ -85,11 +85,11 @@ struct moe_op_gating {
     int32_t first_appended_id; /* appended experts: this, this + 1, ... */
 };
 
-/* Which routes are local, with all defaults resolved: 0 <= id < num_experts_global, begin <= id <
+/* Which routes are local, with all defaults resolved: 0 <= id < num_ids, begin <= id <
  * end, map or offset. */
 struct moe_op_filter {
     const int32_t *expert_map; /* NULL: local expert = id - expert_begin */
-    int32_t num_experts_global;
+    int32_t num_ids;
     int32_t expert_begin;
     int32_t expert_end;
     int32_t num_experts; /* local; a map's value at or above it is filtered */

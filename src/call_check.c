@@ -118,7 +118,7 @@ int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem,
                              const struct moe_route_filter *filter, struct moe_op_filter *out,
                              struct moe_error *error)
 {
-    int32_t num_global = problem->num_experts_global;
+    const int32_t num_ids = moe_problem_num_ids(problem);
     if (filter->reserved != 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "%s: filter.reserved is %d; it must be 0", op, filter->reserved);
@@ -128,22 +128,22 @@ int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem,
                              "%s: filter.mode is %d; it must be drop (%d) or keep (%d)", op,
                              filter->mode, MOE_FILTER_DROP, MOE_FILTER_KEEP);
     }
-    if (filter->expert_begin < 0 || filter->expert_end < 0 || filter->expert_end > num_global ||
+    if (filter->expert_begin < 0 || filter->expert_end < 0 || filter->expert_end > num_ids ||
         (filter->expert_end > 0 && filter->expert_begin > filter->expert_end) ||
         (filter->expert_end == 0 && filter->expert_begin != 0)) {
         return moe_error_set(
             error, MOE_STATUS_INVALID_ARGUMENT,
             "%s: filter range [%d, %d) must lie in [0, %d); 0 and 0 stand for no range", op,
-            filter->expert_begin, filter->expert_end, num_global);
+            filter->expert_begin, filter->expert_end, num_ids);
     }
     if ((uintptr_t)filter->expert_map % sizeof(int32_t) != 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "%s: filter.expert_map is not aligned", op);
     }
     out->expert_map = filter->expert_map;
-    out->num_experts_global = num_global;
+    out->num_ids = num_ids;
     out->expert_begin = filter->expert_begin;
-    out->expert_end = filter->expert_end > 0 ? filter->expert_end : num_global;
+    out->expert_end = filter->expert_end > 0 ? filter->expert_end : num_ids;
     out->num_experts = problem->num_experts;
     return MOE_STATUS_OK;
 }

@@ -99,7 +99,7 @@ static int32_t fill_gemm_segments(const struct moe_plan *plan,
         gemm->row_ids_div = 1;
         return MOE_STATUS_OK;
     }
-    const int64_t num_routes = own->call.num_tokens * problem->top_k;
+    const int64_t num_routes = own->call.num_tokens * moe_problem_num_slots(problem);
     int64_t sorted_capacity = 0, num_blocks = 0;
     MOE_TRY(moe_call_check_array(op, "sorted_ids", own->sorted_ids, sizeof(int32_t), 1, error));
     MOE_TRY(moe_call_check_array(op, "expert_ids", own->expert_ids, sizeof(int32_t), 1, error));
@@ -120,7 +120,7 @@ static int32_t fill_gemm_segments(const struct moe_plan *plan,
     gemm->num_rows = sorted_capacity;
     gemm->row_ids = own->sorted_ids;
     gemm->num_row_ids = num_routes;
-    gemm->row_ids_div = own->which == MOE_GEMM_DOWN ? 1 : problem->top_k;
+    gemm->row_ids_div = own->which == MOE_GEMM_DOWN ? 1 : moe_problem_num_slots(problem);
     gemm->scatter = 1;
     return MOE_STATUS_OK;
 }
@@ -217,8 +217,8 @@ int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_
                              "experts: num_rows is %lld; the plan takes 0 to %lld",
                              (long long)own.num_rows, (long long)plan->max_rows);
     }
-    const int64_t top_k = problem->top_k > 0 ? problem->top_k : 1;
-    const int64_t tokens = (own.num_rows + top_k - 1) / top_k;
+    const int64_t num_slots = moe_problem_num_slots(problem);
+    const int64_t tokens = (own.num_rows + num_slots - 1) / num_slots;
     MOE_TRY(moe_call_begin(plan, MOE_OP_EXPERTS, &own.call, tokens, &run, error));
     MOE_TRY(moe_call_refuse(op, "masked_m or max_masked_rows (masked layout)",
                             own.masked_m != NULL || own.max_masked_rows != 0, error));
@@ -317,7 +317,8 @@ static int32_t check_layer_overlap(const struct moe_plan *plan, const struct moe
 {
     static const char op[] = "layer";
     const struct moe_problem *problem = &plan->problem;
-    const int64_t num_tokens = own->call.num_tokens, num_routes = num_tokens * problem->top_k;
+    const int64_t num_tokens = own->call.num_tokens;
+    const int64_t num_routes = num_tokens * moe_problem_num_slots(problem);
     const int64_t num_experts = problem->num_experts_global, hidden = problem->hidden;
     const int32_t token_dtype = problem->tokens.dtype, output_dtype = problem->output_dtype;
     const int32_t logits_dtype = problem->logits_dtype;
@@ -344,7 +345,8 @@ static int32_t check_layer_overlap(const struct moe_plan *plan, const struct moe
          moe_call_span(own->logits, num_tokens, num_experts, own->logits_stride, logits_dtype)},
         moe_call_array("topk_ids", own->topk_ids, num_routes, id_bytes),
         moe_call_array("topk_weights", own->topk_weights, num_routes, sizeof(float)),
-        moe_call_array("filter.expert_map", own->filter.expert_map, num_experts, sizeof(int32_t)),
+        moe_call_array("filter.expert_map", own->filter.expert_map, moe_problem_num_ids(problem),
+                       sizeof(int32_t)),
     };
     enum { num_tensors = sizeof(tensors) / sizeof(tensors[0]), output_idx = 6 };
     MOE_TRY(moe_call_check_disjoint(op, tensors, num_tensors, 4, error));
@@ -410,7 +412,7 @@ static struct moe_op_layer slice_layer(const struct moe_problem *problem,
     const int64_t output_bytes = moe_dtype_bytes(problem->output_dtype);
     const int64_t logit_bytes = moe_dtype_bytes(problem->logits_dtype);
     const int64_t id_bytes = own->ids_dtype == MOE_IDS_INT64 ? 8 : 4;
-    const int64_t first_route = first * problem->top_k;
+    const int64_t first_route = first * moe_problem_num_slots(problem);
     struct moe_op_layer slice = {
         .weights = own->weights,
         .num_tokens = num_tokens,

@@ -66,7 +66,7 @@ static int32_t check_gating_overlap(const struct moe_plan *plan, const struct mo
 {
     const struct moe_problem *problem = &plan->problem;
     const int64_t num_tokens = own->call.num_tokens, num_experts = problem->num_experts_global;
-    const int64_t num_chosen = num_tokens * (problem->top_k + problem->num_appended_experts);
+    const int64_t num_chosen = num_tokens * moe_problem_num_slots(problem);
     const struct moe_call_tensor tensors[] = {
         moe_call_array("topk_ids", own->topk_ids, num_chosen, bytes_of_id(own->ids_dtype)),
         moe_call_array("topk_weights", own->topk_weights, num_chosen, sizeof(float)),
@@ -228,9 +228,9 @@ static int32_t check_align_overlap(const struct moe_plan *plan, const struct moe
         moe_call_array("num_tokens_post_pad", own->num_tokens_post_pad, 1, sizeof(int32_t)),
         moe_call_array("expert_counts", own->expert_counts, problem->num_experts, sizeof(int32_t)),
         moe_call_workspace(plan, MOE_OP_ALIGN_BLOCK_SIZE, &own->call, num_tokens),
-        moe_call_array("topk_ids", own->topk_ids, num_tokens * problem->top_k,
+        moe_call_array("topk_ids", own->topk_ids, num_tokens * moe_problem_num_slots(problem),
                        bytes_of_id(own->ids_dtype)),
-        moe_call_array("filter.expert_map", own->filter.expert_map, problem->num_experts_global,
+        moe_call_array("filter.expert_map", own->filter.expert_map, moe_problem_num_ids(problem),
                        sizeof(int32_t)),
     };
     return moe_call_check_disjoint("align_block_size", tensors,
@@ -250,7 +250,7 @@ int32_t moe_calls_align(const struct moe_plan *plan, const struct moe_align_args
     MOE_TRY(moe_call_refuse(op, "batch_counts or max_batch_rows (batched form)",
                             own.batch_counts != NULL || own.max_batch_rows != 0, error));
     MOE_TRY(moe_call_check_ids(op, own.ids_dtype, error));
-    const int64_t num_routes = own.call.num_tokens * plan->problem.top_k;
+    const int64_t num_routes = own.call.num_tokens * moe_problem_num_slots(&plan->problem);
     int32_t block_size = own.block_size;
     if (block_size == 0 && (plan->ops & MOE_OP_BIT(MOE_OP_GEMM1)) != 0) {
         block_size = moe_tiles[run.bucket->choices[MOE_OP_GEMM1].tile].block_m;
@@ -309,7 +309,8 @@ static int32_t check_preprocess_overlap(const struct moe_plan *plan,
                                         struct moe_error *error)
 {
     const struct moe_problem *problem = &plan->problem;
-    const int64_t num_tokens = own->call.num_tokens, num_routes = num_tokens * problem->top_k;
+    const int64_t num_tokens = own->call.num_tokens,
+                  num_routes = num_tokens * moe_problem_num_slots(problem);
     const struct moe_call_tensor tensors[] = {
         moe_call_array("seg_indptr", own->seg_indptr, (int64_t)problem->num_experts + 1,
                        sizeof(int64_t)),
@@ -319,7 +320,7 @@ static int32_t check_preprocess_overlap(const struct moe_plan *plan,
         moe_call_array("m_indices", own->m_indices, own->row_capacity, sizeof(int32_t)),
         moe_call_workspace(plan, MOE_OP_EP_PREPROCESS, &own->call, num_tokens),
         moe_call_array("topk_ids", own->topk_ids, num_routes, bytes_of_id(own->ids_dtype)),
-        moe_call_array("filter.expert_map", own->filter.expert_map, problem->num_experts_global,
+        moe_call_array("filter.expert_map", own->filter.expert_map, moe_problem_num_ids(problem),
                        sizeof(int32_t)),
     };
     return moe_call_check_disjoint("ep_preprocess", tensors, sizeof(tensors) / sizeof(tensors[0]),
@@ -339,7 +340,7 @@ int32_t moe_calls_ep_preprocess(const struct moe_plan *plan,
     MOE_TRY(moe_call_refuse(op, "masked_m or max_masked_rows (masked layout)",
                             own.masked_m != NULL || own.max_masked_rows != 0, error));
     MOE_TRY(moe_call_check_ids(op, own.ids_dtype, error));
-    const int64_t num_routes = own.call.num_tokens * plan->problem.top_k;
+    const int64_t num_routes = own.call.num_tokens * moe_problem_num_slots(&plan->problem);
     const int32_t num_experts = plan->problem.num_experts;
     const int32_t alignment = own.segment_alignment == 0 ? 1 : own.segment_alignment;
     if (alignment < 1) {

@@ -47,7 +47,7 @@ int32_t moe_calls_pre_reorder(const struct moe_plan *plan, const struct moe_pre_
     MOE_TRY(moe_call_begin(plan, MOE_OP_PRE_REORDER, &own.call, own.call.num_tokens, &run, error));
     const struct moe_problem *problem = &plan->problem;
     const int64_t num_tokens = own.call.num_tokens;
-    const int64_t num_routes = num_tokens * problem->top_k;
+    const int64_t num_routes = num_tokens * moe_problem_num_slots(problem);
     MOE_TRY(moe_call_refuse(op, "quantization", is_set(&own.quantization, sizeof(own.quantization)),
                             error));
     MOE_TRY(moe_call_refuse(op, "input_scales", own.input_scales != NULL, error));
@@ -87,7 +87,7 @@ int32_t moe_calls_pre_reorder(const struct moe_plan *plan, const struct moe_pre_
     }
     struct moe_op_pre_reorder reorder = {
         .num_tokens = num_tokens,
-        .top_k = problem->top_k,
+        .top_k = moe_problem_num_slots(problem),
         .hidden = problem->hidden,
         .dtype = problem->tokens.dtype,
         .tokens = own.tokens,
@@ -172,8 +172,8 @@ int32_t moe_calls_activation(const struct moe_plan *plan, const struct moe_activ
                              "activation: num_rows is %lld; the plan takes 0 to %lld",
                              (long long)own.num_rows, (long long)plan->max_rows);
     }
-    const int64_t top_k = problem->top_k > 0 ? problem->top_k : 1;
-    const int64_t tokens = (own.num_rows + top_k - 1) / top_k;
+    const int64_t num_slots = moe_problem_num_slots(problem);
+    const int64_t tokens = (own.num_rows + num_slots - 1) / num_slots;
     MOE_TRY(moe_call_begin(plan, MOE_OP_ACTIVATION, &own.call,
                            tokens < problem->max_tokens ? tokens : problem->max_tokens, &run,
                            error));
@@ -259,15 +259,15 @@ int32_t moe_calls_post_reorder(const struct moe_plan *plan,
         op, "output", output, "residual",
         moe_call_span(own.residual, num_tokens, hidden, own.residual_stride, dtype), 1, error));
     if (plan->backend->id == MOE_BACKEND_CPU) {
-        MOE_TRY(
-            check_destinations(op, own.src2dst, num_tokens * problem->top_k, own.num_rows, error));
+        MOE_TRY(check_destinations(op, own.src2dst, num_tokens * moe_problem_num_slots(problem),
+                                   own.num_rows, error));
     }
     if (num_tokens == 0) {
         return MOE_STATUS_OK;
     }
     struct moe_op_post_reorder reorder = {
         .num_tokens = num_tokens,
-        .top_k = problem->top_k,
+        .top_k = moe_problem_num_slots(problem),
         .hidden = problem->hidden,
         .dtype = dtype,
         .scaling = problem->scaling_on == MOE_SCALING_OUTPUT ? problem->routed_scaling : 1.0f,
@@ -298,7 +298,7 @@ int32_t moe_calls_sum_reduce(const struct moe_plan *plan, const struct moe_sum_r
     MOE_TRY(moe_call_begin(plan, MOE_OP_SUM_REDUCE, &own.call, own.call.num_tokens, &run, error));
     const struct moe_problem *problem = &plan->problem;
     const int64_t num_tokens = own.call.num_tokens, hidden = problem->hidden;
-    const int64_t packed = problem->top_k * hidden;
+    const int64_t packed = moe_problem_num_slots(problem) * hidden;
     const int32_t dtype = problem->output_dtype;
     MOE_TRY(moe_call_resolve_stride(op, "token_stride", &own.token_stride, packed, error));
     MOE_TRY(moe_call_resolve_stride(op, "output_stride", &own.output_stride, hidden, error));
@@ -312,7 +312,7 @@ int32_t moe_calls_sum_reduce(const struct moe_plan *plan, const struct moe_sum_r
     }
     struct moe_op_post_reorder reduce = {
         .num_tokens = num_tokens,
-        .top_k = problem->top_k,
+        .top_k = moe_problem_num_slots(problem),
         .hidden = problem->hidden,
         .dtype = dtype,
         .scaling = problem->scaling_on == MOE_SCALING_OUTPUT ? problem->routed_scaling : 1.0f,

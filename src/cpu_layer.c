@@ -69,7 +69,7 @@ static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch
 {
     const struct moe_problem *problem = &plan->problem;
     const uint64_t tokens = (uint64_t)num_tokens;
-    const uint64_t routes = tokens * (uint64_t)problem->top_k;
+    const uint64_t routes = tokens * (uint64_t)moe_problem_num_slots(problem);
     const uint64_t hidden = (uint64_t)problem->hidden, inter = (uint64_t)problem->inter;
     const uint64_t inter_bytes = (uint64_t)moe_dtype_bytes(problem->intermediate.dtype);
     const uint64_t output_bytes = (uint64_t)moe_dtype_bytes(problem->output_dtype);
@@ -201,7 +201,7 @@ static void run_routing(struct layer_run *layer)
 
 static void run_sort(struct layer_run *layer)
 {
-    int64_t num_routes = layer->op->num_tokens * layer->problem->top_k;
+    int64_t num_routes = layer->op->num_tokens * moe_problem_num_slots(layer->problem);
     struct moe_op_ep_preprocess sort = {
         .num_routes = num_routes,
         .topk_ids = layer->topk_ids,
@@ -266,7 +266,7 @@ static void run_experts(struct layer_run *layer)
 {
     const struct moe_problem *problem = layer->problem;
     const struct moe_weights_desc *desc = &layer->op->weights->desc;
-    int64_t num_routes = layer->op->num_tokens * problem->top_k;
+    int64_t num_routes = layer->op->num_tokens * moe_problem_num_slots(problem);
     struct moe_op_gemm gemm1 = {0}, gemm2 = {0};
 
     fill_gemm1(problem, &desc->gate, &desc->up, &desc->gate_bias, &desc->up_bias, problem->inter,
@@ -277,7 +277,7 @@ static void run_experts(struct layer_run *layer)
     gemm1.num_rows = num_routes;
     gemm1.row_ids = at(layer, layer->layout.dst2src);
     gemm1.num_row_ids = num_routes;
-    gemm1.row_ids_div = problem->top_k;
+    gemm1.row_ids_div = moe_problem_num_slots(problem);
     gemm1.row_weights =
         (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0 ? layer->topk_weights : NULL;
     gemm1.input = layer->op->tokens;
@@ -373,13 +373,13 @@ static void run_combine(struct layer_run *layer)
     bool on_input = (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0;
     struct moe_op_post_reorder combine = {
         .num_tokens = op->num_tokens,
-        .top_k = problem->top_k,
+        .top_k = moe_problem_num_slots(problem),
         .hidden = problem->hidden,
         .dtype = problem->output_dtype,
         .scaling = problem->scaling_on == MOE_SCALING_OUTPUT ? problem->routed_scaling : 1.0f,
         .rows = at(layer, layer->layout.rows),
         .row_stride = problem->hidden,
-        .num_rows = op->num_tokens * problem->top_k,
+        .num_rows = op->num_tokens * moe_problem_num_slots(problem),
         .src2dst = at(layer, layer->layout.src2dst),
         .topk_weights = on_input ? NULL : layer->topk_weights,
         .shared = problem->shared_inter > 0 ? at(layer, layer->layout.shared_rows) : NULL,
@@ -445,8 +445,7 @@ static void lay_out_experts(const struct moe_plan *plan, const struct moe_dispat
 /* Rows that one pass of experts takes with the workspace of `num_tokens` tokens. */
 static int64_t pass_rows(const struct moe_plan *plan, int64_t num_tokens)
 {
-    int64_t top_k = plan->problem.top_k > 0 ? plan->problem.top_k : 1;
-    return (num_tokens > 0 ? num_tokens : 1) * top_k;
+    return (num_tokens > 0 ? num_tokens : 1) * moe_problem_num_slots(&plan->problem);
 }
 
 uint64_t moe_cpu_experts_workspace(const struct moe_plan *plan,

@@ -151,9 +151,18 @@ static int32_t check_dtype(const char *name, int32_t dtype, struct moe_error *er
 
 static int32_t check_experts(const struct moe_problem *problem, struct moe_error *error)
 {
-    MOE_TRY(check_dimension("num_experts", problem->num_experts, 1, MOE_DIMENSION_LIMIT, error));
-    return check_dimension("num_experts_global", problem->num_experts_global, problem->num_experts,
-                           MOE_DIMENSION_LIMIT, error);
+    MOE_TRY(check_dimension("num_experts_global", problem->num_experts_global, 1,
+                            MOE_DIMENSION_LIMIT, error));
+    MOE_TRY(check_dimension("num_physical_experts", problem->num_physical_experts,
+                            problem->num_experts_global, MOE_DIMENSION_LIMIT, error));
+    const int32_t num_ids = moe_problem_num_ids(problem);
+    if (problem->num_experts < 1 || problem->num_experts > num_ids) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "problem.num_experts is %d; it must be 1 to %d (num_physical_experts "
+                             "or num_experts_global, + num_appended_experts)",
+                             problem->num_experts, num_ids);
+    }
+    return MOE_STATUS_OK;
 }
 
 static int32_t check_routes(const struct moe_problem *problem, struct moe_error *error)
@@ -163,9 +172,10 @@ static int32_t check_routes(const struct moe_problem *problem, struct moe_error 
     MOE_TRY(check_dimension("top_k", problem->top_k, 1, most, error));
     if (moe_problem_max_rows(problem) > INT32_MAX) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "problem.max_tokens %lld * top_k %d, with segments padded to %d rows, "
-                             "is 2^31 or more; use fewer tokens a call",
-                             (long long)problem->max_tokens, problem->top_k,
+                             "problem.max_tokens %lld * %d slots (top_k and appended experts), "
+                             "with segments padded to %d rows, is 2^31 or more; use fewer tokens a "
+                             "call",
+                             (long long)problem->max_tokens, moe_problem_num_slots(problem),
                              SEGMENT_ALIGNMENT_LIMIT);
     }
     return MOE_STATUS_OK;
@@ -238,8 +248,7 @@ static int32_t check_gating(const struct moe_problem *problem, struct moe_error 
                              "problem.router_jitter belongs to sparsemixer gating, not to %s",
                              moe_gating_name(problem->gating));
     }
-    return check_dimension("num_appended_experts", problem->num_appended_experts, 0,
-                           MOE_DIMENSION_LIMIT, error);
+    return MOE_STATUS_OK;
 }
 
 static int32_t check_activation(const struct moe_problem *problem, struct moe_error *error)
@@ -317,9 +326,11 @@ int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struc
 
     MOE_TRY(check_dimension("max_tokens", problem->max_tokens, 1, INT32_MAX, error));
     MOE_TRY(check_flags(problem, error));
+    MOE_TRY(check_dimension("num_appended_experts", problem->num_appended_experts, 0,
+                            MOE_DIMENSION_LIMIT, error));
     /* Rows and workspace are counted with both, so what is not needed is 0 or right. */
     if (uses(ops, gemms | sorts | router | gating) || problem->num_experts != 0 ||
-        problem->num_experts_global != 0) {
+        problem->num_physical_experts != 0) {
         MOE_TRY(check_experts(problem, error));
     }
     if (uses(ops, sorts | gating | moves | MOE_OP_BIT(MOE_OP_LAYER)) || problem->top_k != 0) {
@@ -350,10 +361,20 @@ int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struc
     return check_dtype("logits_dtype", problem->logits_dtype, error);
 }
 
+int32_t moe_problem_num_ids(const struct moe_problem *problem)
+{
+    return problem->num_physical_experts + problem->num_appended_experts;
+}
+
+int32_t moe_problem_num_slots(const struct moe_problem *problem)
+{
+    const int32_t num_slots = problem->top_k + problem->num_appended_experts;
+    return num_slots > 0 ? num_slots : 1;
+}
+
 int64_t moe_problem_max_rows(const struct moe_problem *problem)
 {
-    int64_t top_k = problem->top_k > 0 ? problem->top_k : 1;
-    return problem->max_tokens * top_k +
+    return problem->max_tokens * moe_problem_num_slots(problem) +
            (int64_t)problem->num_experts * (SEGMENT_ALIGNMENT_LIMIT - 1);
 }
 

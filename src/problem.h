@@ -14,8 +14,8 @@
 #define MOE_DIMENSION_LIMIT (1 << 24)
 
 /*
- * Copy the caller's problem and resolve what zero stands for: num_experts_global, output, logits
- * and intermediate dtypes, scaling 1, one group. INVALID_ARGUMENT, UNKNOWN_FIELD.
+ * Copy the caller's problem and resolve what zero stands for: num_experts_global, num_physical_experts,
+ * output, logits and intermediate dtypes, scaling 1, one group. INVALID_ARGUMENT, UNKNOWN_FIELD.
  */
 int32_t moe_problem_read(struct moe_problem *own, const struct moe_problem *caller,
                          struct moe_error *error);
@@ -31,6 +31,13 @@ int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, 
 /* Check every number that the operations in `ops` (expanded) use. `problem` is a read one.
  * INVALID_ARGUMENT with a sentence. */
 int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struct moe_error *error);
+
+/* P: operations behind gating take ids below this. */
+int32_t moe_problem_num_ids(const struct moe_problem *problem);
+
+/* Slots of a token behind gating: top_k and the appended experts; at least 1, so that rows can be
+ * counted in tokens. */
+int32_t moe_problem_num_slots(const struct moe_problem *problem);
 
 /* Largest number of rows that grouped_gemm, activation and experts take with this problem. */
 int64_t moe_problem_max_rows(const struct moe_problem *problem);

@@ -16,8 +16,7 @@ static inline int64_t moe_route_filter_load_id(const void *ids, int32_t ids_dtyp
 /* Local expert (0 .. filter->num_experts - 1) of any id, or -1 if its route is filtered. */
 static inline int32_t moe_route_filter_local_expert(const struct moe_op_filter *filter, int64_t id)
 {
-    if (id < 0 || id >= filter->num_experts_global || id < filter->expert_begin ||
-        id >= filter->expert_end) {
+    if (id < 0 || id >= filter->num_ids || id < filter->expert_begin || id >= filter->expert_end) {
         return -1;
     }
     const int64_t local =

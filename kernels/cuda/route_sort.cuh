@@ -93,7 +93,7 @@ __device__ __forceinline__ int32_t find_bucket(const void *ids, int32_t ids_dtyp
     const int64_t id = ids_dtype == MOE_IDS_INT64 ? static_cast<const int64_t *>(ids)[route]
                                                   : static_cast<const int32_t *>(ids)[route];
     const int32_t filtered = keeps_filtered ? filter.num_experts : -1;
-    if (id < 0 || id >= filter.num_experts_global || id < filter.expert_begin ||
+    if (id < 0 || id >= filter.num_ids || id < filter.expert_begin ||
         id >= filter.expert_end) {
         return filtered;
     }

@@ -129,7 +129,7 @@ static inline struct moe_op_filter kernel_filter(const struct kernel_routes *rou
 {
     struct moe_op_filter filter;
     filter.expert_map = routes->filter.expert_map;
-    filter.num_experts_global = (int32_t)routes->num_experts;
+    filter.num_ids = (int32_t)routes->num_experts;
     filter.expert_begin = (int32_t)routes->filter.begin;
     filter.expert_end = (int32_t)routes->filter.end;
     filter.num_experts = (int32_t)routes->filter.num_local;
