@@ -9,6 +9,7 @@ install(TARGETS moe_loader moe_loader_shared
   ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}" LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 install(TARGETS moectl moe-canary RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 install(FILES ${moe_profile_files} DESTINATION "${CMAKE_INSTALL_DATADIR}/moe-plugin/profiles")
+install(FILES plugin/moe-dispatch-1.schema.json DESTINATION "${CMAKE_INSTALL_DATADIR}/moe-plugin")
 file(GLOB moe_man_pages CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/docs/man/*.1")
 if(moe_man_pages)
   install(FILES ${moe_man_pages} DESTINATION "${CMAKE_INSTALL_MANDIR}/man1")
