@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The JSON Schema (draft-07) of moe-dispatch/1, printed from the tables that the reader itself uses.
- * It helps editors while one types; what only a reader can know (that some tile has all of an
+ * The JSON Schema (draft-07) of moe-dispatch/1, printed from the tables that the reader itself
+ * uses. It helps editors while one types; what only a reader can know (that some tile has all of an
  * operation's numbers, order of buckets, overlaps) stays with `moectl validate`.
  */
 #ifndef MOE_TESTS_SCHEMA_PRINT_H
