@@ -83,6 +83,8 @@ struct moe_op_gating {
     int64_t *load_counters; /* [num_experts] += routes of valid tokens by logical expert; NULL */
     int32_t max_replicas;
     int32_t first_appended_id; /* appended experts: this, this + 1, ... */
+    int64_t first_token;       /* number of logits[0] in the call: num_valid_tokens and the turn of
+                                  the replicas count from the call's first token */
 };
 
 /* Which routes are local, with all defaults resolved: 0 <= id < num_ids, begin <= id <
@@ -104,6 +106,9 @@ struct moe_op_align {
     struct moe_op_filter filter;
     int32_t filter_mode; /* MOE_FILTER_* */
     int32_t top_k;       /* num_routes = num_tokens * top_k */
+    int32_t sentinel;    /* in padding and tail: routes of the call's num_tokens, whatever
+                         num_tokens_device says; batched: num_routes */
+    int32_t reserved;
     int32_t *sorted_ids; /* NULL (with the next two): counts only */
     int64_t sorted_capacity;
     int32_t *expert_ids;
@@ -130,7 +135,8 @@ struct moe_op_ep_preprocess {
     int32_t *reorder_ids;
     int32_t *m_indices;
     int64_t row_capacity;    /* of dst2src and m_indices; checked to hold the worst case */
-    int32_t *masked_m;       /* masked layout: [filter.num_experts]; seg_indptr may be NULL then */
+    int32_t *masked_m;       /* masked layout: [filter.num_experts]; seg_indptr, if not NULL, gets
+                                expert * max_masked_rows */
     int64_t max_masked_rows; /* 0: contiguous */
 };
 
