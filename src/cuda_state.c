@@ -8,8 +8,14 @@
 
 /* Symbols of the kernels, from the rows that kernels/cuda/instantiate.cuh makes them from. */
 static const char *const symbols[MOE_NUM_TILES] = {
+#define MOE_TILE_ROUTER(kernel, bm, bn, bk, group_m, warps, stages)                    \
+    [MOE_TILE_ROUTER_##kernel##_##bm##_##bn##_##bk##_##group_m##_##warps##_##stages] = \
+        "moe_ROUTER_" #kernel "_" #bm "_" #bn,
 #define MOE_TILE_BLOCK(op, kernel, size) \
     [MOE_TILE_##op##_##kernel##_##size] = "moe_" #op "_" #kernel "_" #size,
+#define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages)                    \
+    [MOE_TILE_GEMM_##kernel##_##bm##_##bn##_##bk##_##group_m##_##warps##_##stages] = \
+        "moe_GEMM_" #kernel "_" #bm "_" #bn "_" #bk "_" #group_m "_" #warps "_" #stages,
 #include "tiles.def"
 };
 

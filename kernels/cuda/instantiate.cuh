@@ -4,6 +4,8 @@
  * block_size) for its kernels and MOE_INSTANTIATE_<OP>(kernel, size) as MOE_EMIT_ROW(<OP>, kernel,
  * size), and includes this file last; rows of other operations and kernels expand to nothing.
  * Symbols are moe_<OP>_<KERNEL>_<BLOCK_SIZE>, as cuda_state.c looks them up from the same rows.
+ * GEMM rows: MOE_EMIT_GEMM_<KERNEL>(symbol, bm, bn, bk, group_m, warps, stages), with symbols
+ * moe_GEMM_<KERNEL>_<bm>_<bn>_<bk>_<group_m>_<warps>_<stages>.
  */
 #define MOE_HAVE_AVX2 0
 #define MOE_HAVE_CUDA 1
@@ -44,5 +46,24 @@
 #define MOE_EMIT_SM90_SORT(symbol, size)
 #endif
 
+/* The router's rows: moe_ROUTER_<KERNEL>_<BLOCK_SIZE_M>_<BLOCK_SIZE_N>. */
+#define MOE_EMIT_ROUTER_ROW(kernel, bm, bn) \
+    MOE_EMIT_##kernel(moe_ROUTER_##kernel##_##bm##_##bn, bm, bn)
+#ifndef MOE_INSTANTIATE_ROUTER
+#define MOE_INSTANTIATE_ROUTER(kernel, bm, bn)
+#endif
+
+#define MOE_TILE_ROUTER(kernel, bm, bn, bk, group_m, warps, stages) \
+    MOE_INSTANTIATE_ROUTER(kernel, bm, bn)
+#define MOE_EMIT_GEMM_CPU_C11(symbol, bm, bn, bk, group_m, warps, stages)
+#define MOE_EMIT_GEMM_CPU_AVX2(symbol, bm, bn, bk, group_m, warps, stages)
+#ifndef MOE_EMIT_GEMM_SM90_GEMM
+#define MOE_EMIT_GEMM_SM90_GEMM(symbol, bm, bn, bk, group_m, warps, stages)
+#endif
+
 #define MOE_TILE_BLOCK(op, kernel, size) MOE_INSTANTIATE_##op(kernel, size)
+#define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages)                            \
+    MOE_EMIT_GEMM_##kernel(                                                                  \
+        moe_GEMM_##kernel##_##bm##_##bn##_##bk##_##group_m##_##warps##_##stages, bm, bn, bk, \
+        group_m, warps, stages)
 #include "tiles.def"
