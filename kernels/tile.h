@@ -24,6 +24,8 @@ enum {
 enum {
 #define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages) \
     MOE_TILE_GEMM_##kernel##_##bm##_##bn##_##bk##_##group_m##_##warps##_##stages,
+#define MOE_TILE_ROUTER(kernel, bm, bn, bk, group_m, warps, stages) \
+    MOE_TILE_ROUTER_##kernel##_##bm##_##bn##_##bk##_##group_m##_##warps##_##stages,
 #define MOE_TILE_BLOCK(op, kernel, block_size) MOE_TILE_##op##_##kernel##_##block_size,
 #include "tiles.def"
     MOE_NUM_TILES
@@ -32,7 +34,7 @@ enum {
 /* One row of tiles.def. */
 struct moe_tile {
     int32_t id;      /* index in the table, as tile_info counts */
-    int32_t op;      /* MOE_OP_*; MOE_OP_GEMM1 stands for router, gemm1 and gemm2 */
+    int32_t op;      /* MOE_OP_*; MOE_OP_GEMM1 stands for gemm1, gemm2 and, on a CPU, router */
     int32_t kernel;  /* MOE_KERNEL_* */
     int32_t block_m; /* GEMM only, else 0 */
     int32_t block_n;

@@ -67,7 +67,7 @@ static const char *kernel_name(const void *self, int32_t position)
     const int32_t *op = self;
     for (int32_t kernel = 0; kernel < MOE_NUM_KERNELS; kernel++) {
         for (int32_t tile = 0; tile < MOE_NUM_TILES; tile++) {
-            if (moe_tiles[tile].kernel != kernel || moe_tiles[tile].op != moe_tiles_row_op(*op)) {
+            if (moe_tiles[tile].kernel != kernel || !moe_tiles_runs(&moe_tiles[tile], *op)) {
                 continue;
             }
             if (position == 0) {
@@ -141,7 +141,7 @@ static void add_nearest(struct moe_words *words, const struct moe_rule_op *asked
         int32_t best = -1;
         int64_t best_distance = 0;
         for (int32_t i = 0; i < MOE_NUM_TILES; i++) {
-            if (moe_tiles[i].op != moe_tiles_row_op(op)) {
+            if (!moe_tiles_runs(&moe_tiles[i], op)) {
                 continue;
             }
             int64_t d = distance(asked, &moe_tiles[i]);

@@ -12,7 +12,8 @@
  * warp takes (measured on an H200 with E 128, k 8 and T 1 to 16384).
  */
 static const double cuda_wave_cycles = 1500.0;
-static const double cuda_bytes_per_cycle = 20.0; /* of one SM, at its share of the memory */
+static const double cuda_bytes_per_cycle = 20.0;    /* of one SM, at its share of the memory */
+static const double cuda_l2_bytes_per_cycle = 40.0; /* of one SM, out of the L2 */
 static const double cuda_barrier_cycles = 700.0;
 static const double cuda_cta_cycles = 90.0;
 static const double cuda_warp_cycles = 270.0;
@@ -43,12 +44,30 @@ static double cuda_rows_cost(const struct moe_tile *tile, const struct moe_devic
     return waves * cuda_wave_cycles + bytes / (sms * cuda_bytes_per_cycle);
 }
 
+/* Waves of CTAs, each reading its tokens and experts out of the L2 at one SM's rate. */
+static double cuda_router_cost(const struct moe_tile *tile, const struct moe_device *device,
+                               const struct moe_problem *problem, int64_t num_tokens)
+{
+    const double experts =
+        problem->num_experts_global > 0 ? problem->num_experts_global : problem->num_experts;
+    const double bytes = ((double)tile->block_m + tile->block_n) *
+                         moe_cost_at_least_1(problem->hidden) *
+                         moe_cost_element_bytes(problem->tokens.dtype);
+    const double ctas = moe_cost_blocks((double)num_tokens, tile->block_m) *
+                        moe_cost_blocks(experts, tile->block_n);
+    const double waves = ceil(ctas / moe_cost_at_least_1(device->num_sms));
+    return waves * (cuda_wave_cycles + bytes / cuda_l2_bytes_per_cycle);
+}
+
 double moe_heuristic_cuda_cost(const struct moe_tile *tile, int32_t op,
                                const struct moe_device *device, const struct moe_problem *problem,
                                int64_t num_tokens)
 {
     if (op == MOE_OP_ALIGN_BLOCK_SIZE || op == MOE_OP_EP_PREPROCESS) {
         return cuda_sort_cost(tile, problem, num_tokens);
+    }
+    if (op == MOE_OP_ROUTER) {
+        return cuda_router_cost(tile, device, problem, num_tokens);
     }
     return cuda_rows_cost(tile, device, problem, num_tokens);
 }

@@ -7,7 +7,7 @@
 
 bool moe_rule_allows(const struct moe_rule_op *rule_op, int32_t op, const struct moe_tile *tile)
 {
-    if (tile->op != moe_tiles_row_op(op)) {
+    if (!moe_tiles_runs(tile, op)) {
         return false;
     }
     if (!rule_op->named) {

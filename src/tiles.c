@@ -11,19 +11,23 @@ const struct moe_kernel moe_kernels[MOE_NUM_KERNELS] = {
 };
 
 const struct moe_tile moe_tiles[MOE_NUM_TILES] = {
-#define MOE_TILE_GEMM(kernel_id, bm, bn, bk, group, warps, stages)                        \
-    {.id = MOE_TILE_GEMM_##kernel_id##_##bm##_##bn##_##bk##_##group##_##warps##_##stages, \
-     .op = MOE_OP_GEMM1,                                                                  \
-     .kernel = MOE_KERNEL_##kernel_id,                                                    \
-     .block_m = (bm),                                                                     \
-     .block_n = (bn),                                                                     \
-     .block_k = (bk),                                                                     \
-     .group_m = (group),                                                                  \
-     .num_warps = (warps),                                                                \
-     .num_stages = (stages),                                                              \
-     .name = MOE_KERNEL_NAME_##kernel_id " BLOCK_SIZE_M " #bm " BLOCK_SIZE_N " #bn        \
-                                         " BLOCK_SIZE_K " #bk " GROUP_SIZE_M " #group     \
+#define MULTIPLYING_TILE(op_id, row, kernel_id, bm, bn, bk, group, warps, stages)            \
+    {.id = MOE_TILE_##row##_##kernel_id##_##bm##_##bn##_##bk##_##group##_##warps##_##stages, \
+     .op = MOE_OP_##op_id,                                                                   \
+     .kernel = MOE_KERNEL_##kernel_id,                                                       \
+     .block_m = (bm),                                                                        \
+     .block_n = (bn),                                                                        \
+     .block_k = (bk),                                                                        \
+     .group_m = (group),                                                                     \
+     .num_warps = (warps),                                                                   \
+     .num_stages = (stages),                                                                 \
+     .name = MOE_KERNEL_NAME_##kernel_id " BLOCK_SIZE_M " #bm " BLOCK_SIZE_N " #bn           \
+                                         " BLOCK_SIZE_K " #bk " GROUP_SIZE_M " #group        \
                                          " num_warps " #warps " num_stages " #stages},
+#define MOE_TILE_GEMM(kernel_id, bm, bn, bk, group, warps, stages) \
+    MULTIPLYING_TILE(GEMM1, GEMM, kernel_id, bm, bn, bk, group, warps, stages)
+#define MOE_TILE_ROUTER(kernel_id, bm, bn, bk, group, warps, stages) \
+    MULTIPLYING_TILE(ROUTER, ROUTER, kernel_id, bm, bn, bk, group, warps, stages)
 #define MOE_TILE_BLOCK(op_id, kernel_id, size)      \
     {.id = MOE_TILE_##op_id##_##kernel_id##_##size, \
      .op = MOE_OP_##op_id,                          \
@@ -36,6 +40,16 @@ const struct moe_tile moe_tiles[MOE_NUM_TILES] = {
 int32_t moe_tiles_row_op(int32_t op)
 {
     return op == MOE_OP_ROUTER || op == MOE_OP_GEMM2 ? MOE_OP_GEMM1 : op;
+}
+
+bool moe_tiles_runs(const struct moe_tile *tile, int32_t op)
+{
+    if (tile->op == op) {
+        return true;
+    }
+    return tile->op == MOE_OP_GEMM1 &&
+           (op == MOE_OP_GEMM2 ||
+            (op == MOE_OP_ROUTER && moe_kernels[tile->kernel].backend == MOE_BACKEND_CPU));
 }
 
 bool moe_tiles_op_has_tiles(int32_t op)

@@ -18,9 +18,13 @@ struct moe_kernel {
 extern const struct moe_kernel moe_kernels[MOE_NUM_KERNELS];
 extern const struct moe_tile moe_tiles[MOE_NUM_TILES];
 
-/* The operation that the rows of `op` stand under: MOE_OP_GEMM1 for router, gemm1, gemm2; else
+/* The operation whose keys the rows of `op` have: MOE_OP_GEMM1 for router, gemm1, gemm2; else
  * `op`. */
 int32_t moe_tiles_row_op(int32_t op);
+
+/* Is this row one of `op`'s? Rows of the GEMMs are the router's too on a CPU; on a GPU it has rows
+ * of its own. */
+bool moe_tiles_runs(const struct moe_tile *tile, int32_t op);
 
 /* Operations that have rows of their own: all but experts and layer, which are made of the
  * others. */

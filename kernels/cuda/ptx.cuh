@@ -53,4 +53,23 @@ static __device__ __forceinline__ int32_t moe_ptx_load_cluster(const int32_t *ow
 }
 #endif
 
+/* 9.7.14.5.14 mma.m16n8k16, fp32 accumulators: sums += a * b of bf16 (f16) fragments. */
+static __device__ __forceinline__ void moe_ptx_mma_bf16(float (&sums)[4], const uint32_t (&a)[4],
+                                                        uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+static __device__ __forceinline__ void moe_ptx_mma_f16(float (&sums)[4], const uint32_t (&a)[4],
+                                                       uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 #endif

@@ -19,7 +19,7 @@ static void every_tile_has_a_cost(void **state)
     devices[2].l2_bytes = 0;
     for (int32_t tile = 0; tile < MOE_NUM_TILES; tile++) {
         for (int32_t op = 0; op < MOE_NUM_OPS; op++) {
-            if (!moe_tiles_op_has_tiles(op) || moe_tiles_row_op(op) != moe_tiles[tile].op) {
+            if (!moe_tiles_op_has_tiles(op) || !moe_tiles_runs(&moe_tiles[tile], op)) {
                 continue;
             }
             for (size_t i = 0; i < 4 * 3 * 6; i++) {
