@@ -25,8 +25,9 @@ static inline struct moe_vec8 moe_cpu_act8_swiglu_oai(const struct moe_op_act *a
         gate = moe_vec8_min(limit, gate);
         up = moe_vec8_max(moe_vec8_set1(-act->limit), moe_vec8_min(limit, up));
     }
-    const struct moe_vec8 sigma = moe_vmath_logistic(moe_vec8_mul(moe_vec8_set1(act->alpha), gate));
-    return moe_vec8_mul(moe_vec8_mul(gate, sigma), moe_vec8_add(up, moe_vec8_set1(1.0f)));
+    const struct moe_vec8 z = moe_vec8_mul(moe_vec8_set1(act->alpha), gate);
+    const struct moe_vec8 swish = moe_vec8_div(gate, moe_vmath_one_plus_exp_neg(z));
+    return moe_vec8_mul(swish, moe_vec8_add(up, moe_vec8_set1(1.0f)));
 }
 
 /* The function of one argument. */
@@ -34,7 +35,7 @@ static inline struct moe_vec8 moe_cpu_act8_single(int32_t activation, struct moe
 {
     switch (activation) {
     case MOE_ACTIVATION_SILU:
-        return moe_vec8_mul(x, moe_vmath_logistic(x));
+        return moe_vec8_div(x, moe_vmath_one_plus_exp_neg(x));
     case MOE_ACTIVATION_GELU:
         return moe_vec8_mul(x, moe_vmath_normal_cdf(x));
     case MOE_ACTIVATION_GELU_TANH: {
@@ -42,7 +43,7 @@ static inline struct moe_vec8 moe_cpu_act8_single(int32_t activation, struct moe
             moe_vec8_mul(x, x), moe_vec8_set1(MOE_CPU_ACT_GELU_CUBIC), moe_vec8_set1(1.0f));
         const struct moe_vec8 z =
             moe_vec8_mul(moe_vec8_mul(x, moe_vec8_set1(MOE_CPU_ACT_GELU_SCALE)), cubic);
-        return moe_vec8_mul(x, moe_vmath_logistic(z));
+        return moe_vec8_div(x, moe_vmath_one_plus_exp_neg(z));
     }
     case MOE_ACTIVATION_RELU2: {
         const struct moe_vec8 positive = moe_vec8_max(moe_vec8_zero(), x);

@@ -152,14 +152,12 @@ static inline uint32_t moe_mask8_bits(struct moe_mask8 mask)
     return (uint32_t)_mm256_movemask_ps(mask.v);
 }
 
-/* a * 2^n for lanes of n that hold integers -126 .. 127. */
-static inline struct moe_vec8 moe_vec8_scale2(struct moe_vec8 a, struct moe_vec8 n)
+/* 2^n for lanes that hold n + 2^23 + 2^22, n an integer of -126 .. 127. */
+static inline struct moe_vec8 moe_vec8_exp2_raised(struct moe_vec8 raised)
 {
-    const __m256i raised =
-        _mm256_castps_si256(_mm256_add_ps(n.v, _mm256_set1_ps(MOE_VEC8_ROUNDER)));
-    const __m256i power =
-        _mm256_add_epi32(_mm256_slli_epi32(raised, 23), _mm256_set1_epi32(0x3f800000));
-    return (struct moe_vec8){_mm256_mul_ps(a.v, _mm256_castsi256_ps(power))};
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(raised.v), 23);
+    return (struct moe_vec8){
+        _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f800000)))};
 }
 
 /* Lanes 0, 2, .. 14 and 1, 3, .. 15 of the sixteen in low and high. */
@@ -313,13 +311,10 @@ static inline uint32_t moe_mask8_bits(struct moe_mask8 mask)
     return bits;
 }
 
-static inline struct moe_vec8 moe_vec8_scale2(struct moe_vec8 a, struct moe_vec8 n)
+static inline struct moe_vec8 moe_vec8_exp2_raised(struct moe_vec8 raised)
 {
-    struct moe_vec8 r;
-    for (int l = 0; l < MOE_VEC8_LANES; l++) {
-        const uint32_t raised = moe_float_bits(n.lane[l] + MOE_VEC8_ROUNDER);
-        r.lane[l] = a.lane[l] * moe_float_from_bits((raised << 23) + 0x3f800000u);
-    }
+    MOE_VEC8_EACH_(moe_vec8, r,
+                   moe_float_from_bits((moe_float_bits(raised.lane[l]) << 23) + 0x3f800000u))
     return r;
 }
 
@@ -356,6 +351,13 @@ static inline struct moe_vec8 moe_vec8_round(struct moe_vec8 a)
 {
     const struct moe_vec8 rounder = moe_vec8_set1(MOE_VEC8_ROUNDER);
     return moe_vec8_sub(moe_vec8_add(a, rounder), rounder);
+}
+
+/* a * 2^n for lanes of n that hold integers -126 .. 127. */
+static inline struct moe_vec8 moe_vec8_scale2(struct moe_vec8 a, struct moe_vec8 n)
+{
+    const struct moe_vec8 raised = moe_vec8_add(n, moe_vec8_set1(MOE_VEC8_ROUNDER));
+    return moe_vec8_mul(a, moe_vec8_exp2_raised(raised));
 }
 
 /* Every NaN becomes the positive quiet NaN 0x7fc00000: which of two NaNs an operation hands on, and

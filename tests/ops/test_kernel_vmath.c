@@ -27,6 +27,11 @@ static double exact_normal_cdf(double x)
     return 0.5 * erfc(-x * 0.70710678118654752440);
 }
 
+static double exact_one_plus_exp_neg(double x)
+{
+    return 1.0 + exp(-x);
+}
+
 /* One unit in the last place of a float near `value`. */
 static double unit_of(double value)
 {
@@ -95,6 +100,23 @@ static void logistic_is_within_its_bound(void **state)
     sweep("logistic", moe_vmath_logistic, exact_logistic, 3.0);
 }
 
+static void one_plus_exp_neg_is_within_its_bound(void **state)
+{
+    (void)state;
+    sweep("one_plus_exp_neg", moe_vmath_one_plus_exp_neg, exact_one_plus_exp_neg, 5.6);
+    for (int i = -12 * 8192; i <= 12 * 8192; i += MOE_VEC8_LANES) {
+        float x[MOE_VEC8_LANES];
+        float y[MOE_VEC8_LANES];
+        for (int l = 0; l < MOE_VEC8_LANES; l++) {
+            x[l] = (float)(i + l) * 0x1p-13f;
+        }
+        moe_vec8_store(y, moe_vmath_one_plus_exp_neg(moe_vec8_load(x)));
+        for (int l = 0; l < MOE_VEC8_LANES; l++) {
+            check_lane("one_plus_exp_neg", exact_one_plus_exp_neg, 2.6, x[l], y[l]);
+        }
+    }
+}
+
 static void normal_cdf_is_within_its_bound(void **state)
 {
     (void)state;
@@ -108,13 +130,16 @@ static void special_arguments_are_exact(void **state)
                                      1000.0f, -1000.0f, NAN,      0x1p-149f};
     const float exp_values[] = {1.0f, 1.0f, INFINITY, 0.0f, INFINITY, 0.0f, NAN, 1.0f};
     const float halves[] = {0.5f, 0.5f, 1.0f, 0.0f, 1.0f, 0.0f, NAN, 0.5f};
-    float y[3][MOE_VEC8_LANES];
+    const float denominators[] = {2.0f, 2.0f, 1.0f, INFINITY, 1.0f, INFINITY, NAN, 2.0f};
+    const float *const expected_values[] = {exp_values, halves, halves, denominators};
+    float y[4][MOE_VEC8_LANES];
     moe_vec8_store(y[0], moe_vmath_exp(moe_vec8_load(x)));
     moe_vec8_store(y[1], moe_vmath_logistic(moe_vec8_load(x)));
     moe_vec8_store(y[2], moe_vmath_normal_cdf(moe_vec8_load(x)));
+    moe_vec8_store(y[3], moe_vmath_one_plus_exp_neg(moe_vec8_load(x)));
     for (int l = 0; l < MOE_VEC8_LANES; l++) {
-        for (int f = 0; f < 3; f++) {
-            const float expected = f == 0 ? exp_values[l] : halves[l];
+        for (int f = 0; f < 4; f++) {
+            const float expected = expected_values[f][l];
             assert_true(isnan(expected) ? isnan(y[f][l]) : y[f][l] == expected);
         }
     }
@@ -125,6 +150,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(exp_is_within_its_bound),
         cmocka_unit_test(logistic_is_within_its_bound),
+        cmocka_unit_test(one_plus_exp_neg_is_within_its_bound),
         cmocka_unit_test(normal_cdf_is_within_its_bound),
         cmocka_unit_test(special_arguments_are_exact),
     };
