@@ -19,7 +19,9 @@ struct moe_run {
     const struct moe_plan *plan;
     const struct moe_dispatch_bucket *bucket; /* of the call's number of tokens */
     void *stream;
-    void *workspace; /* at least op_workspace bytes, aligned to workspace_alignment */
+    void *workspace;    /* at least op_workspace bytes, aligned to workspace_alignment */
+    int64_t num_tokens; /* of the call; on a CPU what num_tokens_device said */
+    const int32_t *num_tokens_device; /* as in ops.h */
 };
 
 /* layer with checked arguments; moe_layer_args documents the members. */

@@ -13,6 +13,45 @@ int32_t moe_call_check_plan(const struct moe_plan *plan, int32_t op, struct moe_
     return MOE_STATUS_OK;
 }
 
+/* Operations whose arguments say how many rows there are. */
+static bool counts_rows(int32_t op)
+{
+    return op == MOE_OP_ACTIVATION || op == MOE_OP_GEMM1 || op == MOE_OP_GEMM2 ||
+           op == MOE_OP_EXPERTS;
+}
+
+/* The number of tokens to run with. Memory of a CPU can be read now. */
+static int32_t begin_tokens(int32_t op, const struct moe_call *call, struct moe_run *run,
+                            struct moe_error *error)
+{
+    const char *name = moe_tiles_op_name(op);
+    run->num_tokens = call->num_tokens;
+    run->num_tokens_device = NULL;
+    if (call->num_tokens_device == NULL) {
+        return MOE_STATUS_OK;
+    }
+    if (counts_rows(op)) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: num_tokens_device is given, but rows are counted by num_rows and "
+                             "the segments; leave it NULL",
+                             name);
+    }
+    MOE_TRY(moe_call_check_array(name, "num_tokens_device", call->num_tokens_device,
+                                 sizeof(int32_t), 1, error));
+    if (run->plan->backend->id != MOE_BACKEND_CPU) {
+        run->num_tokens_device = call->num_tokens_device;
+        return MOE_STATUS_OK;
+    }
+    const int32_t num_tokens = *call->num_tokens_device;
+    if (num_tokens < 0 || num_tokens > call->num_tokens) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: num_tokens_device holds %d; it must be 0 to num_tokens, %lld",
+                             name, num_tokens, (long long)call->num_tokens);
+    }
+    run->num_tokens = num_tokens;
+    return MOE_STATUS_OK;
+}
+
 int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe_call *call,
                        int64_t num_tokens, struct moe_run *run, struct moe_error *error)
 {
@@ -31,12 +70,6 @@ int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "%s: num_tokens is %lld; the plan takes 0 to %lld", name,
                              (long long)call->num_tokens, (long long)plan->problem.max_tokens);
-    }
-    if (call->num_tokens_device != NULL) {
-        return moe_error_set(
-            error, MOE_STATUS_UNSUPPORTED,
-            "%s: num_tokens_device is not implemented by the %s backend of this version", name,
-            plan->backend->name);
     }
     const struct moe_dispatch_bucket *bucket =
         moe_dispatch_find(plan->dispatch, moe_plan_pass_tokens(plan, op, num_tokens));
@@ -57,7 +90,10 @@ int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe
     run->bucket = bucket;
     run->stream = call->stream;
     run->workspace = call->workspace;
-    return MOE_STATUS_OK;
+    run->weights = NULL;
+    run->is_chained = 0;
+    run->reserved = 0;
+    return begin_tokens(op, call, run, error);
 }
 
 int32_t moe_call_check_array(const char *op, const char *name, const void *pointer,
@@ -242,6 +278,47 @@ int32_t moe_call_check_disjoint(const char *op, const struct moe_call_tensor *te
         for (size_t k = i + 1; k < num_tensors; k++) {
             MOE_TRY(moe_call_check_overlap(op, tensors[i].name, tensors[i].span, tensors[k].name,
                                            tensors[k].span, 0, error));
+        }
+    }
+    return MOE_STATUS_OK;
+}
+
+/* Adds to one of the two arrays; their sizes are the most that any call has. */
+static void add_tensor(struct moe_call_tensor *array, size_t *num, struct moe_call_tensor tensor)
+{
+    if (tensor.span.base != NULL && tensor.span.num_rows > 0) {
+        array[(*num)++] = tensor;
+    }
+}
+
+void moe_call_add_output(struct moe_call_tensors *tensors, struct moe_call_tensor tensor)
+{
+    add_tensor(tensors->outputs, &tensors->num_outputs, tensor);
+}
+
+void moe_call_add_input(struct moe_call_tensors *tensors, struct moe_call_tensor tensor)
+{
+    add_tensor(tensors->inputs, &tensors->num_inputs, tensor);
+}
+
+void moe_call_add_common(struct moe_call_tensors *tensors, const struct moe_plan *plan, int32_t op,
+                         const struct moe_call *call)
+{
+    moe_call_add_output(tensors, moe_call_workspace(plan, op, call, call->num_tokens));
+    moe_call_add_input(
+        tensors, moe_call_array("num_tokens_device", call->num_tokens_device, 1, sizeof(int32_t)));
+}
+
+int32_t moe_call_check_tensors(const char *op, const struct moe_call_tensors *tensors,
+                               struct moe_error *error)
+{
+    MOE_TRY(moe_call_check_disjoint(op, tensors->outputs, tensors->num_outputs,
+                                    tensors->num_outputs, error));
+    for (size_t i = 0; i < tensors->num_outputs; i++) {
+        const struct moe_call_tensor *output = &tensors->outputs[i];
+        for (size_t k = 0; k < tensors->num_inputs; k++) {
+            MOE_TRY(moe_call_check_overlap(op, output->name, output->span, tensors->inputs[k].name,
+                                           tensors->inputs[k].span, 0, error));
         }
     }
     return MOE_STATUS_OK;

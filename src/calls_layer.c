@@ -142,6 +142,7 @@ int32_t moe_calls_grouped_gemm(const struct moe_plan *plan,
     MOE_TRY(moe_call_refuse(op, "input_scales or input_scale_stride",
                             own.input_scales != NULL || own.input_scale_stride != 0, error));
     MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
+    run.weights = own.weights;
     const struct moe_weights_desc *desc = &own.weights->desc;
     MOE_TRY(check_bound(op, own.which == MOE_GEMM_DOWN ? "down" : "gate and up",
                         own.which == MOE_GEMM_DOWN ? &desc->down : &desc->up, error));
@@ -225,6 +226,7 @@ int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_
     MOE_TRY(moe_call_refuse(op, "input_scales or input_scale_stride",
                             own.input_scales != NULL || own.input_scale_stride != 0, error));
     MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
+    run.weights = own.weights;
     MOE_TRY(check_bound(op, "gate and up", &own.weights->desc.up, error));
     MOE_TRY(check_bound(op, "down", &own.weights->desc.down, error));
     MOE_TRY(moe_call_check_array(op, "seg_indptr", own.seg_indptr, sizeof(int64_t), 1, error));
@@ -452,6 +454,7 @@ int32_t moe_calls_layer(const struct moe_plan *plan, const struct moe_layer_args
     MOE_TRY(moe_call_begin(plan, MOE_OP_LAYER, &own.call, num_tokens, &run, error));
     MOE_TRY(check_layer_features(&own, error));
     MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
+    run.weights = own.weights;
     MOE_TRY(check_bound(op, "gate and up", &own.weights->desc.up, error));
     MOE_TRY(check_bound(op, "down", &own.weights->desc.down, error));
     if (problem->shared_inter > 0) {
@@ -460,8 +463,8 @@ int32_t moe_calls_layer(const struct moe_plan *plan, const struct moe_layer_args
     MOE_TRY(check_layer_routing(plan, &own, error));
     MOE_TRY(moe_call_read_filter(op, problem, &own.filter, &filter, error));
     MOE_TRY(check_layer_tensors(plan, &own, error));
-    for (int64_t first = 0; first < num_tokens; first += chunk) {
-        const int64_t rest = num_tokens - first;
+    for (int64_t first = 0; first < run.num_tokens; first += chunk) {
+        const int64_t rest = run.num_tokens - first;
         const struct moe_op_layer slice =
             slice_layer(problem, &own, &filter, first, rest < chunk ? rest : chunk);
         run.bucket = moe_dispatch_find(plan->dispatch, slice.num_tokens);

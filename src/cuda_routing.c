@@ -46,6 +46,7 @@ static int32_t launch_sort(const struct moe_run *run, int32_t op, const void *ar
         .num_threads = MOE_CUDA_SORT_THREADS,
         .cluster = num_ctas,
         .smem_bytes = (uint32_t)smem_bytes,
+        .is_chained = run->is_chained,
         .args = args,
     };
     return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);

@@ -48,6 +48,7 @@ int32_t moe_cuda_pre_reorder(const struct moe_run *run, const struct moe_op_pre_
         .grid_x = (uint32_t)((args.row_vectors + tile->block_size - 1) / tile->block_size),
         .grid_y = grid_rows(op->num_tokens),
         .num_threads = (uint32_t)tile->block_size,
+        .is_chained = run->is_chained,
         .args = &args,
     };
     return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
@@ -78,6 +79,7 @@ int32_t moe_cuda_post_reorder(const struct moe_run *run, int32_t op_id,
         .grid_x = (uint32_t)((op->hidden + columns_per_cta - 1) / columns_per_cta),
         .grid_y = grid_rows(op->num_tokens),
         .num_threads = (uint32_t)tile->block_size,
+        .is_chained = run->is_chained,
         .args = &args,
     };
     return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
