@@ -109,13 +109,13 @@ struct moe_op_align {
     int32_t sentinel;    /* in padding and tail: routes of the call's num_tokens, whatever
                          num_tokens_device says; batched: num_routes */
     int32_t reserved;
-    int32_t *sorted_ids; /* NULL (with the next two): counts only */
+    int32_t *sorted_ids; /* NULL with capacity 0 */
     int64_t sorted_capacity;
     int32_t *expert_ids;
     int64_t expert_capacity;
-    int32_t *num_tokens_post_pad;
-    int32_t *expert_counts;      /* NULL: not wanted */
-    const int32_t *batch_counts; /* batched form: [filter.num_experts]; topk_ids NULL, num_routes =
+    int32_t *num_tokens_post_pad; /* NULL: counts only */
+    int32_t *expert_counts;       /* NULL: not wanted */
+    const int32_t *batch_counts;  /* batched form: [filter.num_experts]; topk_ids NULL, num_routes =
                                     filter.num_experts * max_batch_rows */
     int64_t max_batch_rows;
 };

@@ -4,6 +4,7 @@
 #include "backend_cpu.h"
 
 #include "cpu_isa.h"
+#include "op_fill.h"
 #include "plan.h"
 #include "status.h"
 #include "tiles.h"
@@ -138,32 +139,47 @@ const struct moe_cpu_kernels *moe_cpu_kernels_of(const struct moe_tile *tile)
     return &moe_cpu_kernels_c11;
 }
 
+/* The stages of route follow one another in the same scratch. */
+static uint64_t route_scratch(const struct moe_plan *plan, const struct moe_tile *tile)
+{
+    static const int32_t stages[] = {MOE_OP_GATING, MOE_OP_ALIGN_BLOCK_SIZE, MOE_OP_EP_PREPROCESS};
+    uint64_t largest = 0;
+    for (size_t i = 0; i < sizeof(stages) / sizeof(stages[0]); i++) {
+        if (stages[i] != MOE_OP_GATING || plan->problem.gating != MOE_GATING_NONE) {
+            const uint64_t bytes = moe_cpu_op_scratch(plan, stages[i], tile);
+            largest = bytes > largest ? bytes : largest;
+        }
+    }
+    return largest;
+}
+
 uint64_t moe_cpu_op_scratch(const struct moe_plan *plan, int32_t op, const struct moe_tile *tile)
 {
     const struct moe_problem *problem = &plan->problem;
     const struct moe_cpu_kernels *kernels = moe_cpu_kernels_of(tile);
     switch (op) {
     case MOE_OP_ROUTER: {
-        struct moe_op_router router = {.num_experts = problem->num_experts_global,
-                                       .hidden = problem->hidden};
+        struct moe_op_router router;
+        moe_op_fill_router(problem, &router);
         return kernels->router.scratch_bytes(&router, tile);
     }
     case MOE_OP_GATING: {
-        struct moe_op_gating gating = {.num_experts = problem->num_experts_global,
-                                       .top_k = problem->top_k,
-                                       .num_groups = problem->num_groups,
-                                       .topk_groups = problem->topk_groups,
-                                       .num_appended = problem->num_appended_experts};
+        struct moe_op_gating gating;
+        moe_op_fill_gating(problem, &gating);
         return kernels->gating.scratch_bytes(&gating, tile);
     }
     case MOE_OP_ALIGN_BLOCK_SIZE: {
-        struct moe_op_align align = {.filter = {.num_experts = problem->num_experts}};
+        struct moe_op_align align;
+        moe_op_fill_align(problem, &align);
         return kernels->align.scratch_bytes(&align, tile);
     }
     case MOE_OP_EP_PREPROCESS: {
-        struct moe_op_ep_preprocess preprocess = {.filter = {.num_experts = problem->num_experts}};
+        struct moe_op_ep_preprocess preprocess;
+        moe_op_fill_ep_preprocess(problem, &preprocess);
         return kernels->ep_preprocess.scratch_bytes(&preprocess, tile);
     }
+    case MOE_OP_ROUTE:
+        return route_scratch(plan, tile);
     case MOE_OP_PRE_REORDER: {
         struct moe_op_pre_reorder reorder = {.hidden = problem->hidden, .top_k = problem->top_k};
         return kernels->pre_reorder.scratch_bytes(&reorder, tile);
@@ -283,6 +299,29 @@ static int32_t cpu_ep_preprocess(const struct moe_run *run, const struct moe_op_
     return run_single(run, MOE_OP_EP_PREPROCESS, KERNEL(ep_preprocess), op);
 }
 
+/* Gating, then the sorts of the ids that it has written. */
+static int32_t cpu_route(const struct moe_run *run, const struct moe_op_route *op,
+                         struct moe_error *error)
+{
+    (void)error;
+    const struct moe_tile *tile = &moe_tiles[run->bucket->choices[MOE_OP_ROUTE].tile];
+    const struct moe_cpu_kernels *kernels = moe_cpu_kernels_of(tile);
+    struct moe_cpu_run cpu_run = {.scratch = run->workspace};
+    cpu_run.scratch_stride = moe_cpu_align(moe_cpu_op_scratch(run->plan, MOE_OP_ROUTE, tile));
+    moe_cpu_session_begin(&cpu_run.session, moe_cpu_plan_pool(run->plan));
+    if (op->gating.logits != NULL) {
+        moe_cpu_run_kernel(&cpu_run, &kernels->gating, &op->gating, tile);
+    }
+    if (op->wants_align) {
+        moe_cpu_run_kernel(&cpu_run, &kernels->align, &op->align, tile);
+    }
+    if (op->wants_preprocess) {
+        moe_cpu_run_kernel(&cpu_run, &kernels->ep_preprocess, &op->preprocess, tile);
+    }
+    moe_cpu_session_end(&cpu_run.session);
+    return MOE_STATUS_OK;
+}
+
 static int32_t cpu_pre_reorder(const struct moe_run *run, const struct moe_op_pre_reorder *op,
                                struct moe_error *error)
 {
@@ -328,6 +367,7 @@ const struct moe_backend moe_backend_cpu = {
     .gating = cpu_gating,
     .align = cpu_align,
     .ep_preprocess = cpu_ep_preprocess,
+    .route = cpu_route,
     .pre_reorder = cpu_pre_reorder,
     .activation = cpu_activation,
     .grouped_gemm = cpu_grouped_gemm,

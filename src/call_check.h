@@ -10,7 +10,9 @@
 /*
  * Begin a call: operation in the plan, number of tokens, flags, workspace size and alignment.
  * `call` is the first member of args already read. `num_tokens` selects the bucket:
- * call->num_tokens, or what stands for it where an operation counts rows. Fills `run`.
+ * call->num_tokens, or what stands for it where an operation counts rows. num_tokens_device is read
+ * on a CPU and passed on elsewhere; operations that count rows refuse it. Fills `run`: arguments
+ * are checked for call->num_tokens, the operation runs with run->num_tokens.
  */
 int32_t moe_call_begin(const struct moe_plan *plan, int32_t op, const struct moe_call *call,
                        int64_t num_tokens, struct moe_run *run, struct moe_error *error);
@@ -66,6 +68,10 @@ int32_t moe_call_check_overlap(const char *op, const char *output_name, struct m
                                const char *input_name, struct moe_span input, int in_place,
                                struct moe_error *error);
 
+/* The most that any call has; route has all of gating and both sorts. */
+#define MOE_CALL_MAX_OUTPUTS 16
+#define MOE_CALL_MAX_INPUTS  12
+
 /* A tensor of a call, by the name of its member. */
 struct moe_call_tensor {
     const char *name;
@@ -83,5 +89,25 @@ struct moe_call_tensor moe_call_workspace(const struct moe_plan *plan, int32_t o
 /* The first `num_outputs` of the tensors are written: refuse one that overlaps any other. */
 int32_t moe_call_check_disjoint(const char *op, const struct moe_call_tensor *tensors,
                                 size_t num_tensors, size_t num_outputs, struct moe_error *error);
+
+/* The tensors of a call, collected by group; starts zeroed. */
+struct moe_call_tensors {
+    struct moe_call_tensor outputs[MOE_CALL_MAX_OUTPUTS];
+    struct moe_call_tensor inputs[MOE_CALL_MAX_INPUTS];
+    size_t num_outputs;
+    size_t num_inputs;
+};
+
+/* Tensors without elements are left out. */
+void moe_call_add_output(struct moe_call_tensors *tensors, struct moe_call_tensor tensor);
+void moe_call_add_input(struct moe_call_tensors *tensors, struct moe_call_tensor tensor);
+
+/* What every call has: the workspace, an output, and num_tokens_device. */
+void moe_call_add_common(struct moe_call_tensors *tensors, const struct moe_plan *plan, int32_t op,
+                         const struct moe_call *call);
+
+/* Refuse an output that overlaps another output or an input. */
+int32_t moe_call_check_tensors(const char *op, const struct moe_call_tensors *tensors,
+                               struct moe_error *error);
 
 #endif

@@ -80,13 +80,15 @@ int32_t moe_calls_pre_reorder(const struct moe_plan *plan, const struct moe_pre_
                                                  own.token_stride, problem->tokens.dtype),
                                    0, error));
     if (plan->backend->id == MOE_BACKEND_CPU) {
-        MOE_TRY(check_destinations(op, own.src2dst, num_routes, own.num_rows, error));
+        MOE_TRY(check_destinations(op, own.src2dst, run.num_tokens * moe_problem_num_slots(problem),
+                                   own.num_rows, error));
     }
-    if (num_tokens == 0) {
+    if (run.num_tokens == 0) {
         return MOE_STATUS_OK;
     }
     struct moe_op_pre_reorder reorder = {
-        .num_tokens = num_tokens,
+        .num_tokens = run.num_tokens,
+        .num_tokens_device = run.num_tokens_device,
         .top_k = moe_problem_num_slots(problem),
         .hidden = problem->hidden,
         .dtype = problem->tokens.dtype,
@@ -259,14 +261,15 @@ int32_t moe_calls_post_reorder(const struct moe_plan *plan,
         op, "output", output, "residual",
         moe_call_span(own.residual, num_tokens, hidden, own.residual_stride, dtype), 1, error));
     if (plan->backend->id == MOE_BACKEND_CPU) {
-        MOE_TRY(check_destinations(op, own.src2dst, num_tokens * moe_problem_num_slots(problem),
+        MOE_TRY(check_destinations(op, own.src2dst, run.num_tokens * moe_problem_num_slots(problem),
                                    own.num_rows, error));
     }
-    if (num_tokens == 0) {
+    if (run.num_tokens == 0) {
         return MOE_STATUS_OK;
     }
     struct moe_op_post_reorder reorder = {
-        .num_tokens = num_tokens,
+        .num_tokens = run.num_tokens,
+        .num_tokens_device = run.num_tokens_device,
         .top_k = moe_problem_num_slots(problem),
         .hidden = problem->hidden,
         .dtype = dtype,
@@ -307,11 +310,12 @@ int32_t moe_calls_sum_reduce(const struct moe_plan *plan, const struct moe_sum_r
     MOE_TRY(moe_call_check_overlap(
         op, "output", moe_call_span(own.output, num_tokens, hidden, own.output_stride, dtype),
         "input", moe_call_span(own.input, num_tokens, packed, own.token_stride, dtype), 0, error));
-    if (num_tokens == 0) {
+    if (run.num_tokens == 0) {
         return MOE_STATUS_OK;
     }
     struct moe_op_post_reorder reduce = {
-        .num_tokens = num_tokens,
+        .num_tokens = run.num_tokens,
+        .num_tokens_device = run.num_tokens_device,
         .top_k = moe_problem_num_slots(problem),
         .hidden = problem->hidden,
         .dtype = dtype,

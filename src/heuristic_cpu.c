@@ -178,6 +178,15 @@ static double cpu_block_cost(const struct moe_tile *tile, int32_t op,
            (task_cycles + units_per_task * unit_cycles * cpu_speeds[tile->kernel].work_factor);
 }
 
+/* Gating cut into tasks, then the two sorts, one task each. */
+static double cpu_route_cost(const struct moe_tile *tile, const struct moe_device *device,
+                             const struct moe_problem *problem, int64_t num_tokens)
+{
+    return cpu_block_cost(tile, MOE_OP_GATING, device, problem, num_tokens) +
+           cpu_block_cost(tile, MOE_OP_ALIGN_BLOCK_SIZE, device, problem, num_tokens) +
+           cpu_block_cost(tile, MOE_OP_EP_PREPROCESS, device, problem, num_tokens);
+}
+
 double moe_heuristic_cpu_cost(const struct moe_tile *tile, int32_t op,
                               const struct moe_device *device, const struct moe_problem *problem,
                               int64_t num_tokens)
@@ -187,6 +196,9 @@ double moe_heuristic_cpu_cost(const struct moe_tile *tile, int32_t op,
     }
     if (moe_tiles_row_op(op) == MOE_OP_GEMM1) {
         return cpu_experts_cost(tile, op, device, problem, num_tokens);
+    }
+    if (op == MOE_OP_ROUTE) {
+        return cpu_route_cost(tile, device, problem, num_tokens);
     }
     return cpu_block_cost(tile, op, device, problem, num_tokens);
 }

@@ -108,14 +108,14 @@ int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, 
     }
     uint64_t result = ops;
     if (ops == 0) {
-        result = all & ~(MOE_OP_BIT(MOE_OP_QUANTIZE) | MOE_OP_BIT(MOE_OP_ROUTE));
+        result = all & ~MOE_OP_BIT(MOE_OP_QUANTIZE);
         if (problem->gating == MOE_GATING_NONE) {
             result &= ~(MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING));
         }
     }
     if ((result & MOE_OP_BIT(MOE_OP_LAYER)) != 0) {
         result |= MOE_OP_BIT(MOE_OP_EXPERTS) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS) |
-                  MOE_OP_BIT(MOE_OP_POST_REORDER);
+                  MOE_OP_BIT(MOE_OP_ROUTE) | MOE_OP_BIT(MOE_OP_POST_REORDER);
         if (problem->gating != MOE_GATING_NONE ||
             (problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
             result |= MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING);
@@ -317,7 +317,8 @@ static bool uses(uint64_t ops, uint64_t wanted)
 int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struct moe_error *error)
 {
     const uint64_t gemms = MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2);
-    const uint64_t sorts = MOE_OP_BIT(MOE_OP_ALIGN_BLOCK_SIZE) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS);
+    const uint64_t sorts = MOE_OP_BIT(MOE_OP_ALIGN_BLOCK_SIZE) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS) |
+                           MOE_OP_BIT(MOE_OP_ROUTE);
     const uint64_t moves = MOE_OP_BIT(MOE_OP_PRE_REORDER) | MOE_OP_BIT(MOE_OP_POST_REORDER) |
                            MOE_OP_BIT(MOE_OP_SUM_REDUCE);
     const uint64_t router = MOE_OP_BIT(MOE_OP_ROUTER), gating = MOE_OP_BIT(MOE_OP_GATING);
@@ -336,7 +337,7 @@ int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struc
     if (uses(ops, sorts | gating | moves | MOE_OP_BIT(MOE_OP_LAYER)) || problem->top_k != 0) {
         MOE_TRY(check_routes(problem, error));
     }
-    if (uses(ops, gating) && problem->gating != MOE_GATING_NONE) {
+    if (uses(ops, gating | MOE_OP_BIT(MOE_OP_ROUTE)) && problem->gating != MOE_GATING_NONE) {
         MOE_TRY(check_gating(problem, error));
     } else if (uses(ops, gating) && !uses(ops, MOE_OP_BIT(MOE_OP_LAYER))) {
         MOE_TRY(check_gating(problem, error));

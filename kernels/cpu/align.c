@@ -7,12 +7,14 @@
  *   thousand experts.
  * Pipeline: 1 count routes per bucket. 2 turn counts into first positions, naming the blocks on the
  *   way. 3 scatter the routes. 4 fill what is left of each group. 5 fill the tails of the buffers.
+ * The batched form has its counts given: rows of expert e are e * max_batch_rows + i.
  * Limits: routes plus padding below 2^31. One task: a stable counting sort of few elements,
  * deterministic by itself.
  */
 #include "cpu_ops.h"
 #include "route_filter.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -24,8 +26,21 @@ static int32_t find_bucket(const struct moe_op_align *op, int64_t route)
     return local >= 0 ? local : op->filter.num_experts;
 }
 
+/* Rows in use of an expert's batch. */
+static int32_t clamp_batch(const struct moe_op_align *op, int32_t expert)
+{
+    const int32_t count = op->batch_counts[expert];
+    return count < 0 ? 0 : count < op->max_batch_rows ? count : (int32_t)op->max_batch_rows;
+}
+
 static void count_buckets(const struct moe_op_align *op, int32_t *counts)
 {
+    if (op->batch_counts != NULL) {
+        for (int32_t expert = 0; expert < op->filter.num_experts; expert++) {
+            counts[expert] = clamp_batch(op, expert);
+        }
+        return;
+    }
     memset(counts, 0, ((size_t)op->filter.num_experts + 1) * sizeof(*counts));
     for (int64_t route = 0; route < op->num_routes; route++) {
         counts[find_bucket(op, route)]++;
@@ -59,8 +74,23 @@ static int32_t place_buckets(const struct moe_op_align *op, int32_t num_buckets,
     return end;
 }
 
+static void scatter_batches(const struct moe_op_align *op, int32_t *cursors)
+{
+    for (int32_t expert = 0; expert < op->filter.num_experts; expert++) {
+        const int64_t first = expert * op->max_batch_rows;
+        const int32_t count = clamp_batch(op, expert);
+        for (int32_t i = 0; i < count; i++) {
+            op->sorted_ids[cursors[expert]++] = (int32_t)(first + i);
+        }
+    }
+}
+
 static void scatter_routes(const struct moe_op_align *op, int32_t num_buckets, int32_t *cursors)
 {
+    if (op->batch_counts != NULL) {
+        scatter_batches(op, cursors);
+        return;
+    }
     for (int64_t route = 0; route < op->num_routes; route++) {
         const int32_t bucket = find_bucket(op, route);
         if (bucket < num_buckets) {
@@ -90,15 +120,16 @@ void MOE_CPU_NAME(moe_cpu_align_run)(const void *op, const struct moe_tile *tile
     (void)task;
     const struct moe_op_align *align = op;
     const int32_t num_experts = align->filter.num_experts;
-    const int32_t num_buckets = num_experts + (align->filter_mode == MOE_FILTER_KEEP ? 1 : 0);
-    const int32_t sentinel = (int32_t)align->num_routes;
+    const bool keeps = align->filter_mode == MOE_FILTER_KEEP && align->batch_counts == NULL;
+    const int32_t num_buckets = num_experts + (keeps ? 1 : 0);
+    const int32_t sentinel = align->sentinel;
     int32_t *cursors = scratch;
 
     count_buckets(align, cursors);
     if (align->expert_counts != NULL) {
         memcpy(align->expert_counts, cursors, (size_t)num_experts * sizeof(*cursors));
     }
-    if (align->sorted_ids == NULL) {
+    if (align->num_tokens_post_pad == NULL) {
         return;
     }
     const int32_t num_entries = place_buckets(align, num_buckets, cursors);

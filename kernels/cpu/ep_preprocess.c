@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * ep_preprocess: the index arrays of expert parallelism. Rows are the local routes sorted by local
- * expert, then by route; every expert's segment of rows starts at a multiple of segment_alignment;
- * filtered routes have no row. Moves: the ids twice, 4 bytes per route of src2dst and reorder_ids,
- *   4 per row of dst2src and m_indices. Bound by the latency of the counters.
- * Pipeline: 1 count routes per expert. 2 prefix sums with padding: seg_indptr, m_indices,
- *   reorder_ids. 3 scatter the routes: src2dst, dst2src. 4 fill the padding of each segment. 5 fill
- *   the tails.
+ * expert, then by route; every expert's segment of rows starts at a multiple of segment_alignment,
+ * in the masked layout at expert * max_masked_rows; filtered routes have no row.
+ * Moves: the ids twice, 4 bytes per route of src2dst and reorder_ids, 4 per row of dst2src and
+ *   m_indices. Bound by the latency of the counters.
+ * Pipeline: 1 count routes per expert. 2 place the segments: seg_indptr, masked_m, m_indices,
+ *   reorder_ids, the padding of dst2src. 3 scatter the routes: src2dst, dst2src.
  * Limits: rows with padding below 2^31. One task: a stable counting sort, deterministic by itself.
  */
 #include "cpu_ops.h"
@@ -42,34 +42,74 @@ static void count_experts(const struct moe_op_ep_preprocess *op, int64_t *counts
     }
 }
 
+/* Rows of one expert: in use are the first `count`. */
+struct segment {
+    int64_t begin;
+    int64_t end;
+    int64_t count;
+};
+
+/* The segment of `expert`, which `num_routes` routes go to; in the contiguous layout it starts at
+ * `begin`. */
+static struct segment make_segment(const struct moe_op_ep_preprocess *op, int32_t expert,
+                                   int64_t num_routes, int64_t begin)
+{
+    const int64_t alignment = op->segment_alignment;
+    const int64_t most = op->max_masked_rows;
+    if (most > 0) {
+        const int64_t first = expert * most;
+        return (struct segment){first, first + most, num_routes < most ? num_routes : most};
+    }
+    const int64_t end = begin + (num_routes + alignment - 1) / alignment * alignment;
+    return (struct segment){begin, end, num_routes};
+}
+
 /* Turns each count into the first row of its expert, and writes everything that follows from counts
  * alone. */
 static void place_segments(const struct moe_op_ep_preprocess *op, int64_t *counts)
 {
-    const int64_t alignment = op->segment_alignment;
-    int64_t row = 0;
-    int64_t num_local_routes = 0;
+    int64_t end = 0;
+    int64_t num_rows = 0; /* without padding */
     for (int32_t expert = 0; expert < op->filter.num_experts; expert++) {
-        const int64_t count = counts[expert];
-        const int64_t end = row + (count + alignment - 1) / alignment * alignment;
-        op->seg_indptr[expert] = row;
-        counts[expert] = row;
-        fill(op->m_indices, row, row + count, expert);
-        fill(op->m_indices, row + count, end, -1);
-        fill(op->reorder_ids, num_local_routes, num_local_routes + count, expert);
-        num_local_routes += count;
-        row = end;
+        const struct segment segment = make_segment(op, expert, counts[expert], end);
+        const int64_t used_end = segment.begin + segment.count;
+        counts[expert] = segment.begin;
+        if (op->seg_indptr != NULL) {
+            op->seg_indptr[expert] = segment.begin;
+        }
+        if (op->masked_m != NULL) {
+            op->masked_m[expert] = (int32_t)segment.count;
+        }
+        fill(op->m_indices, segment.begin, used_end, expert);
+        fill(op->m_indices, used_end, segment.end, -1);
+        fill(op->dst2src, used_end, segment.end, -1);
+        fill(op->reorder_ids, num_rows, num_rows + segment.count, expert);
+        num_rows += segment.count;
+        end = segment.end;
     }
-    op->seg_indptr[op->filter.num_experts] = row;
-    fill(op->m_indices, row, op->row_capacity, -1);
-    fill(op->reorder_ids, num_local_routes, op->num_routes, -1);
+    if (op->seg_indptr != NULL) {
+        op->seg_indptr[op->filter.num_experts] = end;
+    }
+    fill(op->m_indices, end, op->row_capacity, -1);
+    fill(op->dst2src, end, op->row_capacity, -1);
+    fill(op->reorder_ids, num_rows, op->num_routes, -1);
+}
+
+/* The next row of `expert`; -1 when its rows are all taken, which the masked layout knows. */
+static int64_t take_row(const struct moe_op_ep_preprocess *op, int32_t expert, int64_t *cursors)
+{
+    const int64_t most = op->max_masked_rows;
+    if (most > 0 && cursors[expert] >= ((int64_t)expert + 1) * most) {
+        return -1;
+    }
+    return cursors[expert]++;
 }
 
 static void scatter_routes(const struct moe_op_ep_preprocess *op, int64_t *cursors)
 {
     for (int64_t route = 0; route < op->num_routes; route++) {
         const int32_t expert = find_local_expert(op, route);
-        const int64_t row = expert >= 0 ? cursors[expert]++ : -1;
+        const int64_t row = expert >= 0 ? take_row(op, expert, cursors) : -1;
         op->src2dst[route] = (int32_t)row;
         if (row >= 0 && op->dst2src != NULL) {
             op->dst2src[row] = (int32_t)route;
@@ -98,14 +138,9 @@ void MOE_CPU_NAME(moe_cpu_ep_preprocess_run)(const void *op, const struct moe_ti
     (void)tile;
     (void)task;
     const struct moe_op_ep_preprocess *prep = op;
-    const int32_t num_experts = prep->filter.num_experts;
     int64_t *cursors = scratch;
 
     count_experts(prep, cursors);
     place_segments(prep, cursors);
     scatter_routes(prep, cursors);
-    for (int32_t expert = 0; expert < num_experts; expert++) {
-        fill(prep->dst2src, cursors[expert], prep->seg_indptr[expert + 1], -1);
-    }
-    fill(prep->dst2src, prep->seg_indptr[num_experts], prep->row_capacity, -1);
 }

@@ -6,7 +6,8 @@
  *   logits.
  * Pipeline: token by token. 1 logits to finite fp32. 2 scores (softmax, sigmoid). 3 choice values:
  *   what is compared, with bias, without the experts of rejected groups. 4 heap of the k best. 5
- *   weights of the chosen, renormalized, scaled.
+ *   weights of the chosen, renormalized, scaled; ids of their replicas; load.
+ * Tasks share nothing but the load counters, which are sums of integers: atomic, any order.
  * Sums run over eight lanes (expert e in lane e mod 8, ascending) and then in the order of
  *   moe_vec8_sum. Softmax without bias and groups compares logits, not scores: the same order, but
  *   exact where scores round to equal values or to zero.
@@ -264,6 +265,33 @@ static void store_route(const struct moe_op_gating *op, int64_t at, int32_t id, 
     op->topk_weights[at] = weight;
 }
 
+/* The id given out for logical expert `expert` to token number `token` of the call. */
+static int32_t find_replica(const struct moe_op_gating *op, int32_t expert, int64_t token)
+{
+    if (op->physical_ids == NULL) {
+        return expert;
+    }
+    int32_t num_replicas = op->num_replicas[expert];
+    num_replicas = num_replicas < op->max_replicas ? num_replicas : op->max_replicas;
+    num_replicas = num_replicas > 1 ? num_replicas : 1;
+    return op->physical_ids[(int64_t)expert * op->max_replicas + token % num_replicas];
+}
+
+static void count_load(const struct moe_op_gating *op, const struct gate *gate)
+{
+    for (int32_t j = 0; j < op->top_k; j++) {
+        __atomic_fetch_add(&op->load_counters[gate->chosen[j].id], 1, __ATOMIC_RELAXED);
+    }
+}
+
+static void store_padding(const struct moe_op_gating *op, int64_t token)
+{
+    const int64_t num_slots = (int64_t)op->top_k + op->num_appended;
+    for (int64_t slot = 0; slot < num_slots; slot++) {
+        store_route(op, token * num_slots + slot, -1, 0.0f);
+    }
+}
+
 static void store_token(const struct moe_op_gating *op, const struct gate *gate, int64_t token)
 {
     const int64_t first = token * ((int64_t)op->top_k + op->num_appended);
@@ -273,10 +301,11 @@ static void store_token(const struct moe_op_gating *op, const struct gate *gate,
     }
     for (int32_t j = 0; j < op->top_k; j++) {
         const float weight = op->renormalize ? gate->weights[j] / (sum + 1e-20f) : gate->weights[j];
-        store_route(op, first + j, gate->chosen[j].id, weight * op->scaling);
+        const int32_t id = find_replica(op, gate->chosen[j].id, op->first_token + token);
+        store_route(op, first + j, id, weight * op->scaling);
     }
     for (int32_t i = 0; i < op->num_appended; i++) {
-        store_route(op, first + op->top_k + i, op->num_experts + i, op->appended_weight);
+        store_route(op, first + op->top_k + i, op->first_appended_id + i, op->appended_weight);
     }
 }
 
@@ -291,6 +320,15 @@ static void gate_token(const struct moe_op_gating *op, const struct gate *gate, 
     choose_experts(op, gate, make_choice(op, gate));
     weigh_chosen(op, gate);
     store_token(op, gate, token);
+    if (op->load_counters != NULL) {
+        count_load(op, gate);
+    }
+}
+
+/* Tokens before the first padded one. */
+static int64_t count_valid(const struct moe_op_gating *op)
+{
+    return op->num_valid_tokens != NULL ? *op->num_valid_tokens - op->first_token : op->num_tokens;
 }
 
 int64_t MOE_CPU_NAME(moe_cpu_gating_num_tasks)(const void *op, const struct moe_tile *tile)
@@ -311,8 +349,13 @@ void MOE_CPU_NAME(moe_cpu_gating_run)(const void *op, const struct moe_tile *til
     const struct moe_op_gating *gating = op;
     struct gate gate;
     (void)lay_out_gate(gating, scratch, &gate);
+    const int64_t num_valid = count_valid(gating);
     const int64_t end = moe_cpu_block_end(gating->num_tokens, tile->block_size, task);
     for (int64_t token = task * tile->block_size; token < end; token++) {
-        gate_token(gating, &gate, token);
+        if (token < num_valid) {
+            gate_token(gating, &gate, token);
+        } else {
+            store_padding(gating, token);
+        }
     }
 }

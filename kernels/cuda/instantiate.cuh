@@ -21,6 +21,9 @@
 #ifndef MOE_INSTANTIATE_EP_PREPROCESS
 #define MOE_INSTANTIATE_EP_PREPROCESS(kernel, size)
 #endif
+#ifndef MOE_INSTANTIATE_ROUTE
+#define MOE_INSTANTIATE_ROUTE(kernel, size)
+#endif
 #ifndef MOE_INSTANTIATE_PRE_REORDER
 #define MOE_INSTANTIATE_PRE_REORDER(kernel, size)
 #endif

@@ -79,6 +79,7 @@ static void run_routes(const struct kernel_routes *routes, int32_t block_size, i
                               .ids_dtype = wide ? MOE_IDS_INT64 : MOE_IDS_INT32,
                               .block_size = block_size,
                               .filter_mode = mode,
+                              .sentinel = (int32_t)routes->num_routes,
                               .sorted_capacity = tight + slack,
                               .expert_capacity = tight / block_size + slack};
     op.filter = kernel_filter(routes);
