@@ -21,7 +21,10 @@ struct moe_run {
     void *stream;
     void *workspace;    /* at least op_workspace bytes, aligned to workspace_alignment */
     int64_t num_tokens; /* of the call; on a CPU what num_tokens_device said */
-    const int32_t *num_tokens_device; /* as in ops.h */
+    const int32_t *num_tokens_device;  /* as in ops.h */
+    const struct moe_weights *weights; /* of calls that take weights; else NULL */
+    int32_t is_chained;                /* CUDA: 1: the node before in the stream is this call's */
+    int32_t reserved;
 };
 
 /* layer with checked arguments; moe_layer_args documents the members. */
