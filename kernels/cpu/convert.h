@@ -13,10 +13,10 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Bytes of one element of fp32, fp16 or bf16. */
+/* Bytes of one element of fp32, fp16, bf16 or fp8. */
 static inline int64_t moe_convert_element_bytes(int32_t dtype)
 {
-    return dtype == MOE_DTYPE_FP32 ? 4 : 2;
+    return dtype == MOE_DTYPE_FP32 ? 4 : dtype == MOE_DTYPE_FP8_E4M3 ? 1 : 2;
 }
 
 /* Address of element idx. */
@@ -87,6 +87,14 @@ static inline uint16_t moe_convert_to_fp16(float value)
     const uint32_t half = 1u << (shift - 1u);
     const uint32_t up = (rest > half || (rest == half && (quotient & 1u) != 0)) ? 1u : 0u;
     return (uint16_t)(sign | (quotient + up));
+}
+
+/* A scale of type UE8M0: 2^(code - 127), a subnormal of fp32 for code 0; 255 is NaN. */
+static inline float moe_convert_from_ue8m0(uint8_t code)
+{
+    return moe_float_from_bits(code == 255 ? 0x7fc00000u
+                               : code == 0 ? 0x400000u
+                                           : (uint32_t)code << 23);
 }
 
 /* The element at `from`, exactly. */

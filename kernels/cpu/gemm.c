@@ -5,8 +5,8 @@
  * A task is a stretch of positions times block_n output channels, gate and up of the same channels
  * together. All rows of a stretch pass through the same weights, so an expert's weights come from
  * memory once, or once per some hundred rows when an expert has more than that.
- *   seg_indptr:  segments are cut into stretches of rows_per_task positions; empty segments make no
- *                task
+ *   seg_indptr, masked_m:  segments are cut into stretches of rows_per_task positions; empty
+ *                segments make no task
  *   expert_ids:  a stretch is a few consecutive blocks, as many as an expert has on average;
  *                neighbours of the same expert are taken as one
  * Tasks of one stretch are neighbours: its rows stay in the cache. Outputs of tasks are disjoint as
@@ -53,12 +53,17 @@ static int64_t rows_per_task(const struct moe_tile *tile)
                                          : tile->block_m;
 }
 
-/* ---------------------------------------------------------------- segments of seg_indptr */
+/* ---------------------------------------------------------------- segments of experts */
 
 static struct stretch segment_of(const struct moe_op_gemm *op, int64_t segment)
 {
     struct stretch all;
     all.expert = segment;
+    if (op->masked_m) {
+        all.first = segment * op->max_masked_rows;
+        all.end = all.first + clamp(op->masked_m[segment], 0, op->max_masked_rows);
+        return all;
+    }
     all.first = clamp(op->seg_indptr[segment], 0, op->num_rows);
     all.end = clamp(op->seg_indptr[segment + 1], all.first, op->num_rows);
     return all;
@@ -155,7 +160,7 @@ static int64_t list_rows(const struct moe_op_gemm *op, int64_t block_m, int64_t 
                 continue;
             }
         }
-        scratch->input_rows[num_rows] = op->row_ids ? row / op->row_ids_div : p;
+        scratch->input_rows[num_rows] = op->row_ids && op->row_ids_div ? row / op->row_ids_div : p;
         scratch->output_rows[num_rows] = op->scatter ? row : p;
         if (op->row_weights) {
             scratch->row_weights[num_rows] = op->row_weights[row];
@@ -194,7 +199,7 @@ int64_t MOE_CPU_NAME(moe_cpu_gemm_num_tasks)(const void *op, const struct moe_ti
 {
     const struct moe_op_gemm *gemm = op;
     int64_t num_stretches = 0;
-    if (gemm->seg_indptr) {
+    if (!gemm->expert_ids) {
         num_stretches = num_segment_stretches(gemm, tile);
     } else {
         num_stretches = divide_up(divide_up(num_block_positions(gemm), gemm->block_size),
@@ -221,7 +226,7 @@ void MOE_CPU_NAME(moe_cpu_gemm_run)(const void *op, const struct moe_tile *tile,
     block.count = gemm->n - block.first < tile->block_n ? gemm->n - block.first : tile->block_n;
     (void)MOE_CPU_NAME(moe_gemm_panel_layout)(&layout, gemm, tile, scratch);
 
-    if (gemm->seg_indptr) {
+    if (!gemm->expert_ids) {
         const struct stretch stretch = find_segment_stretch(gemm, tile, index);
         run_stretch(&block, &stretch, &layout);
         return;

@@ -201,30 +201,29 @@ GEMM_INLINE void gemm_quad_store(float *to, const struct gemm_quad *quad)
     moe_vec8_store(to + 3 * MOE_VEC8_LANES, quad->c3);
 }
 
-/* num_rows (1..3) x 4 channels of fp32, `k` a multiple of 8. */
-GEMM_INLINE void gemm_cached_tile(int num_rows, const float *const w[4], int64_t k, const float *a,
-                                  int64_t pitch, float *acc, int64_t acc_pitch)
+/* The columns [first, end) of num_rows (1..3) x 4 channels of fp32, a multiple of 8 of them. */
+GEMM_INLINE void gemm_quad_advance(int num_rows, const float *const w[4], int64_t first,
+                                   int64_t end, const float *a, int64_t pitch,
+                                   struct gemm_quad *acc0, struct gemm_quad *acc1,
+                                   struct gemm_quad *acc2)
 {
     const float *w0 = w[0], *w1 = w[1], *w2 = w[2], *w3 = w[3];
     const float *a1 = num_rows > 1 ? a + pitch : a;
     const float *a2 = num_rows > 2 ? a + 2 * pitch : a;
-    struct gemm_quad acc0 = gemm_quad_load(acc);
-    struct gemm_quad acc1 = num_rows > 1 ? gemm_quad_load(acc + acc_pitch) : acc0;
-    struct gemm_quad acc2 = num_rows > 2 ? gemm_quad_load(acc + 2 * acc_pitch) : acc0;
-    for (int64_t i = 0; i < k; i += MOE_VEC8_LANES) {
+    for (int64_t i = first; i < end; i += MOE_VEC8_LANES) {
         const struct moe_vec8 row0 = moe_vec8_load(a + i);
         const struct moe_vec8 row1 = moe_vec8_load(a1 + i);
         const struct moe_vec8 row2 = moe_vec8_load(a2 + i);
-#define GEMM_CHANNEL_(channel)                                             \
-    do {                                                                   \
-        const struct moe_vec8 weight = moe_vec8_load(w##channel + i);      \
-        acc0.c##channel = moe_vec8_fma(row0, weight, acc0.c##channel);     \
-        if (num_rows > 1) {                                                \
-            acc1.c##channel = moe_vec8_fma(row1, weight, acc1.c##channel); \
-        }                                                                  \
-        if (num_rows > 2) {                                                \
-            acc2.c##channel = moe_vec8_fma(row2, weight, acc2.c##channel); \
-        }                                                                  \
+#define GEMM_CHANNEL_(channel)                                               \
+    do {                                                                     \
+        const struct moe_vec8 weight = moe_vec8_load(w##channel + i);        \
+        acc0->c##channel = moe_vec8_fma(row0, weight, acc0->c##channel);     \
+        if (num_rows > 1) {                                                  \
+            acc1->c##channel = moe_vec8_fma(row1, weight, acc1->c##channel); \
+        }                                                                    \
+        if (num_rows > 2) {                                                  \
+            acc2->c##channel = moe_vec8_fma(row2, weight, acc2->c##channel); \
+        }                                                                    \
     } while (0)
         GEMM_CHANNEL_(0);
         GEMM_CHANNEL_(1);
@@ -232,6 +231,16 @@ GEMM_INLINE void gemm_cached_tile(int num_rows, const float *const w[4], int64_t
         GEMM_CHANNEL_(3);
 #undef GEMM_CHANNEL_
     }
+}
+
+/* num_rows (1..3) x 4 channels of fp32, `k` a multiple of 8. */
+GEMM_INLINE void gemm_cached_tile(int num_rows, const float *const w[4], int64_t k, const float *a,
+                                  int64_t pitch, float *acc, int64_t acc_pitch)
+{
+    struct gemm_quad acc0 = gemm_quad_load(acc);
+    struct gemm_quad acc1 = num_rows > 1 ? gemm_quad_load(acc + acc_pitch) : acc0;
+    struct gemm_quad acc2 = num_rows > 2 ? gemm_quad_load(acc + 2 * acc_pitch) : acc0;
+    gemm_quad_advance(num_rows, w, 0, k, a, pitch, &acc0, &acc1, &acc2);
     gemm_quad_store(acc, &acc0);
     if (num_rows > 1) {
         gemm_quad_store(acc + acc_pitch, &acc1);

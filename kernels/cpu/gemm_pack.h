@@ -13,22 +13,82 @@
 
 #define GEMM_INLINE static inline __attribute__((always_inline))
 
+enum { GEMM_SCALE_COLUMNS = 128 }; /* columns that share a scale of an fp8 operand in blocks */
+
+/* fp8 weights are decoded as value * 2^-8 (gemm_fp8.h), fp8 inputs packed as value * 2^8. */
+#define GEMM_FP8_UNIT 0x1p+8f
+
+/* a * b + c, rounded once. */
+GEMM_INLINE float gemm_fma(float a, float b, float c)
+{
+#if MOE_VEC8_AVX2
+    return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+#else
+    return fmaf(a, b, c);
+#endif
+}
+
+/* Eight e4m3 as value * 2^-8; NaN becomes +-1.875. Bits 6..0 move to the exponent and mantissa of
+ * an fp16, bit 7 to its sign. */
+GEMM_INLINE struct moe_vec8 gemm_fp8_decode(const void *from)
+{
+#if MOE_VEC8_AVX2
+    const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)from));
+    const __m128i halves = _mm_and_si128(_mm_slli_epi16(codes, 7), _mm_set1_epi16((short)0xbf80u));
+    return (struct moe_vec8){_mm256_cvtph_ps(halves)};
+#else
+    unsigned char codes[MOE_VEC8_LANES];
+    memcpy(codes, from, sizeof(codes));
+    MOE_VEC8_EACH_(moe_vec8, r,
+                   moe_convert_from_fp16(
+                       (uint16_t)((codes[l] & 0x80u) << 8 | (uint32_t)(codes[l] & 0x7fu) << 7)))
+    return r;
+#endif
+}
+
+/* The same with NaN as NaN. */
+static inline struct moe_vec8 gemm_fp8_decode_nan(const void *from)
+{
+    const struct moe_vec8 value = gemm_fp8_decode(from);
+    const struct moe_mask8 is_nan =
+        moe_vec8_eq(moe_vec8_abs(value), moe_vec8_set1(1.875f)); /* no other code is that large */
+    return moe_vec8_select(is_nan, moe_vec8_set1(moe_float_from_bits(0x7fc00000u)), value);
+}
+
+/* Eight elements, fp8 as value * 2^-8. */
+GEMM_INLINE struct moe_vec8 gemm_load(const void *from, int32_t dtype)
+{
+    return dtype == MOE_DTYPE_FP8_E4M3 ? gemm_fp8_decode_nan(from) : moe_convert_load(from, dtype);
+}
+
+/* The first `count` (0..8) of eight elements, the other lanes 0; reads nothing beyond them. */
+static inline struct moe_vec8 gemm_load_partial(const void *from, int32_t dtype, int64_t count)
+{
+    unsigned char codes[MOE_VEC8_LANES] = {0};
+    if (dtype != MOE_DTYPE_FP8_E4M3) {
+        return moe_convert_load_partial(from, dtype, count);
+    }
+    memcpy(codes, from, (size_t)count);
+    return gemm_fp8_decode_nan(codes);
+}
+
 GEMM_INLINE void gemm_pack_row_typed(float *to, const void *from, int32_t dtype, int64_t k)
 {
     int64_t i = 0;
     for (; i + MOE_VEC8_LANES <= k; i += MOE_VEC8_LANES) {
-        moe_vec8_store(to + i, moe_convert_load(moe_convert_at(from, dtype, i), dtype));
+        moe_vec8_store(to + i, gemm_load(moe_convert_at(from, dtype, i), dtype));
     }
     if (i < k) {
-        moe_vec8_store(to + i,
-                       moe_convert_load_partial(moe_convert_at(from, dtype, i), dtype, k - i));
+        moe_vec8_store(to + i, gemm_load_partial(moe_convert_at(from, dtype, i), dtype, k - i));
     }
 }
 
-/* to[0..k) = from[0..k), contiguous. */
+/* to[0..k) = from[0..k), contiguous; fp8 * 2^-8. */
 static inline void gemm_pack_row(float *to, const void *from, int32_t dtype, int64_t k)
 {
-    if (dtype == MOE_DTYPE_BF16) {
+    if (dtype == MOE_DTYPE_FP8_E4M3) {
+        gemm_pack_row_typed(to, from, MOE_DTYPE_FP8_E4M3, k);
+    } else if (dtype == MOE_DTYPE_BF16) {
         gemm_pack_row_typed(to, from, MOE_DTYPE_BF16, k);
     } else if (dtype == MOE_DTYPE_FP16) {
         gemm_pack_row_typed(to, from, MOE_DTYPE_FP16, k);
@@ -101,6 +161,13 @@ static inline struct moe_vec8 gemm_load_even(const void *from, int32_t dtype)
 GEMM_INLINE struct moe_vec8 gemm_load_strided(const void *from, int32_t dtype, int64_t stride,
                                               int64_t count)
 {
+    if (dtype == MOE_DTYPE_FP8_E4M3) {
+        unsigned char codes[MOE_VEC8_LANES] = {0};
+        for (int64_t l = 0; l < count; l++) {
+            codes[l] = ((const unsigned char *)from)[l * stride];
+        }
+        return gemm_fp8_decode_nan(codes);
+    }
     if (stride == 1 && count == MOE_VEC8_LANES) {
         return moe_convert_load(from, dtype);
     }
@@ -200,6 +267,8 @@ static inline void gemm_pack_weights(float *to, int64_t pitch,
         }
     } else if (row_reach > col_reach) {
         gemm_pack_strided(to, pitch, block);
+    } else if (block->dtype == MOE_DTYPE_FP8_E4M3) {
+        gemm_pack_transposed_typed(to, pitch, block, MOE_DTYPE_FP8_E4M3);
     } else if (block->dtype == MOE_DTYPE_BF16) {
         gemm_pack_transposed_typed(to, pitch, block, MOE_DTYPE_BF16);
     } else if (block->dtype == MOE_DTYPE_FP16) {

@@ -13,17 +13,22 @@
  * After the last chunk:
  *   4. lanes -> sum -> row weight, bias, activation
  *   5. rounding and store, eight channels at a time
- * Limits: block_n and block_k are multiples of 8.
+ * fp8 weights and rows with their scales: gemm_fp8.h.
+ * Limits: block_n is a multiple of 8 that divides 128, block_k a multiple of 128.
  */
 #include "gemm_panel.h"
 
 #include "act.h"
 #include "gemm_columns.h"
 #include "gemm_dot.h"
+#include "gemm_fp8.h"
 #include "gemm_pack.h"
 
-#define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages)                  \
-    _Static_assert(bm >= 1 && bn % GEMM_CHANNELS == 0 && bk % MOE_VEC8_LANES == 0, \
+/* Channels that share a scale lie in one block of channels, columns that do in one chunk. */
+#define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages)                             \
+    _Static_assert(MOE_KERNEL_##kernel > MOE_KERNEL_CPU_AVX2 ||                               \
+                       (bm >= 1 && bn % GEMM_CHANNELS == 0 && GEMM_SCALE_COLUMNS % bn == 0 && \
+                        bk % GEMM_SCALE_COLUMNS == 0),                                        \
                    "a GEMM row of tiles.def does not fit the register tiles");
 #include "tiles.def"
 
@@ -60,6 +65,10 @@ uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
     scratch->acc =
         take(memory, &used, op->num_matrices * block_m * block_n * MOE_VEC8_LANES, sizeof(float));
     scratch->bias = take(memory, &used, op->num_matrices * block_n, sizeof(float));
+    scratch->num_scales = (op->k + GEMM_SCALE_COLUMNS - 1) / GEMM_SCALE_COLUMNS;
+    scratch->weight_scales =
+        take(memory, &used, op->num_matrices * scratch->num_scales, sizeof(float));
+    scratch->input_scales = take(memory, &used, block_m * scratch->num_scales, sizeof(float));
     scratch->input_rows = take(memory, &used, block_m, sizeof(int64_t));
     scratch->output_rows = take(memory, &used, block_m, sizeof(int64_t));
     scratch->row_weights = take(memory, &used, block_m, sizeof(float));
@@ -82,7 +91,38 @@ static int operand_is_present(const struct moe_operand *operand)
     return operand->base != NULL || operand->table != NULL;
 }
 
-void MOE_CPU_NAME(moe_gemm_panel_begin_block)(const struct moe_gemm_block *block,
+static enum gemm_scaling scaling_of(const struct moe_op_gemm *op)
+{
+    if (op->weight[0].dtype != MOE_DTYPE_FP8_E4M3) {
+        return GEMM_SCALE_NONE;
+    }
+    if (op->input_dtype != MOE_DTYPE_FP8_E4M3) {
+        return GEMM_SCALE_WEIGHTS;
+    }
+    return op->weight_group_k < op->k || op->input_scales.group_k < op->k ? GEMM_SCALE_BLOCKS
+                                                                          : GEMM_SCALE_WHOLE;
+}
+
+/* The scales of a block's channels: one per 128 columns, whatever the groups are. */
+static void load_weight_scales(struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch)
+{
+    const struct moe_op_gemm *op = block->op;
+    const float most = 0x1p+119f; /* times 2^8 still finite */
+    block->has_huge_scale = 0;
+    for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
+        const struct moe_operand *scale = &op->weight_scale[matrix];
+        for (int64_t g = 0; g < scratch->num_scales; g++) {
+            const int64_t group = g * GEMM_SCALE_COLUMNS / op->weight_group_k;
+            const float value = moe_convert_load_scalar(
+                operand_at(scale, block->expert, block->first / op->weight_group_rows, group),
+                MOE_DTYPE_FP32);
+            scratch->weight_scales[matrix * scratch->num_scales + g] = value;
+            block->has_huge_scale |= value > most || value < -most;
+        }
+    }
+}
+
+void MOE_CPU_NAME(moe_gemm_panel_begin_block)(struct moe_gemm_block *block,
                                               const struct moe_gemm_scratch *scratch)
 {
     for (int32_t matrix = 0; matrix < block->op->num_matrices; matrix++) {
@@ -99,15 +139,52 @@ void MOE_CPU_NAME(moe_gemm_panel_begin_block)(const struct moe_gemm_block *block
                                        bias->dtype, bias->row_stride, count));
         }
     }
+    block->scaling = scaling_of(block->op);
+    if (block->scaling != GEMM_SCALE_NONE) {
+        load_weight_scales(block, scratch);
+    }
 }
 
+/* Scale of columns [128 g, ..) of an input row, by the layout of struct moe_recipe. */
+static float input_scale_at(const struct moe_op_scales *scales, int64_t row, int64_t g)
+{
+    const int64_t group = g * GEMM_SCALE_COLUMNS / scales->group_k;
+    if (!scales->per_row) {
+        row = 0;
+    }
+    if (scales->scale_layout == MOE_SCALE_UE8M0_PACKED) {
+        const uint32_t *word = (const uint32_t *)scales->base + group / 4 * scales->stride + row;
+        return moe_convert_from_ue8m0((uint8_t)(*word >> (8 * (group % 4))));
+    }
+    const float *base = scales->base;
+    return scales->scale_layout == MOE_SCALE_COLUMN_MAJOR_TMA ? base[group * scales->stride + row]
+                                                              : base[row * scales->stride + group];
+}
+
+static void load_input_scales(const struct moe_op_gemm *op, const struct moe_gemm_scratch *scratch,
+                              int64_t num_rows)
+{
+    for (int64_t m = 0; m < num_rows; m++) {
+        for (int64_t g = 0; g < scratch->num_scales; g++) {
+            scratch->input_scales[m * scratch->num_scales + g] =
+                input_scale_at(&op->input_scales, scratch->input_rows[m], g);
+        }
+    }
+}
+
+/* fp8 rows become value * 2^8, see GEMM_FP8_UNIT. */
 static void pack_inputs(const struct moe_op_gemm *op, const struct moe_gemm_scratch *scratch,
                         int64_t num_rows, int64_t first_k, int64_t k)
 {
+    const struct moe_vec8 unit = moe_vec8_set1(GEMM_FP8_UNIT * GEMM_FP8_UNIT);
     for (int64_t m = 0; m < num_rows; m++) {
         const void *from = moe_convert_at(op->input, op->input_dtype,
                                           scratch->input_rows[m] * op->input_stride + first_k);
-        gemm_pack_row(scratch->inputs + m * scratch->pitch, from, op->input_dtype, k);
+        float *to = scratch->inputs + m * scratch->pitch;
+        gemm_pack_row(to, from, op->input_dtype, k);
+        for (int64_t i = 0; op->input_dtype == MOE_DTYPE_FP8_E4M3 && i < k; i += MOE_VEC8_LANES) {
+            moe_vec8_store(to + i, moe_vec8_mul(moe_vec8_load(to + i), unit));
+        }
     }
 }
 
@@ -162,7 +239,7 @@ static struct gemm_fetch plan_fetch(const struct moe_gemm_block *block,
 
 /* How weights meet the rows. The choice changes no bit. */
 enum method {
-    METHOD_STREAMED, /* contiguous along k, few rows: converted in registers */
+    METHOD_STREAMED, /* contiguous along k, few rows: converted (and scaled) in registers */
     METHOD_COLUMNS,  /* contiguous along channels, one or two rows: likewise */
     METHOD_IN_PLACE, /* fp32, contiguous along k, many rows */
     METHOD_PACKED,   /* all else: fp32 in scratch first */
@@ -172,6 +249,11 @@ static enum method choose_method(const struct moe_gemm_block *block, int32_t mat
                                  int64_t num_rows)
 {
     const struct moe_operand *weight = &block->op->weight[matrix];
+    if (block->scaling != GEMM_SCALE_NONE) {
+        return weight->col_stride == 1 && num_rows <= GEMM_STREAM_ROWS && !block->has_huge_scale
+                   ? METHOD_STREAMED
+                   : METHOD_PACKED;
+    }
     if (weight->col_stride == 1) {
         return num_rows <= GEMM_STREAM_ROWS      ? METHOD_STREAMED
                : weight->dtype == MOE_DTYPE_FP32 ? METHOD_IN_PLACE
@@ -197,8 +279,27 @@ static struct gemm_rows rows_of(const struct moe_gemm_block *block,
     };
 }
 
+/* Scales of the columns from first_k on. */
+static struct gemm_scales scales_of(const struct moe_gemm_scratch *scratch, int32_t matrix,
+                                    int64_t first_k)
+{
+    const int64_t group = first_k / GEMM_SCALE_COLUMNS;
+    return (struct gemm_scales){
+        .weights = scratch->weight_scales + matrix * scratch->num_scales + group,
+        .inputs = scratch->input_scales + group,
+        .inputs_pitch = scratch->num_scales,
+    };
+}
+
+/* Floats of the sums of a channel. */
+static int64_t sum_floats(const struct moe_gemm_block *block)
+{
+    return block->scaling == GEMM_SCALE_BLOCKS ? 1 : MOE_VEC8_LANES;
+}
+
 static void advance_streamed(const struct moe_gemm_block *block,
-                             const struct gemm_weight_block *weights, struct gemm_rows rows)
+                             const struct gemm_weight_block *weights, struct gemm_rows rows,
+                             const struct gemm_scales *scales)
 {
     const int64_t num_fetchable = block->op->n - block->first; /* channels from here on */
     const int64_t channel_bytes = weights->row_stride * moe_convert_element_bytes(weights->dtype);
@@ -211,14 +312,34 @@ static void advance_streamed(const struct moe_gemm_block *block,
             .prefetch_bytes =
                 n + 2 * GEMM_CHANNELS <= num_fetchable ? GEMM_CHANNELS * channel_bytes : 0,
         };
-        gemm_dot_streamed(weights->dtype, &channels, weights->k, &rows);
-        rows.acc += GEMM_CHANNELS * MOE_VEC8_LANES;
+        if (block->scaling == GEMM_SCALE_NONE) {
+            gemm_dot_streamed(weights->dtype, &channels, weights->k, &rows);
+        } else {
+            gemm_fp8_streamed((enum gemm_scaling)block->scaling, &channels, weights->k, &rows,
+                              scales);
+        }
+        rows.acc += GEMM_CHANNELS * sum_floats(block);
+    }
+}
+
+/* Packed fp8 weights become value * scale, rounded. */
+static void scale_packed(const struct gemm_weight_block *weights, float *packed, int64_t pitch,
+                         const struct gemm_scales *scales)
+{
+    const struct moe_vec8 unit = moe_vec8_set1(GEMM_FP8_UNIT);
+    for (int64_t c = 0; c < weights->num_channels; c++) {
+        for (int64_t i = 0; i < weights->k; i += MOE_VEC8_LANES) {
+            const struct moe_vec8 scale = moe_vec8_set1(scales->weights[i / GEMM_SCALE_COLUMNS]);
+            float *at = packed + c * pitch + i;
+            moe_vec8_store(at, moe_vec8_mul(moe_vec8_mul(moe_vec8_load(at), unit), scale));
+        }
     }
 }
 
 /* fp32 weights, contiguous along k. */
 static void advance_cached(const struct moe_gemm_block *block, const float *from, int64_t pitch,
-                           int64_t k, struct gemm_rows rows, struct gemm_fetch *fetch)
+                           int64_t k, struct gemm_rows rows, struct gemm_fetch *fetch,
+                           const struct gemm_scales *scales)
 {
     for (int64_t n = 0; n < block->count; n += GEMM_CHANNELS) {
         const int64_t left = block->count - n;
@@ -227,8 +348,12 @@ static void advance_cached(const struct moe_gemm_block *block, const float *from
             .channel_bytes = pitch * (int64_t)sizeof(float),
             .count = left < GEMM_CHANNELS ? left : GEMM_CHANNELS,
         };
-        gemm_dot_cached(&channels, k, &rows, fetch);
-        rows.acc += GEMM_CHANNELS * MOE_VEC8_LANES;
+        if (block->scaling == GEMM_SCALE_BLOCKS) {
+            gemm_blocks_cached(&channels, k, &rows, fetch, scales);
+        } else {
+            gemm_dot_cached(&channels, k, &rows, fetch);
+        }
+        rows.acc += GEMM_CHANNELS * sum_floats(block);
     }
 }
 
@@ -247,10 +372,11 @@ static void advance_matrix(const struct moe_gemm_block *block,
         .num_channels = block->count,
         .k = k,
     };
+    const struct gemm_scales scales = scales_of(scratch, matrix, first_k);
     struct gemm_fetch fetch = {0};
     switch (choose_method(block, matrix, num_rows)) {
     case METHOD_STREAMED:
-        advance_streamed(block, &weights, rows);
+        advance_streamed(block, &weights, rows, &scales);
         break;
     case METHOD_COLUMNS:
         for (int64_t m = 0; m < num_rows; m++) {
@@ -258,28 +384,42 @@ static void advance_matrix(const struct moe_gemm_block *block,
         }
         break;
     case METHOD_IN_PLACE:
-        advance_cached(block, weights.from, weights.row_stride, k, rows, NULL);
+        advance_cached(block, weights.from, weights.row_stride, k, rows, NULL, &scales);
         break;
     case METHOD_PACKED:
         gemm_pack_weights(scratch->weights, scratch->pitch, &weights);
+        if (block->scaling == GEMM_SCALE_WEIGHTS) {
+            scale_packed(&weights, scratch->weights, scratch->pitch, &scales);
+        }
         fetch = plan_fetch(block, scratch, matrix, num_rows, first_k, k);
         /* Packed rows end in zeros. */
-        advance_cached(block, scratch->weights, scratch->pitch, round_up_columns(k), rows, &fetch);
+        advance_cached(block, scratch->weights, scratch->pitch, round_up_columns(k), rows, &fetch,
+                       &scales);
         break;
     }
 }
 
 /* ---------------------------------------------------------------- from sums to outputs */
 
-/* The value of eight outputs of one matrix before the activation; lanes from `count` on are 0. */
-static struct moe_vec8 finish_sums(const float *acc, int64_t count, const float *bias,
-                                   const float *row_weight)
+/*
+ * The value of eight outputs of one matrix before the activation; lanes from `count` on are 0.
+ * `factor` is what scales whole sums.
+ */
+static struct moe_vec8 finish_sums(const struct moe_gemm_block *block, const float *acc,
+                                   int64_t count, const float *bias, const float *row_weight,
+                                   float factor)
 {
     float sums[MOE_VEC8_LANES] = {0};
-    for (int64_t c = 0; c < count; c++) {
+    if (block->scaling == GEMM_SCALE_BLOCKS) {
+        memcpy(sums, acc, (size_t)count * sizeof(float));
+    }
+    for (int64_t c = 0; block->scaling != GEMM_SCALE_BLOCKS && c < count; c++) {
         sums[c] = moe_vec8_sum(moe_vec8_load(acc + c * MOE_VEC8_LANES));
     }
     struct moe_vec8 value = moe_vec8_load(sums);
+    if (block->scaling == GEMM_SCALE_WHOLE) {
+        value = moe_vec8_mul(value, moe_vec8_set1(factor));
+    }
     if (row_weight) {
         value = moe_vec8_mul(value, moe_vec8_set1(*row_weight));
     }
@@ -308,12 +448,17 @@ static void write_row(const struct moe_gemm_block *block, const struct moe_gemm_
         const int64_t count = left < MOE_VEC8_LANES ? left : MOE_VEC8_LANES;
         struct moe_vec8 value[2] = {moe_vec8_zero(), moe_vec8_zero()};
         for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
-            const float *acc = scratch->acc + ((matrix * block->block_m + m) * block->block_n + n) *
-                                                  MOE_VEC8_LANES;
+            const float *acc = scratch->acc +
+                               (matrix * block->block_m + m) * block->block_n * MOE_VEC8_LANES +
+                               n * sum_floats(block);
+            const float factor = block->scaling == GEMM_SCALE_WHOLE
+                                     ? scratch->input_scales[m * scratch->num_scales] *
+                                           scratch->weight_scales[matrix * scratch->num_scales]
+                                     : 1.0f;
             const float *bias = operand_is_present(&op->bias[matrix])
                                     ? scratch->bias + matrix * block->block_n + n
                                     : NULL;
-            value[matrix] = finish_sums(acc, count, bias, row_weight);
+            value[matrix] = finish_sums(block, acc, count, bias, row_weight, factor);
         }
         if (op->has_activation) {
             value[0] = op->num_matrices == 2 ? moe_cpu_act8(&op->act, value[0], value[1])
@@ -338,10 +483,10 @@ static void lengthen_chunk(const struct moe_gemm_block *block, struct moe_gemm_s
             return;
         }
     }
-    const int64_t room =
-        block->block_m * scratch->pitch / num_rows / MOE_VEC8_LANES * MOE_VEC8_LANES;
+    /* At least the chunk that the tile has: whole groups of columns, unless it is all of k. */
+    const int64_t room = block->block_m * scratch->pitch / num_rows - PITCH_PAD;
     const int64_t k_padded = round_up_columns(block->op->k);
-    scratch->k_chunk = room - PITCH_PAD < k_padded ? room - PITCH_PAD : k_padded;
+    scratch->k_chunk = room < k_padded ? room / GEMM_SCALE_COLUMNS * GEMM_SCALE_COLUMNS : k_padded;
     scratch->pitch = scratch->k_chunk + PITCH_PAD;
 }
 
@@ -367,6 +512,9 @@ void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
     const int64_t acc_floats = block->block_n * MOE_VEC8_LANES;
     struct moe_gemm_scratch scratch = *thread_scratch;
     lengthen_chunk(block, &scratch, num_rows);
+    if (op->input_dtype == MOE_DTYPE_FP8_E4M3) {
+        load_input_scales(op, &scratch, num_rows);
+    }
     for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
         memset(scratch.acc + matrix * block->block_m * acc_floats, 0,
                (size_t)(num_rows * acc_floats) * sizeof(float));

@@ -7,13 +7,17 @@
 
 /* Scratch of one thread, carved out of one piece of memory. */
 struct moe_gemm_scratch {
-    int64_t k_chunk;     /* columns that are in the cache at a time, a multiple of 8 */
-    int64_t pitch;       /* floats between rows of inputs and weights */
-    float *inputs;       /* [block_m][pitch] */
-    float *weights;      /* [block_n][pitch], where weights are packed */
-    float *acc;          /* [num_matrices][block_m][block_n][8]: the lanes of each output */
-    float *bias;         /* [num_matrices][block_n] */
-    int64_t *input_rows; /* [block_m], and so on: the rows of the panel */
+    int64_t k_chunk;      /* columns that are in the cache at a time, a multiple of 8 */
+    int64_t pitch;        /* floats between rows of inputs and weights */
+    float *inputs;        /* [block_m][pitch] */
+    float *weights;       /* [block_n][pitch], where weights are packed */
+    float *acc;           /* [num_matrices][block_m][block_n][8]: the lanes of each output; with
+                            scales per 128 columns its first block_n are the outputs' totals */
+    float *bias;          /* [num_matrices][block_n] */
+    int64_t num_scales;   /* groups of 128 columns in k */
+    float *weight_scales; /* [num_matrices][num_scales], of fp8 weights */
+    float *input_scales;  /* [block_m][num_scales], of fp8 rows */
+    int64_t *input_rows;  /* [block_m], and so on: the rows of the panel */
     int64_t *output_rows;
     float *row_weights;
 };
@@ -26,6 +30,8 @@ struct moe_gemm_block {
     int64_t expert;
     int64_t first;
     int64_t count;
+    int32_t scaling;        /* enum gemm_scaling; set with the next by begin_block */
+    int32_t has_huge_scale; /* a weight scale that cannot take the 2^8 of a decoded weight along */
 };
 
 /*
@@ -36,8 +42,8 @@ uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
                                              const struct moe_op_gemm *op,
                                              const struct moe_tile *tile, void *memory);
 
-/* Load what all panels of a block share: the bias. */
-void MOE_CPU_NAME(moe_gemm_panel_begin_block)(const struct moe_gemm_block *block,
+/* Load what all panels of a block share: bias and scales of the weights. */
+void MOE_CPU_NAME(moe_gemm_panel_begin_block)(struct moe_gemm_block *block,
                                               const struct moe_gemm_scratch *scratch);
 
 /* Compute the num_rows (1..block_m) rows listed in scratch and write their outputs. */
