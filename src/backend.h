@@ -11,6 +11,7 @@
 #include "moe_plugin.h"
 #include "ops.h"
 
+struct moe_context;
 struct moe_plan;
 struct moe_weights;
 
@@ -99,11 +100,16 @@ struct moe_backend {
     uint64_t (*op_workspace)(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
                              int32_t op, int64_t num_tokens);
 
-    /* Prepared weights: bytes (0: none needed) and filling; bind checks alignment. Descriptions are
-     * checked. */
+    /* Prepared weights: bytes (0: none needed) and filling on a stream (NULL: never needed); bind
+     * checks alignment. Descriptions are checked. unbind (NULL: nothing to do) frees what bind made,
+     * also after a bind that failed. */
     uint64_t (*weights_prepared_bytes)(const struct moe_problem *problem,
                                        const struct moe_weights_desc *desc);
+    int32_t (*weights_prepare)(const struct moe_context *context, const struct moe_problem *problem,
+                               const struct moe_weights_desc *desc, void *prepared, void *stream,
+                               struct moe_error *error);
     int32_t (*weights_bind)(struct moe_weights *weights, struct moe_error *error);
+    void (*weights_unbind)(struct moe_weights *weights);
 
     /* Run calls. num_tokens of layer is at most the plan's chunk. */
     int32_t (*layer)(const struct moe_run *run, const struct moe_op_layer *op,

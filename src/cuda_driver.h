@@ -32,7 +32,8 @@
     X(cuKernelGetFunction, 12000)               \
     X(cuFuncSetAttribute, 9000)                 \
     X(cuFuncLoad, 12040)                        \
-    X(cuLaunchKernelEx, 11060)
+    X(cuLaunchKernelEx, 11060)                  \
+    X(cuTensorMapEncodeTiled, 12000)
 
 /* Machine code of a toolkit needs a driver of the same major version or newer. */
 #define MOE_CUDA_MIN_DRIVER (CUDA_VERSION / 1000 * 1000)

@@ -4,10 +4,14 @@
 #include "status.h"
 #include "tiles.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* Symbols of the kernels, from the rows that kernels/cuda/instantiate.cuh makes them from. */
-static const char *const symbols[MOE_NUM_TILES] = {
+static const char *const symbols[MOE_CUDA_NUM_FUNCTIONS] = {
+#define HELPER_SYMBOL(constant, symbol) [constant] = (symbol),
+    MOE_CUDA_HELPER_LIST(HELPER_SYMBOL)
+#undef HELPER_SYMBOL
 #define MOE_TILE_ROUTER(kernel, bm, bn, bk, group_m, warps, stages)                    \
     [MOE_TILE_ROUTER_##kernel##_##bm##_##bn##_##bk##_##group_m##_##warps##_##stages] = \
         "moe_ROUTER_" #kernel "_" #bm "_" #bn,
@@ -108,13 +112,14 @@ static int32_t find_function(const struct moe_cuda_state *state, const char *sym
                          "cuda: no module of this build has %s for sm_%d", symbol, state->sm);
 }
 
-/* Sorts take all the shared memory they need for their buckets, and clusters of more than 8
- * CTAs. */
+/* Sorts take all the shared memory they need for their buckets, GEMMs for their segments; sorts
+ * have clusters of more than 8 CTAs. */
 static int32_t set_attributes(const struct moe_cuda_state *state, const struct moe_tile *tile,
                               CUfunction function, struct moe_error *error)
 {
     CUresult result = CUDA_SUCCESS;
-    if (tile->kernel == MOE_KERNEL_CUDA_SORT || tile->kernel == MOE_KERNEL_SM90_SORT) {
+    if (tile->kernel == MOE_KERNEL_CUDA_SORT || tile->kernel == MOE_KERNEL_SM90_SORT ||
+        tile->op == MOE_OP_GEMM1) {
         result = state->driver.cuFuncSetAttribute(
             function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, state->smem_bytes);
     }
@@ -125,6 +130,30 @@ static int32_t set_attributes(const struct moe_cuda_state *state, const struct m
     return result == CUDA_SUCCESS
                ? MOE_STATUS_OK
                : moe_cuda_driver_error(&state->driver, result, symbols[tile->id], error);
+}
+
+static int32_t num_forms(int32_t op)
+{
+    switch (op) {
+#define NUM_FORMS(op_id, forms) \
+    case op_id:                 \
+        return forms;
+        MOE_CUDA_FORMS_LIST(NUM_FORMS)
+#undef NUM_FORMS
+    default:
+        return 1;
+    }
+}
+
+static int32_t load_forms(struct moe_cuda_state *state, const struct moe_tile *tile,
+                          struct moe_error *error)
+{
+    for (int32_t form = 1; form < num_forms(tile->op); form++) {
+        char symbol[128];
+        (void)snprintf(symbol, sizeof(symbol), "form%d_%s", form, symbols[tile->id]);
+        MOE_TRY(find_function(state, symbol, &state->forms[tile->id][form - 1], error));
+    }
+    return MOE_STATUS_OK;
 }
 
 static int32_t load_modules(struct moe_cuda_state *state, const struct moe_device *device,
@@ -144,6 +173,10 @@ static int32_t load_modules(struct moe_cuda_state *state, const struct moe_devic
         }
         MOE_TRY(find_function(state, symbols[id], &state->functions[id], error));
         MOE_TRY(set_attributes(state, tile, state->functions[id], error));
+        MOE_TRY(load_forms(state, tile, error));
+    }
+    for (int32_t id = MOE_CUDA_BEFORE_HELPERS + 1; id < MOE_CUDA_NUM_FUNCTIONS; id++) {
+        MOE_TRY(find_function(state, symbols[id], &state->functions[id], error));
     }
     return MOE_STATUS_OK;
 }
@@ -241,7 +274,7 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
     memset(attributes, 0, sizeof(attributes));
     config.gridDimX = launch->grid_x;
     config.gridDimY = launch->grid_y;
-    config.gridDimZ = 1;
+    config.gridDimZ = launch->grid_z > 0 ? launch->grid_z : 1;
     config.blockDimX = launch->num_threads;
     config.blockDimY = 1;
     config.blockDimZ = 1;
@@ -260,9 +293,11 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
         attributes[config.numAttrs].value.clusterDim.z = 1;
         config.numAttrs++;
     }
+    const CUfunction function = launch->form == 0 ? state->functions[launch->tile]
+                                                  : state->forms[launch->tile][launch->form - 1];
     CUresult result = driver->cuCtxPushCurrent(state->context);
     if (result == CUDA_SUCCESS) {
-        result = driver->cuLaunchKernelEx(&config, state->functions[launch->tile], &args, NULL);
+        result = driver->cuLaunchKernelEx(&config, function, &args, NULL);
         (void)driver->cuCtxPopCurrent(&popped);
     }
     return result == CUDA_SUCCESS

@@ -7,6 +7,7 @@
 #ifndef MOE_CUDA_STATE_H
 #define MOE_CUDA_STATE_H
 
+#include "cuda_args.h"
 #include "cuda_driver.h"
 #include "memory.h"
 #include "tile.h"
@@ -19,6 +20,20 @@ struct moe_cuda_module {
 extern const struct moe_cuda_module moe_cuda_modules[];
 extern const int32_t moe_cuda_num_modules;
 
+/* Kernels that are no variants of anything: they prepare what the others read.
+ * X(constant, symbol): functions stand behind those of the tiles. */
+#define MOE_CUDA_HELPER_LIST(X)                      \
+    X(MOE_CUDA_CLIP_SEGMENTS, "moe_clip_segments")   \
+    X(MOE_CUDA_PACK_MATRIX_16, "moe_pack_matrix_16") \
+    X(MOE_CUDA_PACK_MATRIX_32, "moe_pack_matrix_32")
+enum {
+    MOE_CUDA_BEFORE_HELPERS = MOE_NUM_TILES - 1,
+#define MOE_CUDA_HELPER_ID(constant, symbol) constant,
+    MOE_CUDA_HELPER_LIST(MOE_CUDA_HELPER_ID)
+#undef MOE_CUDA_HELPER_ID
+        MOE_CUDA_NUM_FUNCTIONS
+};
+
 struct moe_cuda_state {
     struct moe_cuda_driver driver;
     CUdevice device;
@@ -28,8 +43,10 @@ struct moe_cuda_state {
     int32_t sm;
     int32_t smem_bytes; /* that a block can opt in to */
     int32_t reserved;
-    CUlibrary *libraries;                /* [moe_cuda_num_modules] */
-    CUfunction functions[MOE_NUM_TILES]; /* NULL: the tile does not run on this device */
+    CUlibrary *libraries;                         /* [moe_cuda_num_modules] */
+    CUfunction functions[MOE_CUDA_NUM_FUNCTIONS]; /* NULL: the tile does not run on this device */
+    /* Forms 1, 2, ... of a tile; form 0 is its function. */
+    CUfunction forms[MOE_NUM_TILES][MOE_CUDA_MAX_FORMS - 1];
 };
 
 /* Describe a device; the driver is open. NO_DEVICE. */
@@ -48,9 +65,11 @@ void moe_cuda_state_destroy(const struct moe_memory *memory, struct moe_cuda_sta
 
 /* One launch. */
 struct moe_cuda_launch {
-    int32_t tile;
+    int32_t form;    /* of the tile; 0: the only one, or the first */
+    int32_t tile;    /* MOE_TILE_* or a helper, MOE_CUDA_* */
     uint32_t grid_x; /* CTAs */
     uint32_t grid_y;
+    uint32_t grid_z; /* 0: 1 */
     uint32_t num_threads;
     uint32_t cluster; /* CTAs of a cluster; 0 or 1: none */
     uint32_t smem_bytes;

@@ -237,6 +237,30 @@ int32_t moe_weights_query(struct moe_context *context, const struct moe_problem 
     return MOE_STRUCT_WRITE(out, &info, moe_weights_info, error);
 }
 
+/* A prepared form of the size and alignment that weights_query says; none where it says 0. */
+static int32_t check_prepared(const struct moe_context *context, const char *call, uint64_t needed,
+                              const void *prepared, uint64_t prepared_bytes,
+                              struct moe_error *error)
+{
+    const uint64_t alignment = context->backend->workspace_alignment;
+    if (needed == 0 && (prepared != NULL || prepared_bytes != 0)) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: a prepared form is given, but weights_query said 0 bytes: these "
+                             "weights run as they are on the %s backend",
+                             call, context->backend->name);
+    }
+    if (needed > 0 &&
+        (prepared == NULL || prepared_bytes < needed || (uintptr_t)prepared % alignment != 0)) {
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "%s: these weights need a prepared form of %llu bytes, aligned to %llu, in the %s "
+            "backend's memory (weights_query, weights_prepare); %llu bytes at %p are given",
+            call, (unsigned long long)needed, (unsigned long long)alignment, context->backend->name,
+            (unsigned long long)prepared_bytes, prepared);
+    }
+    return MOE_STATUS_OK;
+}
+
 int32_t moe_weights_prepare(struct moe_context *context, const struct moe_problem *problem,
                             const struct moe_weights_desc *desc, void *prepared,
                             uint64_t prepared_bytes, void *stream, struct moe_error *error)
@@ -244,15 +268,18 @@ int32_t moe_weights_prepare(struct moe_context *context, const struct moe_proble
     struct moe_problem own_problem;
     struct moe_weights_desc own_desc;
     size_t num_table_entries = 0;
-    (void)prepared;
-    (void)prepared_bytes;
-    (void)stream;
     MOE_TRY(
         read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
-    return moe_error_set(
-        error, MOE_STATUS_INVALID_ARGUMENT,
-        "weights_query said 0 bytes: these weights run as they are on the %s backend",
-        context->backend->name);
+    const uint64_t needed = context->backend->weights_prepared_bytes(&own_problem, &own_desc);
+    if (needed == 0) {
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "weights_query said 0 bytes: these weights run as they are on the %s backend",
+            context->backend->name);
+    }
+    MOE_TRY(check_prepared(context, "weights_prepare", needed, prepared, prepared_bytes, error));
+    return context->backend->weights_prepare(context, &own_problem, &own_desc, prepared, stream,
+                                             error);
 }
 
 int32_t moe_weights_bind(struct moe_context *context, const struct moe_problem *problem,
@@ -267,11 +294,9 @@ int32_t moe_weights_bind(struct moe_context *context, const struct moe_problem *
     }
     MOE_TRY(
         read_request(context, problem, desc, &own_problem, &own_desc, &num_table_entries, error));
-    if (prepared != NULL || prepared_bytes != 0) {
-        return moe_error_set(
-            error, MOE_STATUS_INVALID_ARGUMENT,
-            "weights_bind: a prepared form is given, but weights_query said 0 bytes");
-    }
+    MOE_TRY(check_prepared(context, "weights_bind",
+                           context->backend->weights_prepared_bytes(&own_problem, &own_desc),
+                           prepared, prepared_bytes, error));
 
     int32_t status = MOE_STATUS_OK;
     size_t next_entry = 0;
@@ -285,6 +310,7 @@ int32_t moe_weights_bind(struct moe_context *context, const struct moe_problem *
     weights->backend = context->backend;
     weights->problem = own_problem;
     weights->desc = own_desc;
+    weights->prepared = prepared;
     weights->tables_bytes = num_table_entries * sizeof(void *);
     if (num_table_entries > 0) {
         weights->tables = moe_memory_alloc(&context->memory, weights->tables_bytes);
@@ -319,6 +345,9 @@ void moe_weights_destroy(struct moe_weights *weights)
         return;
     }
     struct moe_memory memory = weights->memory;
+    if (weights->backend->weights_unbind != NULL) {
+        weights->backend->weights_unbind(weights);
+    }
     moe_memory_free(&memory, weights->tables, weights->tables_bytes);
     moe_memory_free(&memory, weights, sizeof(*weights));
 }

@@ -13,7 +13,8 @@ struct moe_weights {
     struct moe_weights_desc desc; /* dtypes set; tables point into `tables` */
     const void **tables;
     size_t tables_bytes;
-    const void *prepared;
+    const void *prepared; /* NULL: none needed */
+    void *backend_data;   /* of the backend's bind; NULL: none */
 };
 
 /* Entries of the function table. */

@@ -7,20 +7,35 @@
 
 #include <cuda.h>
 
-/* Threads of one CTA of the sort kernels; a cluster has BLOCK_SIZE / this many CTAs. */
-#define MOE_CUDA_SORT_THREADS 1024
+/* What a launch of the sort kernels does (route_sort.cuh). */
+#define MOE_CUDA_SORT_ALL   0 /* everything; every CTA sorts all routes and writes its share */
+#define MOE_CUDA_SORT_COUNT 1 /* a CTA per chunk of routes: sorts it into the workspace */
+#define MOE_CUDA_SORT_PLACE 2 /* a CTA per chunk, after COUNT: writes the outputs */
+#define MOE_CUDA_SORT_BATCH 3 /* align's batched form, whose counts are given */
 
-/* Shared memory of a sort kernel: the scratch of the scan, four words per bucket (own count, first
- * position with and without padding, first position of the CTA), counters of `num_warps` warps. */
-#define MOE_CUDA_SORT_SMEM_BYTES(num_warps, num_buckets) \
-    (((num_warps) + 4) * ((num_buckets) + 1) * 4 + 64 * 4)
+/* Routes of a chunk at most: a route's number in its chunk has 16 bits, and two words of shared
+ * memory. */
+#define MOE_CUDA_SORT_MAX_CHUNK 8192
 
-/* Warps of each CTA that count; fewer when the buckets do not fit 32 times into shared memory. */
+/* Scratch of the scan. */
+#define MOE_CUDA_SORT_SCAN_WORDS 128
+
+/* Words of an array with an entry per bucket (experts, and one for filtered routes) and an end. */
+#define moe_cuda_sort_bucket_words(num_experts) (((num_experts) + 2 + 3) / 4 * 4)
+
+/* Counters of a warp, and 16-bit words of a row of the tables. */
+#define moe_cuda_sort_row_words(num_experts) (((num_experts) + 1 + 7) / 8 * 8)
+
 struct moe_cuda_sort_shape {
-    int32_t num_warps;
+    int32_t phase;           /* MOE_CUDA_SORT_* */
+    int32_t num_chunks;      /* ALL: 1 */
+    int32_t chunk_routes;    /* a multiple of 4 */
+    int32_t num_warps;       /* that rank routes; fewer when counters do not fit */
     int32_t routes_per_warp; /* a multiple of 32 */
-    int32_t keeps_buckets;   /* 1: two bytes per route of the CTA lie behind the counters */
     int32_t smem_bytes;
+    uint16_t *counts; /* COUNT, PLACE: [num_chunks][row words] routes per bucket */
+    uint16_t *places; /* [num_chunks][row words] first place of each bucket in the chunk's list */
+    uint32_t *lists;  /* [num_chunks * chunk_routes] */
 };
 
 struct moe_cuda_align {
@@ -33,6 +48,21 @@ struct moe_cuda_ep_preprocess {
     struct moe_cuda_sort_shape shape;
 };
 
+/* A warp gates a token. `gate_words`: 4-byte words of shared memory of each warp (gate.cuh). */
+struct moe_cuda_gating {
+    struct moe_op_gating op;
+    int32_t gate_words;
+    int32_t reserved;
+};
+
+/* Chunks are whole tokens. */
+struct moe_cuda_route {
+    struct moe_op_route op;
+    struct moe_cuda_sort_shape shape;
+    int32_t gate_words;
+    int32_t chunk_tokens;
+};
+
 /* Warps of a CTA of the router kernels; they share the columns of k. */
 #define MOE_CUDA_ROUTER_WARPS 8
 
@@ -43,11 +73,81 @@ struct moe_cuda_router {
     int32_t reserved;
 };
 
-/* `vector_bytes` (16, 4 or 2) divides every base address, stride and row. */
+/*
+ * Forms: a kernel of the operations on rows is compiled more than once, each for a part of what the
+ * operation takes, so that one part's registers do not limit another's threads. The host picks one
+ * per launch. X(op, number of forms)
+ */
+#define MOE_CUDA_MAX_FORMS 8
+#define MOE_CUDA_FORMS_LIST(X)                                  \
+    X(MOE_OP_PRE_REORDER, MOE_CUDA_PRE_REORDER_NUM_FORMS)       \
+    X(MOE_OP_QUANTIZE, MOE_CUDA_QUANTIZE_NUM_FORMS)             \
+    X(MOE_OP_ACTIVATION, MOE_CUDA_ACTIVATION_NUM_FORMS)         \
+    X(MOE_OP_POST_REORDER, MOE_CUDA_POST_REORDER_NUM_FORMS)     \
+    X(MOE_OP_SUM_REDUCE, MOE_CUDA_POST_REORDER_NUM_FORMS)
+
+/* pre_reorder: no quantization; quantized in groups that lanes share; other quantization. */
+enum {
+    MOE_CUDA_PRE_REORDER_COPY,
+    MOE_CUDA_PRE_REORDER_LANES,
+    MOE_CUDA_PRE_REORDER_OTHER,
+    MOE_CUDA_PRE_REORDER_NUM_FORMS
+};
+
+/* `vector_bytes` (16, 4 or 2) divides every base address, stride and row; quantized: 16 where eight
+ * columns of a token are 16-byte aligned. */
 struct moe_cuda_pre_reorder {
     struct moe_op_pre_reorder op;
     int32_t vector_bytes;
-    int32_t row_vectors; /* vectors of a row */
+    int32_t row_vectors;        /* vectors of a row */
+    int32_t is_output_vectored; /* quantized: eight bytes of a row are 8-byte aligned */
+    int32_t num_groups;         /* scales of a row */
+};
+
+enum { MOE_CUDA_QUANTIZE_LANES, MOE_CUDA_QUANTIZE_OTHER, MOE_CUDA_QUANTIZE_NUM_FORMS };
+
+struct moe_cuda_quantize {
+    struct moe_op_quantize op;
+    int32_t is_vectored;
+    int32_t is_output_vectored;
+    int32_t num_groups;
+    int32_t reserved;
+};
+
+/* activation: by what limits its threads. OTHER: gelu, relu2, identity. The quantized ones by
+ * lanes; QUANTIZED: every other quantization, of all. */
+enum {
+    MOE_CUDA_ACTIVATION_SILU,
+    MOE_CUDA_ACTIVATION_LOGISTIC,
+    MOE_CUDA_ACTIVATION_OTHER,
+    MOE_CUDA_ACTIVATION_SILU_LANES,
+    MOE_CUDA_ACTIVATION_LOGISTIC_LANES,
+    MOE_CUDA_ACTIVATION_OTHER_LANES,
+    MOE_CUDA_ACTIVATION_QUANTIZED,
+    MOE_CUDA_ACTIVATION_NUM_FORMS
+};
+
+/* How gate and up of eight columns are loaded. */
+enum { MOE_CUDA_LOAD_EACH, MOE_CUDA_LOAD_HALVES, MOE_CUDA_LOAD_PAIRS };
+
+struct moe_cuda_activation {
+    struct moe_op_activation op;
+    int32_t load;               /* MOE_CUDA_LOAD_*; not EACH: 16-byte aligned everywhere */
+    int32_t is_output_vectored; /* eight columns are aligned to 16 bytes (fp8: 8) */
+    int32_t num_groups;         /* scales of a row */
+    int32_t is_ordered;         /* in place, and columns are written where others are read: a CTA
+                                   has a row and reads a block of columns before it writes it */
+    int32_t rows_per_expert;    /* masked layout: CTAs in y of an expert */
+    int32_t reserved;
+};
+
+/* post_reorder, by slots: up to two, up to four, any number; EACH: not vectored, or fp32. */
+enum {
+    MOE_CUDA_POST_REORDER_K2,
+    MOE_CUDA_POST_REORDER_K4,
+    MOE_CUDA_POST_REORDER_K8,
+    MOE_CUDA_POST_REORDER_EACH,
+    MOE_CUDA_POST_REORDER_NUM_FORMS
 };
 
 /* `is_vectored`: eight columns at a time are 16-byte (fp32: 32-byte) aligned everywhere. */
@@ -116,6 +216,34 @@ struct moe_cuda_gemm {
     int32_t is_early; /* 1: what tells the work (seg_indptr, masked_m, expert_ids, num_tokens_
                          post_pad) was written before the node in front of this one, which waited
                          for it: weights are fetched before the wait. 0: by that node, or unknown */
+    int32_t reserved;
+};
+
+/* Threads of the helpers that prepare what other kernels read. */
+#define MOE_CUDA_HELPER_THREADS 256
+
+/* out[s] = clamp(seg_indptr[s], first, last) - first for s in [0, num_segments]: the part of the
+ * segments in rows [first, last), as segments of a pass of its own. */
+struct moe_cuda_clip_segments {
+    const int64_t *seg_indptr;
+    int64_t *out;
+    int64_t first;
+    int64_t last;
+    int32_t num_segments;
+    int32_t reserved;
+};
+
+/* A matrix per expert, strides in elements (16 or 32 bits), to packed rows one after the other:
+ * out[(e * num_rows + row) * num_columns + column]. Grid (columns / 32, rows / 32, experts). */
+struct moe_cuda_pack_matrix {
+    const void *base;
+    void *out;
+    int64_t expert_stride;
+    int64_t row_stride;
+    int64_t col_stride;
+    int32_t num_rows;
+    int32_t num_columns;
+    int32_t num_experts;
     int32_t reserved;
 };
 
