@@ -195,6 +195,7 @@ static struct moe_op_gating make_op(const struct gate_case *test)
         .scaling = test->scaling,
         .num_appended = test->num_appended,
         .appended_weight = 0.25f,
+        .first_appended_id = test->num_experts,
         .logits_stride = test->num_experts + test->padding,
         .ids_dtype = test->wide ? MOE_IDS_INT64 : MOE_IDS_INT32,
     };

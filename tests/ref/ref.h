@@ -124,9 +124,10 @@ struct ref_gate_rule {
     bool renormalize;      /* weights / (their sum + 1e-20) */
     double scaling_factor; /* multiplies the weights after renormalization; 1.0 for none */
     double jitter_eps;     /* sparse mixer; 0.01 in Phi-3.5-MoE */
-    /* Shared experts appended at slots top_k ..: ids num_experts .. num_experts + num_shared - 1.
-     */
+    /* Shared experts appended at slots top_k ..: ids first_shared_id .. first_shared_id +
+     * num_shared - 1; first_shared_id 0: num_experts. */
     int64_t num_shared;
+    int64_t first_shared_id;
     double shared_weight; /* their weight, as it is: neither renormalized nor scaled */
     /* A decision is ambiguous if the scores of its last accepted and first rejected candidate
      * differ by no more than abs_margin + rel_margin * (the larger magnitude of the two). Negative
@@ -202,6 +203,15 @@ int64_t ref_align_block_size(const struct ref_filter *filter, const int64_t *ids
                              int32_t *sorted_ids, int64_t sorted_capacity, int32_t *expert_ids,
                              int64_t blocks_capacity);
 
+/*
+ * The batched form: expert e has rows e * max_rows + i, i < counts[e], counts clamped to 0 ..
+ * max_rows; each expert's rows padded to a multiple of block_m with the sentinel num_experts *
+ * max_rows, which the rest of the buffer has too. Returns num_tokens_post_pad.
+ */
+int64_t ref_align_batched(const int32_t *counts, int64_t num_experts, int64_t max_rows,
+                          int64_t block_m, int32_t *sorted_ids, int64_t sorted_capacity,
+                          int32_t *expert_ids, int64_t blocks_capacity);
+
 /* ---- ep_preprocess ---- */
 
 /* Any pointer may be NULL. rows_capacity elements are written to dst2src and row_experts. */
@@ -218,6 +228,12 @@ struct ref_ep_layout {
     /* [num_routes]: local experts in row order without padding, -1 after the last. */
     int32_t *reorder_ids;
 };
+
+/* The masked layout: a route that is the i-th of its local expert, in route order, has row
+ * expert * max_rows + i if i < max_rows, else none. counts are of routes with a row; seg_indptr[e]
+ * is e * max_rows. */
+void ref_ep_masked(const struct ref_filter *filter, const int64_t *ids, int64_t num_routes,
+                   int64_t max_rows, const struct ref_ep_layout *layout);
 
 /* Stable grouping of routes by local expert; each segment's length is rounded up to a multiple of
  * alignment (1: none). Returns the number of rows, padding included. */

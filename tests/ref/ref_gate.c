@@ -302,7 +302,8 @@ void ref_gate(const struct ref_gate_rule *rule, const double *logits, int64_t nu
         }
         for (int64_t j = 0; j < num_slots; j++) {
             bool shared = j >= rule->top_k;
-            int64_t id = shared ? rule->num_experts + j - rule->top_k : picks[j];
+            int64_t base = rule->first_shared_id != 0 ? rule->first_shared_id : rule->num_experts;
+            int64_t id = shared ? base + j - rule->top_k : picks[j];
             ids[j] = valid ? (int32_t)id : -1;
             weights[j] = !valid ? 0.0 : shared ? rule->shared_weight : weights[j];
         }

@@ -88,6 +88,33 @@ int64_t ref_align_block_size(const struct ref_filter *filter, const int64_t *ids
     return end;
 }
 
+int64_t ref_align_batched(const int32_t *counts, int64_t num_experts, int64_t max_rows,
+                          int64_t block_m, int32_t *sorted_ids, int64_t sorted_capacity,
+                          int32_t *expert_ids, int64_t blocks_capacity)
+{
+    int64_t end = 0;
+    for (int64_t i = 0; i < sorted_capacity; i++) {
+        sorted_ids[i] = (int32_t)(num_experts * max_rows);
+    }
+    for (int64_t b = 0; b < blocks_capacity; b++) {
+        expert_ids[b] = -1;
+    }
+    for (int64_t e = 0; e < num_experts; e++) {
+        int64_t num_blocks = 0;
+        for (int64_t i = 0; i < counts[e] && i < max_rows; i++) {
+            ref_require(end + i < sorted_capacity, "sorted_capacity is too small");
+            sorted_ids[end + i] = (int32_t)(e * max_rows + i);
+            num_blocks = i / block_m + 1;
+        }
+        ref_require(end / block_m + num_blocks <= blocks_capacity, "blocks_capacity is too small");
+        for (int64_t b = 0; b < num_blocks; b++) {
+            expert_ids[end / block_m + b] = (int32_t)e;
+        }
+        end += num_blocks * block_m;
+    }
+    return end;
+}
+
 void ref_row_experts(const int64_t *seg_indptr, const int64_t *counts, int64_t num_local,
                      int64_t num_rows, int32_t *experts)
 {
@@ -156,4 +183,47 @@ int64_t ref_ep_preprocess(const struct ref_filter *filter, const int64_t *ids, i
     }
     free(locals);
     return begin;
+}
+
+void ref_ep_masked(const struct ref_filter *filter, const int64_t *ids, int64_t num_routes,
+                   int64_t max_rows, const struct ref_ep_layout *layout)
+{
+    int64_t *locals = localize(filter, ids, num_routes);
+    int64_t num_kept = 0;
+    fill_minus_one(layout->src2dst, num_routes);
+    fill_minus_one(layout->reorder_ids, num_routes);
+    fill_minus_one(layout->dst2src, layout->rows_capacity);
+    fill_minus_one(layout->row_experts, layout->rows_capacity);
+    for (int64_t e = 0; e <= filter->num_local; e++) {
+        int64_t count = 0;
+        if (layout->seg_indptr != NULL) {
+            layout->seg_indptr[e] = e * max_rows;
+        }
+        for (int64_t r = 0; r < num_routes && e < filter->num_local; r++) {
+            int64_t row = e * max_rows + count;
+            if (locals[r] != e || count == max_rows) {
+                continue;
+            }
+            count++;
+            if (layout->src2dst != NULL) {
+                layout->src2dst[r] = (int32_t)row;
+            }
+            if (layout->dst2src != NULL) {
+                ref_require(row < layout->rows_capacity, "rows_capacity is too small");
+                layout->dst2src[row] = (int32_t)r;
+            }
+            if (layout->row_experts != NULL) {
+                ref_require(row < layout->rows_capacity, "rows_capacity is too small");
+                layout->row_experts[row] = (int32_t)e;
+            }
+            if (layout->reorder_ids != NULL) {
+                layout->reorder_ids[num_kept] = (int32_t)e;
+            }
+            num_kept++;
+        }
+        if (layout->counts != NULL && e < filter->num_local) {
+            layout->counts[e] = count;
+        }
+    }
+    free(locals);
 }
