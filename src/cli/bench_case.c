@@ -28,6 +28,7 @@ struct turn {
 /* Zeroed arguments with what is the same for all operations. */
 #define BEGIN_ARGS(args, turn)                                         \
     (MOE_INIT_CALL(args), (args).call.num_tokens = (turn)->num_tokens, \
+     (args).call.stream = (turn)->data->stream,                        \
      (args).call.workspace = (turn)->data->workspace.bytes,            \
      (args).call.workspace_bytes = (turn)->data->plan_info.workspace_bytes)
 
@@ -115,7 +116,7 @@ static int32_t call_gating(const struct turn *turn, struct moe_error *error)
     unsigned char *at = turn->output;
     BEGIN_ARGS(args, turn);
     args.logits = turn->logits;
-    args.correction_bias = turn->data->correction_bias;
+    args.correction_bias = turn->data->correction_bias.bytes;
     args.topk_ids = carve(&at, turn->num_rows, sizeof(int32_t));
     args.topk_weights = carve(&at, turn->num_rows, sizeof(float));
     args.ids_dtype = MOE_IDS_INT32;
@@ -187,7 +188,7 @@ static int32_t call_route(const struct turn *turn, struct moe_error *error)
         return status;
     }
     args.logits = turn->logits;
-    args.correction_bias = turn->data->correction_bias;
+    args.correction_bias = turn->data->correction_bias.bytes;
     args.topk_ids = carve(&at, turn->num_rows, sizeof(int32_t));
     args.topk_weights = carve(&at, turn->num_rows, sizeof(float));
     args.ids_dtype = MOE_IDS_INT32;
@@ -459,6 +460,11 @@ int moe_bench_case_is_offered(const struct moe_plugin_api *api, int32_t op)
 int moe_bench_case_uses_weights(int32_t op)
 {
     return bench_ops[op].uses_weights;
+}
+
+int moe_bench_case_reads_logits(int32_t op)
+{
+    return op == MOE_OP_GATING || op == MOE_OP_ROUTE;
 }
 
 enum moe_bench_limit moe_bench_case_bandwidth(int32_t op)

@@ -39,6 +39,9 @@ int moe_bench_case_is_offered(const struct moe_plugin_api *api, int32_t op);
 
 int moe_bench_case_uses_weights(int32_t op);
 
+/* Does it read data.logits (and not data.inputs)? */
+int moe_bench_case_reads_logits(int32_t op);
+
 /* Which bandwidth bounds the operation from below: that of copying for those that only move
  * rows. */
 enum moe_bench_limit moe_bench_case_bandwidth(int32_t op);

@@ -20,15 +20,17 @@ enum {
 
 int moe_bench_data_init(struct moe_bench_data *data, const struct moe_plugin_host *host,
                         const struct moe_bench_options *options, uint64_t ops,
-                        struct moe_bench_team *team, struct moe_cli_error *error)
+                        const struct moe_bench_place *place, struct moe_cli_error *error)
 {
     memset(data, 0, sizeof *data);
     data->api = host->api;
     data->problem = &options->problem;
-    data->team = team;
+    data->place = *place;
+    data->stream = place->gpu != NULL ? moe_gpu_stream(place->gpu) : NULL;
     data->cold_bytes = (uint64_t)COLD_MEGABYTES * MEGABYTE;
     data->weight_bytes = (uint64_t)options->weight_mb * MEGABYTE;
-    data->cache_bytes = moe_bench_memory_cache_bytes(host->device.l2_bytes);
+    data->cache_bytes = place->gpu != NULL ? (uint64_t)host->device.l2_bytes
+                                           : moe_bench_memory_cache_bytes(host->device.l2_bytes);
     if (CACHES * data->cache_bytes > data->cold_bytes) {
         data->cold_bytes = CACHES * data->cache_bytes;
     }
@@ -70,7 +72,7 @@ static struct needs add_up_needs(const struct moe_problem *problem,
     for (size_t i = 0; i < num_cases; ++i) {
         const struct moe_bench_case *bench_case = &cases[i];
         const struct moe_bench_cost *cost = &bench_case->cost;
-        grow(bench_case->op == MOE_OP_GATING ? &needs.logits_bytes : &needs.input_bytes,
+        grow(moe_bench_case_reads_logits(bench_case->op) ? &needs.logits_bytes : &needs.input_bytes,
              cost->input_bytes, bench_case->num_places);
         grow(&needs.output_bytes, cost->output_bytes, bench_case->num_places);
         if (moe_bench_case_uses_weights(bench_case->op)) {
@@ -92,14 +94,14 @@ static int64_t count_copies(uint64_t copy_bytes, uint64_t wanted_bytes, uint64_t
 }
 
 static int take_and_fill(struct moe_bench_memory *memory, uint64_t num_bytes, int32_t dtype,
-                         uint64_t seed, const char *purpose, struct moe_bench_team *team,
+                         uint64_t seed, const char *purpose, const struct moe_bench_place *place,
                          struct moe_cli_error *error)
 {
-    if (moe_bench_memory_init(memory, num_bytes, purpose, error) != 0) {
+    if (moe_bench_place_take(place, num_bytes, purpose, memory, error) != 0) {
         return -1;
     }
-    return moe_bench_memory_fill(memory->bytes, dtype, memory->num_bytes / moe_element_bytes(dtype),
-                                 1.0f, seed, team, error);
+    return moe_bench_place_fill(place, memory->bytes, dtype,
+                                memory->num_bytes / moe_element_bytes(dtype), 1.0f, seed, error);
 }
 
 static int fill_correction_bias(struct moe_bench_data *data, uint64_t seed,
@@ -108,13 +110,9 @@ static int fill_correction_bias(struct moe_bench_data *data, uint64_t seed,
     if ((data->problem->flags & MOE_PROBLEM_CORRECTION_BIAS) == 0) {
         return 0;
     }
-    const int64_t num_experts = data->problem->num_experts_global;
-    data->correction_bias = calloc((size_t)num_experts, sizeof(float));
-    if (data->correction_bias == NULL) {
-        return moe_cli_fail_memory(error, "making a correction bias");
-    }
-    moe_element_fill_normal(data->correction_bias, MOE_DTYPE_FP32, num_experts, seed);
-    return 0;
+    return take_and_fill(&data->correction_bias,
+                         (uint64_t)data->problem->num_experts_global * sizeof(float),
+                         MOE_DTYPE_FP32, seed, "a correction bias", &data->place, error);
 }
 
 int moe_bench_data_fill(struct moe_bench_data *data, const struct moe_plugin_host *host,
@@ -125,7 +123,10 @@ int moe_bench_data_fill(struct moe_bench_data *data, const struct moe_plugin_hos
     const struct needs needs = add_up_needs(problem, cases, num_cases);
     const uint64_t fixed_bytes = needs.input_bytes + needs.logits_bytes + needs.output_bytes +
                                  data->plan_info.workspace_bytes;
-    const uint64_t available = moe_bench_memory_available();
+    uint64_t available = 0;
+    if (moe_bench_place_available(&data->place, &available, error) != 0) {
+        return -1;
+    }
     const uint64_t budget = available == 0 ? UINT64_MAX : available / 100 * MEMORY_PERCENT;
     const int64_t num_copies =
         needs.weight_bytes == 0 || budget < fixed_bytes
@@ -142,13 +143,13 @@ int moe_bench_data_fill(struct moe_bench_data *data, const struct moe_plugin_hos
                             available / MEGABYTE, MEMORY_PERCENT);
     }
     if (take_and_fill(&data->inputs, needs.input_bytes, problem->tokens.dtype, seed + 1, "inputs",
-                      data->team, error) != 0 ||
+                      &data->place, error) != 0 ||
         take_and_fill(&data->logits, needs.logits_bytes, problem->logits_dtype, seed + 2, "logits",
-                      data->team, error) != 0 ||
+                      &data->place, error) != 0 ||
         take_and_fill(&data->outputs, needs.output_bytes, problem->output_dtype, seed + 3,
-                      "outputs", data->team, error) != 0 ||
-        moe_bench_memory_init(&data->workspace, data->plan_info.workspace_bytes, "the workspace",
-                              error) != 0 ||
+                      "outputs", &data->place, error) != 0 ||
+        moe_bench_place_take(&data->place, data->plan_info.workspace_bytes, "the workspace",
+                             &data->workspace, error) != 0 ||
         fill_correction_bias(data, seed + 4, error) != 0) {
         return -1;
     }
@@ -156,13 +157,13 @@ int moe_bench_data_fill(struct moe_bench_data *data, const struct moe_plugin_hos
         return 0;
     }
     return moe_bench_weights_init(&data->weights, host->api, host->context, problem, num_copies,
-                                  seed + 5, data->team, error);
+                                  seed + 5, &data->place, error);
 }
 
 void moe_bench_data_finish(struct moe_bench_data *data)
 {
     moe_bench_weights_finish(&data->weights);
-    free(data->correction_bias);
+    moe_bench_memory_finish(&data->correction_bias);
     moe_bench_memory_finish(&data->workspace);
     moe_bench_memory_finish(&data->outputs);
     moe_bench_memory_finish(&data->logits);

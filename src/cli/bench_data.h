@@ -8,8 +8,8 @@
 
 #include "bench_memory.h"
 #include "bench_options.h"
+#include "bench_place.h"
 #include "bench_routing.h"
-#include "bench_team.h"
 #include "bench_weights.h"
 #include "plugin_host.h"
 
@@ -20,7 +20,8 @@ struct moe_bench_data {
     const struct moe_problem *problem; /* with all dtypes and num_experts_global set */
     struct moe_plan *plan;
     struct moe_plan_info plan_info;
-    struct moe_bench_team *team;
+    struct moe_bench_place place;
+    void *stream;          /* of calls; NULL: none is needed */
     uint64_t cache_bytes;  /* of the last level */
     uint64_t cold_bytes;   /* that inputs, and outputs, are rotated through at least */
     uint64_t weight_bytes; /* that calls are rotated through at least, if memory allows */
@@ -29,14 +30,14 @@ struct moe_bench_data {
     struct moe_bench_memory logits;   /* of logits_dtype */
     struct moe_bench_memory outputs;
     struct moe_bench_memory workspace;
-    float *correction_bias; /* [num_experts_global]; NULL: the problem has none */
+    struct moe_bench_memory correction_bias; /* fp32 [num_experts_global]; none: bytes is NULL */
 };
 
 /* Makes the plan for the operations in `ops`, which the plugin supports. Then moe_bench_data_fill.
  * Returns 0, or -1 with a sentence; finish either way. */
 int moe_bench_data_init(struct moe_bench_data *data, const struct moe_plugin_host *host,
                         const struct moe_bench_options *options, uint64_t ops,
-                        struct moe_bench_team *team, struct moe_cli_error *error);
+                        const struct moe_bench_place *place, struct moe_cli_error *error);
 
 /* Takes and fills memory for these cases. Returns 0, or -1 with a sentence: there may be too little
  * memory. */

@@ -147,12 +147,16 @@ const char *moe_bench_limits_isa(void)
     return has_avx2() ? "avx2" : "c";
 }
 
-const char *moe_bench_limit_name(enum moe_bench_limit limit)
+const struct moe_bench_limit_info *moe_bench_limit_info(enum moe_bench_limit limit, int is_gpu)
 {
-    static const char *const names[] = {[MOE_BENCH_LIMIT_READ] = "read",
-                                        [MOE_BENCH_LIMIT_COPY] = "copy",
-                                        [MOE_BENCH_LIMIT_FMA] = "fma"};
-    return names[limit];
+    static const struct moe_bench_limit_info infos[2][MOE_BENCH_NUM_LIMITS] = {
+        {[MOE_BENCH_LIMIT_READ] = {"read", "GB/s", "read_gb_per_s"},
+         [MOE_BENCH_LIMIT_COPY] = {"copy", "GB/s in + out", "copy_gb_per_s"},
+         [MOE_BENCH_LIMIT_FMA] = {"fma", "GFLOP/s fp32", "fma_gflop_per_s"}},
+        {[MOE_BENCH_LIMIT_READ] = {"memset", "GB/s", "memset_gb_per_s"},
+         [MOE_BENCH_LIMIT_COPY] = {"memcpy", "GB/s in + out", "memcpy_gb_per_s"},
+         [MOE_BENCH_LIMIT_FMA] = {"mma", "GFLOP/s 16-bit, nominal", "mma_gflop_per_s"}}};
+    return &infos[is_gpu != 0][limit];
 }
 
 static uint64_t read_bytes(const unsigned char *bytes, uint64_t num_bytes)

@@ -23,7 +23,13 @@ enum moe_bench_limit {
     MOE_BENCH_NUM_LIMITS
 };
 
-const char *moe_bench_limit_name(enum moe_bench_limit limit);
+/* How a limit is called: on a GPU others take these places (bench_gpu.h), for the same purpose. */
+struct moe_bench_limit_info {
+    const char *name;
+    const char *unit; /* of 1e9 per second */
+    const char *key;  /* in JSON and CSV, of 1e9 per second */
+};
+const struct moe_bench_limit_info *moe_bench_limit_info(enum moe_bench_limit limit, int is_gpu);
 
 struct moe_bench_limits {
     struct moe_bench_team *team; /* not owned */

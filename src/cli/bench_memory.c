@@ -81,6 +81,7 @@ int moe_bench_memory_init(struct moe_bench_memory *memory, uint64_t num_bytes, c
                           struct moe_cli_error *error)
 {
     memory->num_bytes = num_bytes > 0 ? num_bytes : MOE_BENCH_ALIGNMENT;
+    memory->gpu = NULL;
     memory->bytes =
         mmap(NULL, memory->num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory->bytes == MAP_FAILED) {
@@ -96,10 +97,12 @@ int moe_bench_memory_init(struct moe_bench_memory *memory, uint64_t num_bytes, c
 
 void moe_bench_memory_finish(struct moe_bench_memory *memory)
 {
-    if (memory->bytes != NULL) {
+    if (memory->gpu != NULL) {
+        moe_gpu_free(memory->gpu, memory->bytes);
+    } else if (memory->bytes != NULL) {
         munmap(memory->bytes, memory->num_bytes);
-        memory->bytes = NULL;
     }
+    *memory = (struct moe_bench_memory){.bytes = NULL};
 }
 
 struct fill {

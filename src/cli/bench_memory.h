@@ -8,12 +8,14 @@
 
 #include "bench_team.h"
 #include "cli_error.h"
+#include "gpu.h"
 
 enum { MOE_BENCH_ALIGNMENT = 64 }; /* of everything that is carved out of a block */
 
 struct moe_bench_memory {
     void *bytes;
     uint64_t num_bytes;
+    struct moe_gpu *gpu; /* whose memory it is; NULL: ordinary memory */
 };
 
 /* Bytes that this process can still use without swapping: what the system calls available, or what

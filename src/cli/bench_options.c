@@ -24,6 +24,9 @@ enum {
 static const struct moe_args_list default_shape = {.num_values = NUM_SHAPE,
                                                    .values = {128, 8, 2048, 768}};
 static const struct moe_args_list default_tokens = {.num_values = 4, .values = {1, 16, 128, 512}};
+/* From one token to long prompts. */
+static const struct moe_args_list gpu_tokens = {
+    .num_values = 9, .values = {1, 8, 32, 64, 128, 256, 1024, 4096, 8192}};
 
 static const char details[] =
     "Measures the limits of the machine (read and copy bandwidth, fp32 multiply-adds) and the "
@@ -34,12 +37,21 @@ static const char details[] =
     "bandwidth (copy bandwidth for\n"
     "operations that only move rows), or floating-point operations by the multiply-add peak, "
     "whichever takes longer.\n"
-    "--model takes the numbers of a layer from config.json; weights need not be there.";
+    "--model takes the numbers of a layer from config.json; weights need not be there. The layer's "
+    "stages are the rows of\n"
+    "route, gemm1, gemm2 and post_reorder.\n"
+    "\n"
+    "On a GPU, times are of graphs of dependent calls on a cold cache; `host us` is what a call "
+    "without a graph costs\n"
+    "the host. The limits are those of the driver's memset and memcpy, and the nominal peak of the "
+    "tensor cores: what a\n"
+    "host can know without kernels of its own. Operations that read are held against memset.";
 
 /* Values as they stand on the command line. */
 struct texts {
     const char *ops;
     const char *dtype;
+    const char *format;
     struct moe_args_list shape;
     int64_t layer_idx;
 };
@@ -159,11 +171,31 @@ static int check_sizes(const struct moe_problem *problem, struct moe_cli_error *
     return 0;
 }
 
+/* --json and --csv say the same as --format. */
+static int settle_format(const char *format, struct moe_bench_options *options,
+                         struct moe_cli_error *error)
+{
+    const int is_json = format != NULL && strcmp(format, "json") == 0;
+    const int is_csv = format != NULL && strcmp(format, "csv") == 0;
+    if ((options->wants_json && options->wants_csv) ||
+        (format != NULL &&
+         ((options->wants_json && !is_json) || (options->wants_csv && !is_csv)))) {
+        return MOE_CLI_FAIL(error, "--format, --json and --csv contradict each other; choose one");
+    }
+    options->wants_json |= is_json;
+    options->wants_csv |= is_csv;
+    return 0;
+}
+
 static int check(const struct texts *texts, struct moe_bench_options *options,
                  struct moe_cli_error *error)
 {
-    if (options->wants_json && options->wants_csv) {
-        return MOE_CLI_FAIL(error, "--json and --csv are both given; choose one");
+    if (settle_format(texts->format, options, error) != 0) {
+        return -1;
+    }
+    if (options->tokens.num_values == 0) {
+        const int is_gpu = moe_abi_find_backend(options->host.backend) == MOE_BACKEND_CUDA;
+        options->tokens = is_gpu ? gpu_tokens : default_tokens;
     }
     if (options->model != NULL && texts->shape.num_values > 0) {
         return MOE_CLI_FAIL(error, "--model and --shape are both given; choose one");
@@ -198,7 +230,6 @@ enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char 
                                               struct moe_bench_options *options)
 {
     *options = (struct moe_bench_options){.host = moe_plugin_host_default_options(),
-                                          .tokens = default_tokens,
                                           .routing_text = "uniform",
                                           .min_time_ms = DEFAULT_MIN_TIME_MS,
                                           .weight_mb = DEFAULT_WEIGHT_MB};
@@ -230,7 +261,7 @@ enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char 
         {.name = "tokens",
          .letter = 'M',
          .value_name = "T,...",
-         .help = "numbers of tokens (1,16,128,512)",
+         .help = "numbers of tokens (1,16,128,512; --backend cuda: 1 to 8192)",
          .list = &options->tokens,
          .min_value = 1,
          .max_value = LARGEST_TOKENS},
@@ -260,6 +291,10 @@ enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char 
          .number = &options->weight_mb,
          .min_value = 1,
          .max_value = 1000000},
+        {.name = "format",
+         .choices = "table|json|csv",
+         .text = &texts.format,
+         .help = "how the result is printed (table)"},
         {.name = "csv",
          .help = "print the result as comma-separated values",
          .flag = &options->wants_csv},

@@ -58,15 +58,36 @@ static void end_row(struct table *table)
     }
 }
 
-static void print_results(const struct moe_bench_session *session, struct table *table)
+static const struct moe_bench_limit_info *get_limit(const struct moe_bench_session *session,
+                                                    enum moe_bench_limit limit)
 {
-    static const char *const titles[] = {"op",   "T",       "active", "us",    "p10",       "p90",
-                                         "GB/s", "GFLOP/s", "ratio",  "limit", "chosen by", "tile"};
-    table->num_left = 9;
+    return moe_bench_limit_info(limit, session->gpu != NULL);
+}
+
+static void print_titles(const struct moe_bench_session *session, struct table *table)
+{
+    static const char *const titles[] = {"op", "T", "active", "us", "p10", "p90", "floor us"};
+    const int is_gpu = session->gpu != NULL;
+    table->num_left = is_gpu ? 11 : 10;
     for (size_t i = 0; i < sizeof titles / sizeof titles[0]; ++i) {
         put_cell(table, "%s", titles[i]);
     }
+    put_cell(table, "%s", is_gpu ? "TB/s" : "GB/s");
+    put_cell(table, "%s", is_gpu ? "TFLOP/s" : "GFLOP/s");
+    put_cell(table, "ratio");
+    if (is_gpu) {
+        put_cell(table, "host us");
+    }
+    put_cell(table, "limit");
+    put_cell(table, "chosen by");
+    put_cell(table, "tile");
     end_row(table);
+}
+
+static void print_results(const struct moe_bench_session *session, struct table *table)
+{
+    const double unit = session->gpu != NULL ? 1e-12 : 1e-9;
+    print_titles(session, table);
     for (size_t i = 0; i < session->num_cases; ++i) {
         const struct moe_bench_result *result = &session->results[i];
         const struct moe_bench_case *bench_case = result->bench_case;
@@ -76,14 +97,18 @@ static void print_results(const struct moe_bench_session *session, struct table 
         put_cell(table, "%.2f", 1e6 * result->seconds.median);
         put_cell(table, "%.2f", 1e6 * result->seconds.p10);
         put_cell(table, "%.2f", 1e6 * result->seconds.p90);
-        put_cell(table, "%.2f", 1e-9 * result->bytes_per_s);
+        put_cell(table, "%.2f", 1e6 * result->floor_s);
+        put_cell(table, session->gpu != NULL ? "%.3f" : "%.2f", unit * result->bytes_per_s);
         if (bench_case->cost.flops > 0.0) {
-            put_cell(table, "%.1f", 1e-9 * result->flop_per_s);
+            put_cell(table, "%.1f", unit * result->flop_per_s);
         } else {
             put_cell(table, "-");
         }
         put_cell(table, "%.1f %%", 100.0 * result->ratio);
-        put_cell(table, "%s", moe_bench_limit_name(result->bound));
+        if (session->gpu != NULL) {
+            put_cell(table, "%.2f", 1e6 * result->host_s.median);
+        }
+        put_cell(table, "%s", get_limit(session, result->bound)->name);
         put_cell(table, "%s", bench_case->choice.rule);
         put_cell(table, "%s", bench_case->choice.tile_name);
         end_row(table);
@@ -133,9 +158,16 @@ static void print_setting(const struct moe_bench_session *session, FILE *out)
     const struct moe_device *device = &session->host.device;
     const struct moe_problem *problem = &options->problem;
     const struct moe_bench_weights *weights = &session->data.weights;
-    fprintf(out, "%s %s (%s), %s %s, %d threads, last-level cache %.0f MB, %s\n", api->name,
-            api->version, api->source_id, moe_abi_backend_name(device->backend), device->isa,
-            device->num_sms, 1e-6 * (double)session->data.cache_bytes, device->name);
+    fprintf(out, "%s %s (%s), %s ", api->name, api->version, api->source_id,
+            moe_abi_backend_name(device->backend));
+    if (session->gpu != NULL) {
+        fprintf(out, "sm_%d, %d multiprocessors, driver %d.%d", device->sm, device->num_sms,
+                device->driver_version / 1000, device->driver_version % 1000 / 10);
+    } else {
+        fprintf(out, "%s, %d threads", device->isa, device->num_sms);
+    }
+    fprintf(out, ", last-level cache %.0f MB, %s\n", 1e-6 * (double)session->data.cache_bytes,
+            device->name);
     if (options->model != NULL) {
         fprintf(out, "%s, layer %" PRId64 " of %s: ", options->model_type, options->layer_idx,
                 options->model);
@@ -156,16 +188,19 @@ static void print_setting(const struct moe_bench_session *session, FILE *out)
 
 static void print_limits(const struct moe_bench_session *session, FILE *out)
 {
-    static const char *const units[] = {[MOE_BENCH_LIMIT_READ] = "GB/s",
-                                        [MOE_BENCH_LIMIT_COPY] = "GB/s in + out",
-                                        [MOE_BENCH_LIMIT_FMA] = "GFLOP/s fp32"};
-    fprintf(out, "limits (%s, %d threads, best tenth; lowest tenth and median in brackets):",
-            moe_bench_limits_isa(), moe_bench_team_num_threads(session->team));
+    fprintf(out, "limits (");
+    if (session->gpu != NULL) {
+        fprintf(out, "by the driver");
+    } else {
+        fprintf(out, "%s, %d threads", moe_bench_limits_isa(),
+                moe_bench_team_num_threads(session->team));
+    }
+    fprintf(out, ", best tenth; lowest tenth and median in brackets):");
     for (int limit = 0; limit < MOE_BENCH_NUM_LIMITS; ++limit) {
+        const struct moe_bench_limit_info *info = get_limit(session, (enum moe_bench_limit)limit);
         const struct moe_bench_summary *summary = &session->limit_summaries[limit];
-        fprintf(out, "%s %s %.1f (%.1f, %.1f) %s", limit > 0 ? "," : "",
-                moe_bench_limit_name((enum moe_bench_limit)limit), 1e-9 * summary->p90,
-                1e-9 * summary->p10, 1e-9 * summary->median, units[limit]);
+        fprintf(out, "%s %s %.1f (%.1f, %.1f) %s", limit > 0 ? "," : "", info->name,
+                1e-9 * summary->p90, 1e-9 * summary->p10, 1e-9 * summary->median, info->unit);
     }
     fprintf(out, "; clock %.0f ns\n", 1e9 * session->timer_s);
 }
@@ -208,7 +243,14 @@ static void put_setting(const struct moe_bench_session *session, struct moe_cli_
     moe_cli_json_put_text(json, "backend", moe_abi_backend_name(device->backend));
     moe_cli_json_put_text(json, "name", device->name);
     moe_cli_json_put_text(json, "isa", device->isa);
-    moe_cli_json_put_int(json, "num_threads", device->num_sms);
+    if (session->gpu != NULL) {
+        moe_cli_json_put_int(json, "ordinal", device->ordinal);
+        moe_cli_json_put_int(json, "sm", device->sm);
+        moe_cli_json_put_int(json, "num_sms", device->num_sms);
+        moe_cli_json_put_int(json, "driver_version", device->driver_version);
+    } else {
+        moe_cli_json_put_int(json, "num_threads", device->num_sms);
+    }
     moe_cli_json_put_int(json, "last_level_cache_bytes", (int64_t)session->data.cache_bytes);
     moe_cli_json_end_object(json);
     moe_cli_json_begin_object(json, "problem");
@@ -248,15 +290,19 @@ static void put_summary(struct moe_cli_json *json, const char *prefix,
 static void put_limits(const struct moe_bench_session *session, struct moe_cli_json *json)
 {
     moe_cli_json_begin_object(json, "limits");
-    moe_cli_json_put_text(json, "isa", moe_bench_limits_isa());
-    put_summary(json, "read_gb_per_s", &session->limit_summaries[MOE_BENCH_LIMIT_READ], 1e-9);
-    put_summary(json, "copy_gb_per_s", &session->limit_summaries[MOE_BENCH_LIMIT_COPY], 1e-9);
-    put_summary(json, "fma_gflop_per_s", &session->limit_summaries[MOE_BENCH_LIMIT_FMA], 1e-9);
+    if (session->gpu == NULL) {
+        moe_cli_json_put_text(json, "isa", moe_bench_limits_isa());
+    }
+    for (int limit = 0; limit < MOE_BENCH_NUM_LIMITS; ++limit) {
+        put_summary(json, get_limit(session, (enum moe_bench_limit)limit)->key,
+                    &session->limit_summaries[limit], 1e-9);
+    }
     moe_cli_json_put_number(json, "clock_ns", 1e9 * session->timer_s);
     moe_cli_json_end_object(json);
 }
 
-static void put_result(const struct moe_bench_result *result, struct moe_cli_json *json)
+static void put_result(const struct moe_bench_session *session,
+                       const struct moe_bench_result *result, struct moe_cli_json *json)
 {
     const struct moe_bench_case *bench_case = result->bench_case;
     const struct moe_choice *choice = &bench_case->choice;
@@ -265,13 +311,16 @@ static void put_result(const struct moe_bench_result *result, struct moe_cli_jso
     moe_cli_json_put_int(json, "num_tokens", bench_case->num_tokens);
     moe_cli_json_put_number(json, "mean_active_experts", bench_case->routes->mean_active);
     put_summary(json, "us", &result->seconds, 1e6);
+    if (session->gpu != NULL) {
+        put_summary(json, "host_us", &result->host_s, 1e6);
+    }
     moe_cli_json_put_int(json, "num_samples", (int64_t)result->seconds.num_samples);
     moe_cli_json_put_int(json, "calls_per_sample", (int64_t)bench_case->calls_per_sample);
     moe_cli_json_put_number(json, "bytes", bench_case->cost.moved_bytes);
     moe_cli_json_put_number(json, "flops", bench_case->cost.flops);
     moe_cli_json_put_number(json, "gb_per_s", 1e-9 * result->bytes_per_s);
     moe_cli_json_put_number(json, "gflop_per_s", 1e-9 * result->flop_per_s);
-    moe_cli_json_put_text(json, "limit", moe_bench_limit_name(result->bound));
+    moe_cli_json_put_text(json, "limit", get_limit(session, result->bound)->name);
     moe_cli_json_put_number(json, "floor_us", 1e6 * result->floor_s);
     moe_cli_json_put_number(json, "ratio", result->ratio);
     moe_cli_json_put_text(json, "tile", choice->tile_name);
@@ -291,7 +340,7 @@ int moe_bench_report_json(const struct moe_bench_session *session, FILE *out)
     put_limits(session, &json);
     moe_cli_json_begin_array(&json, "results");
     for (size_t i = 0; i < session->num_cases; ++i) {
-        put_result(&session->results[i], &json);
+        put_result(session, &session->results[i], &json);
     }
     moe_cli_json_end_array(&json);
     moe_cli_json_begin_array(&json, "not_measured");
@@ -337,25 +386,31 @@ int moe_bench_report_csv(const struct moe_bench_session *session, FILE *out)
     const struct moe_problem *problem = &session->options->problem;
     fputs("op,num_tokens,num_experts,top_k,hidden,inter,dtype,num_threads,mean_active_experts,us,"
           "us_p10,us_p90,num_samples,"
-          "gb_per_s,gflop_per_s,limit,floor_us,ratio,read_gb_per_s,copy_gb_per_s,fma_gflop_per_s,"
-          "source,rule,tile\n",
+          "gb_per_s,gflop_per_s,limit,floor_us,ratio,",
           out);
+    for (int limit = 0; limit < MOE_BENCH_NUM_LIMITS; ++limit) {
+        fprintf(out, "%s,", get_limit(session, (enum moe_bench_limit)limit)->key);
+    }
+    fputs(session->gpu != NULL ? "host_us,source,rule,tile\n" : "source,rule,tile\n", out);
     for (size_t i = 0; i < session->num_cases; ++i) {
         const struct moe_bench_result *result = &session->results[i];
         const struct moe_bench_case *bench_case = result->bench_case;
-        fprintf(
-            out,
-            "%s,%" PRId64
-            ",%d,%d,%d,%d,%s,%d,%.2f,%.4f,%.4f,%.4f,%zu,%.4f,%.4f,%s,%.4f,%.5f,%.3f,%.3f,%.3f,%s,",
-            moe_abi_op_name(bench_case->op), bench_case->num_tokens, problem->num_experts,
-            problem->top_k, problem->hidden, problem->inter,
-            moe_abi_dtype_name(problem->tokens.dtype), session->host.device.num_sms,
-            bench_case->routes->mean_active, 1e6 * result->seconds.median,
-            1e6 * result->seconds.p10, 1e6 * result->seconds.p90, result->seconds.num_samples,
-            1e-9 * result->bytes_per_s, 1e-9 * result->flop_per_s,
-            moe_bench_limit_name(result->bound), 1e6 * result->floor_s, result->ratio,
-            1e-9 * limits[MOE_BENCH_LIMIT_READ].p90, 1e-9 * limits[MOE_BENCH_LIMIT_COPY].p90,
-            1e-9 * limits[MOE_BENCH_LIMIT_FMA].p90, source_name(&bench_case->choice));
+        fprintf(out,
+                "%s,%" PRId64
+                ",%d,%d,%d,%d,%s,%d,%.2f,%.4f,%.4f,%.4f,%zu,%.4f,%.4f,%s,%.4f,%.5f,%.3f,%.3f,%.3f,",
+                moe_abi_op_name(bench_case->op), bench_case->num_tokens, problem->num_experts,
+                problem->top_k, problem->hidden, problem->inter,
+                moe_abi_dtype_name(problem->tokens.dtype), session->host.device.num_sms,
+                bench_case->routes->mean_active, 1e6 * result->seconds.median,
+                1e6 * result->seconds.p10, 1e6 * result->seconds.p90, result->seconds.num_samples,
+                1e-9 * result->bytes_per_s, 1e-9 * result->flop_per_s,
+                get_limit(session, result->bound)->name, 1e6 * result->floor_s, result->ratio,
+                1e-9 * limits[MOE_BENCH_LIMIT_READ].p90, 1e-9 * limits[MOE_BENCH_LIMIT_COPY].p90,
+                1e-9 * limits[MOE_BENCH_LIMIT_FMA].p90);
+        if (session->gpu != NULL) {
+            fprintf(out, "%.4f,", 1e6 * result->host_s.median);
+        }
+        fprintf(out, "%s,", source_name(&bench_case->choice));
         print_quoted(out, bench_case->choice.rule);
         fputc(',', out);
         print_quoted(out, bench_case->choice.tile_name);

@@ -223,12 +223,56 @@ done:
     return status;
 }
 
+/* A copy of an array of the heap in the memory of a GPU; NULL with a sentence. */
+static void *send(const struct moe_bench_place *place, const void *array, uint64_t num_bytes,
+                  struct moe_cli_error *error)
+{
+    void *sent = NULL;
+    if (moe_gpu_alloc(place->gpu, num_bytes, "routes", &sent, error) == 0 &&
+        moe_gpu_upload(place->gpu, sent, array, num_bytes, error) == 0) {
+        return sent;
+    }
+    moe_gpu_free(place->gpu, sent);
+    return NULL;
+}
+
+int moe_bench_routes_move(struct moe_bench_routes *routes, const struct moe_bench_place *place,
+                          struct moe_cli_error *error)
+{
+    if (place->gpu == NULL) {
+        return 0;
+    }
+    const uint64_t num_routes = (uint64_t)(routes->num_sets * routes->num_routes);
+    const uint64_t num_ends = (uint64_t)(routes->num_sets * (routes->num_experts + 1));
+    struct moe_bench_routes moved = *routes;
+    moved.gpu = place->gpu;
+    moved.topk_ids = send(place, routes->topk_ids, num_routes * sizeof *moved.topk_ids, error);
+    moved.topk_weights =
+        send(place, routes->topk_weights, num_routes * sizeof *moved.topk_weights, error);
+    moved.src2dst = send(place, routes->src2dst, num_routes * sizeof *moved.src2dst, error);
+    moved.row_weights =
+        send(place, routes->row_weights, num_routes * sizeof *moved.row_weights, error);
+    moved.seg_indptr = send(place, routes->seg_indptr, num_ends * sizeof *moved.seg_indptr, error);
+    if (moved.topk_ids == NULL || moved.topk_weights == NULL || moved.src2dst == NULL ||
+        moved.row_weights == NULL || moved.seg_indptr == NULL) {
+        moe_bench_routes_finish(&moved);
+        return -1;
+    }
+    moe_bench_routes_finish(routes);
+    *routes = moved;
+    return 0;
+}
+
 void moe_bench_routes_finish(struct moe_bench_routes *routes)
 {
-    free(routes->seg_indptr);
-    free(routes->row_weights);
-    free(routes->src2dst);
-    free(routes->topk_weights);
-    free(routes->topk_ids);
+    void *arrays[] = {routes->seg_indptr, routes->row_weights, routes->src2dst,
+                      routes->topk_weights, routes->topk_ids};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; ++i) {
+        if (routes->gpu != NULL) {
+            moe_gpu_free(routes->gpu, arrays[i]);
+        } else {
+            free(arrays[i]);
+        }
+    }
     memset(routes, 0, sizeof *routes);
 }

@@ -6,6 +6,7 @@
 
 #include <stdint.h>
 
+#include "bench_place.h"
 #include "bench_random.h"
 #include "cli_error.h"
 
@@ -45,12 +46,18 @@ struct moe_bench_routes {
     int32_t *src2dst;    /* [num_sets, num_routes] row of each route */
     float *row_weights;  /* [num_sets, num_routes] weight of each row */
     int64_t *seg_indptr; /* [num_sets, num_experts + 1] first row of each expert */
+    struct moe_gpu *gpu; /* in whose memory the arrays are; NULL: on the heap */
 };
 
 /* Draws `num_sets` sets. Returns 0, or -1 with a sentence. */
 int moe_bench_routes_init(struct moe_bench_routes *routes, const struct moe_bench_routing *routing,
                           int64_t num_sets, int64_t num_tokens, int64_t top_k, int64_t num_experts,
                           uint64_t seed, struct moe_cli_error *error);
+
+/* Moves the arrays to where the backend reads them. Returns 0, or -1 with a sentence; finish either
+ * way. */
+int moe_bench_routes_move(struct moe_bench_routes *routes, const struct moe_bench_place *place,
+                          struct moe_cli_error *error);
 
 /* A zeroed struct is legal. */
 void moe_bench_routes_finish(struct moe_bench_routes *routes);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _POSIX_C_SOURCE 200809L
 #include "bench_session.h"
 
 #include "abi_names.h"
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     NUM_ROUNDS = 5,          /* each measures the limits and every case */
@@ -17,6 +19,8 @@ enum {
     ROUTE_BYTES = 64000000,  /* that the sets of one number of tokens take at most */
     MAX_ROUTE_SETS = 64,
     MIN_ROUTE_SETS = 2,
+    MAX_DRAWING_THREADS = 16,
+    HOST_SAMPLES = 5, /* of a GPU's host time, in each round */
     BYTES_PER_ROUTE = 16,
     OVERHEAD_SAMPLES = 25,
     OVERHEAD_CALLS = 2000,
@@ -96,6 +100,9 @@ static int draw_routes(struct moe_bench_session *session, struct moe_cli_error *
             return -1;
         }
         session->num_routes = i + 1;
+        if (moe_bench_routes_move(&session->routes[i], &session->data.place, error) != 0) {
+            return -1;
+        }
     }
     return 0;
 }
@@ -108,7 +115,11 @@ static int make_cases(struct moe_bench_session *session, struct moe_cli_error *e
     /* One more than needed: an allocation of nothing may be NULL. */
     session->cases = calloc(session->num_cases + num_ops + 1, sizeof *session->cases);
     session->results = calloc(session->num_cases + 1, sizeof *session->results);
-    if (session->cases == NULL || session->results == NULL) {
+    if (session->gpu != NULL) {
+        session->host_samples = calloc(session->num_cases + 1, sizeof *session->host_samples);
+    }
+    if (session->cases == NULL || session->results == NULL ||
+        (session->gpu != NULL && session->host_samples == NULL)) {
         return moe_cli_fail_memory(error, "preparing the measurement");
     }
     for (size_t i = 0; i < num_ops; ++i) {
@@ -126,6 +137,23 @@ static int make_cases(struct moe_bench_session *session, struct moe_cli_error *e
     return 0;
 }
 
+/* Threads that draw numbers for a GPU. */
+static int count_cpus(void)
+{
+    const long num_cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    return num_cpus < 1 ? 1 : num_cpus > MAX_DRAWING_THREADS ? MAX_DRAWING_THREADS : (int)num_cpus;
+}
+
+static int init_limits(struct moe_bench_session *session, struct moe_cli_error *error)
+{
+    uint64_t num_bytes = CACHES_FOR_LIMITS * session->data.cache_bytes;
+    num_bytes = num_bytes < LIMIT_BYTES ? LIMIT_BYTES : num_bytes;
+    return session->gpu != NULL
+               ? moe_bench_gpu_init(&session->gpu_bench, session->gpu, &session->host.device,
+                                    session->options->problem.tokens.dtype, error)
+               : moe_bench_limits_init(&session->limits, session->team, num_bytes, error);
+}
+
 int moe_bench_session_init(struct moe_bench_session *session,
                            const struct moe_bench_options *options, struct moe_cli_error *error)
 {
@@ -136,24 +164,17 @@ int moe_bench_session_init(struct moe_bench_session *session,
         return -1;
     }
     const struct moe_device *device = &session->host.device;
-    if (device->backend != MOE_BACKEND_CPU) {
-        return MOE_CLI_FAIL(
-            error,
-            "bench measures the cpu backend only, and this context is of %s; use --backend %s",
-            moe_abi_backend_name(device->backend), moe_abi_backend_name(MOE_BACKEND_CPU));
-    }
-    if (choose_ops(session, &ops, error) != 0) {
+    const int is_gpu = device->backend == MOE_BACKEND_CUDA;
+    if (choose_ops(session, &ops, error) != 0 ||
+        (is_gpu && moe_gpu_open(device->ordinal, &session->gpu, error) != 0)) {
         return -1;
     }
-    session->team = moe_bench_team_create(device->num_sms, error);
-    if (session->team == NULL || moe_bench_data_init(&session->data, &session->host, options, ops,
-                                                     session->team, error) != 0) {
-        return -1;
-    }
-    uint64_t limit_bytes = CACHES_FOR_LIMITS * session->data.cache_bytes;
-    limit_bytes = limit_bytes < LIMIT_BYTES ? LIMIT_BYTES : limit_bytes;
-    if (draw_routes(session, error) != 0 || make_cases(session, error) != 0 ||
-        moe_bench_limits_init(&session->limits, session->team, limit_bytes, error) != 0) {
+    session->team = moe_bench_team_create(is_gpu ? count_cpus() : device->num_sms, error);
+    const struct moe_bench_place place = {.team = session->team, .gpu = session->gpu};
+    if (session->team == NULL ||
+        moe_bench_data_init(&session->data, &session->host, options, ops, &place, error) != 0 ||
+        draw_routes(session, error) != 0 || make_cases(session, error) != 0 ||
+        init_limits(session, error) != 0) {
         return -1;
     }
     return moe_bench_data_fill(&session->data, &session->host, session->cases, session->num_cases,
@@ -164,6 +185,7 @@ void moe_bench_session_finish(struct moe_bench_session *session)
 {
     moe_bench_data_finish(&session->data);
     moe_bench_limits_finish(&session->limits);
+    moe_bench_gpu_finish(&session->gpu_bench);
     moe_bench_team_destroy(session->team);
     for (size_t i = 0; i < session->num_routes; ++i) {
         moe_bench_routes_finish(&session->routes[i]);
@@ -171,6 +193,8 @@ void moe_bench_session_finish(struct moe_bench_session *session)
     free(session->routes);
     free(session->cases);
     free(session->results);
+    free(session->host_samples);
+    moe_gpu_close(session->gpu);
     moe_plugin_host_finish(&session->host);
     memset(session, 0, sizeof *session);
 }
@@ -201,6 +225,9 @@ static int calibrate(struct moe_bench_session *session, struct moe_bench_case *b
     if (time_calls(session, bench_case, 2, &seconds, error) != 0) {
         return -1;
     }
+    if (session->gpu != NULL) { /* graphs are sized when they are captured */
+        return moe_gpu_wait(session->gpu, error);
+    }
     const double shortest_s = TIMER_READS_PER_SAMPLE * session->timer_s;
     for (;;) {
         if (time_calls(session, bench_case, bench_case->calls_per_sample, &seconds, error) != 0) {
@@ -213,6 +240,15 @@ static int calibrate(struct moe_bench_session *session, struct moe_bench_case *b
     }
 }
 
+static int measure_limits(struct moe_bench_session *session, struct moe_cli_error *error)
+{
+    if (session->gpu != NULL) {
+        return moe_bench_gpu_measure_limits(&session->gpu_bench, session->limits.samples, error);
+    }
+    moe_bench_limits_measure(&session->limits);
+    return 0;
+}
+
 /* One round of one case: a call that is not timed, because the operation before left other data in
  * the caches, then samples until the case's share of time is over. */
 static int measure_case(struct moe_bench_session *session, struct moe_bench_case *bench_case,
@@ -220,6 +256,14 @@ static int measure_case(struct moe_bench_session *session, struct moe_bench_case
 {
     const double share_s = 1e-3 * (double)session->options->min_time_ms / NUM_ROUNDS;
     double seconds = 0.0;
+    if (session->gpu != NULL) {
+        struct moe_bench_samples *host = &session->host_samples[bench_case - session->cases];
+        return moe_bench_gpu_measure_case(&session->gpu_bench, &session->data, bench_case, share_s,
+                                          error) != 0
+                   ? -1
+                   : moe_bench_gpu_measure_calls(&session->gpu_bench, &session->data, bench_case,
+                                                 HOST_SAMPLES, host, error);
+    }
     if (time_calls(session, bench_case, 1, &seconds, error) != 0) {
         return -1;
     }
@@ -265,7 +309,12 @@ static int measure_overhead(struct moe_bench_session *session, int32_t op_idx,
     struct moe_bench_overhead *overhead = &session->overheads[op_idx];
     struct moe_bench_case *bench_case = &session->cases[session->num_cases + (size_t)op_idx];
     overhead->op = bench_case->op;
-    for (int sample = 0; sample < OVERHEAD_SAMPLES; ++sample) {
+    if (session->gpu != NULL &&
+        moe_bench_gpu_measure_calls(&session->gpu_bench, &session->data, bench_case,
+                                    OVERHEAD_SAMPLES, &bench_case->samples, error) != 0) {
+        return -1;
+    }
+    for (int sample = 0; session->gpu == NULL && sample < OVERHEAD_SAMPLES; ++sample) {
         double seconds = 0.0;
         if (time_calls(session, bench_case, OVERHEAD_CALLS, &seconds, error) != 0) {
             return -1;
@@ -287,10 +336,14 @@ static void conclude(struct moe_bench_session *session)
         const struct moe_bench_cost *cost = &bench_case->cost;
         const enum moe_bench_limit bandwidth = moe_bench_case_bandwidth(bench_case->op);
         const double bytes_s = cost->moved_bytes / session->limit_summaries[bandwidth].p90;
-        const double flops_s = cost->flops / session->limit_summaries[MOE_BENCH_LIMIT_FMA].p90;
+        const double peak = session->limit_summaries[MOE_BENCH_LIMIT_FMA].p90;
+        const double flops_s = peak > 0.0 ? cost->flops / peak : 0.0; /* 0: not known */
         struct moe_bench_result *result = &session->results[i];
         result->bench_case = bench_case;
         result->seconds = moe_bench_samples_summarize(&bench_case->samples);
+        if (session->gpu != NULL) {
+            result->host_s = moe_bench_samples_summarize(&session->host_samples[i]);
+        }
         result->bytes_per_s = cost->moved_bytes / result->seconds.median;
         result->flop_per_s = cost->flops / result->seconds.median;
         result->bound = flops_s > bytes_s ? MOE_BENCH_LIMIT_FMA : bandwidth;
@@ -312,12 +365,16 @@ static int measure(struct moe_bench_session *session, struct moe_progress *progr
     }
     for (int round = 0; round < NUM_ROUNDS; ++round) {
         for (int sample = 0; sample < LIMIT_SAMPLES; ++sample) {
-            moe_bench_limits_measure(&session->limits);
+            if (measure_limits(session, error) != 0) {
+                return -1;
+            }
         }
         double limits_s = moe_terminal_now_s();
         for (size_t i = 0; i < session->num_cases; ++i) {
             if (moe_terminal_now_s() - limits_s > limit_interval_s) {
-                moe_bench_limits_measure(&session->limits);
+                if (measure_limits(session, error) != 0) {
+                    return -1;
+                }
                 limits_s = moe_terminal_now_s();
             }
             if (measure_case(session, &session->cases[i], error) != 0) {

@@ -7,6 +7,7 @@
 
 #include "bench_case.h"
 #include "bench_data.h"
+#include "bench_gpu.h"
 #include "bench_limits.h"
 #include "bench_options.h"
 #include "plugin_host.h"
@@ -28,6 +29,7 @@ struct moe_bench_overhead {
 struct moe_bench_result {
     const struct moe_bench_case *bench_case;
     struct moe_bench_summary seconds; /* per call */
+    struct moe_bench_summary host_s;  /* GPU: of the host, per call without a graph */
     double bytes_per_s;
     double flop_per_s;
     enum moe_bench_limit bound; /* what takes longest at its limit */
@@ -39,7 +41,9 @@ struct moe_bench_session {
     const struct moe_bench_options *options;
     struct moe_plugin_host host;
     struct moe_bench_team *team;
-    struct moe_bench_limits limits;
+    struct moe_gpu *gpu;            /* NULL: the CPU backend */
+    struct moe_bench_gpu gpu_bench; /* of it */
+    struct moe_bench_limits limits; /* samples of a GPU too */
     struct moe_bench_data data;
     double timer_s;
     /* Rates. The limit is the 90th percentile: what the machine reaches when nobody else uses it,
@@ -57,6 +61,7 @@ struct moe_bench_session {
                       token */
     struct moe_bench_case *cases;
     struct moe_bench_result *results;                 /* [num_cases] */
+    struct moe_bench_samples *host_samples;           /* GPU: [num_cases], of host_s */
     struct moe_bench_overhead overheads[MOE_NUM_OPS]; /* [num_ops] */
 };
 

@@ -88,15 +88,15 @@ uint64_t moe_bench_weights_bytes(const struct moe_problem *problem)
 
 /* Fills one copy at `bytes` and describes it. */
 static int make_copy(const struct matrix_list *list, unsigned char *bytes, uint64_t seed,
-                     struct moe_bench_team *team, struct moe_weights_desc *desc,
+                     const struct moe_bench_place *place, struct moe_weights_desc *desc,
                      struct moe_cli_error *error)
 {
     MOE_INIT(*desc);
     for (size_t i = 0; i < list->num_matrices; ++i) {
         const struct matrix *matrix = &list->matrices[i];
         const float scale = 1.0f / sqrtf((float)matrix->cols);
-        if (moe_bench_memory_fill(bytes, matrix->dtype, count_elements(matrix), scale, seed + i,
-                                  team, error) != 0) {
+        if (moe_bench_place_fill(place, bytes, matrix->dtype, count_elements(matrix), scale,
+                                 seed + i, error) != 0) {
             return -1;
         }
         struct moe_operand operand = {.base = bytes,
@@ -112,7 +112,7 @@ static int make_copy(const struct matrix_list *list, unsigned char *bytes, uint6
 
 int moe_bench_weights_init(struct moe_bench_weights *weights, const struct moe_plugin_api *api,
                            struct moe_context *context, const struct moe_problem *problem,
-                           int64_t num_copies, uint64_t seed, struct moe_bench_team *team,
+                           int64_t num_copies, uint64_t seed, const struct moe_bench_place *place,
                            struct moe_cli_error *error)
 {
     *weights = (struct moe_bench_weights){.api = api};
@@ -128,8 +128,8 @@ int moe_bench_weights_init(struct moe_bench_weights *weights, const struct moe_p
     if (weights->bound == NULL) {
         return moe_cli_fail_memory(error, "making weights");
     }
-    if (moe_bench_memory_init(&weights->memory, plain_bytes * (uint64_t)num_copies, "weights",
-                              error) != 0) {
+    if (moe_bench_place_take(place, plain_bytes * (uint64_t)num_copies, "weights", &weights->memory,
+                             error) != 0) {
         return -1;
     }
     unsigned char *copy = weights->memory.bytes;
@@ -137,7 +137,7 @@ int moe_bench_weights_init(struct moe_bench_weights *weights, const struct moe_p
     for (int64_t i = 0; i < num_copies; ++i, copy += plain_bytes) {
         const uint64_t copy_seed =
             moe_bench_random_mix(seed ^ moe_bench_random_mix((uint64_t)i + 1));
-        if (make_copy(&list, copy, copy_seed, team, &desc, error) != 0) {
+        if (make_copy(&list, copy, copy_seed, place, &desc, error) != 0) {
             return -1;
         }
         if (api->weights_query(context, problem, &desc, &info, &cause) != MOE_STATUS_OK) {

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "bench_memory.h"
-#include "bench_team.h"
+#include "bench_place.h"
 #include "cli_error.h"
 #include "moe_plugin.h"
 
@@ -28,7 +28,7 @@ uint64_t moe_bench_weights_bytes(const struct moe_problem *problem);
  */
 int moe_bench_weights_init(struct moe_bench_weights *weights, const struct moe_plugin_api *api,
                            struct moe_context *context, const struct moe_problem *problem,
-                           int64_t num_copies, uint64_t seed, struct moe_bench_team *team,
+                           int64_t num_copies, uint64_t seed, const struct moe_bench_place *place,
                            struct moe_cli_error *error);
 
 /* Before the context is destroyed. A zeroed struct is legal. */

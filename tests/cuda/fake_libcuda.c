@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "fake_libcuda.h"
+#include "fake_host.h"
 
 #include "cuda_driver.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_KERNELS = 256, MAX_GRID_YZ = 65535, DEFAULT_SMEM_BYTES = 48 * 1024, MAX_CLUSTER = 16 };
@@ -39,10 +40,18 @@ void fake_driver_reset(void)
     driver.sm = 90;
     driver.num_sms = 132;
     driver.smem_bytes = 227 * 1024;
+    driver.l2_bytes = getenv("FAKE_L2_BYTES") != NULL ? atoi(getenv("FAKE_L2_BYTES")) : 50 << 20;
     driver.num_pushed = 1;
     driver.stack[0] = &host_context;
     driver.capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
     num_kernels = 0;
+    fake_host_reset();
+}
+
+/* A program that does not reset it finds a driver too. */
+__attribute__((constructor)) static void start(void)
+{
+    fake_driver_reset();
 }
 
 /* Counts a call; the result that it has to return. */
@@ -57,6 +66,16 @@ static CUresult enter(const char *function)
     return fails ? (CUresult)driver.fail_result : CUDA_SUCCESS;
 }
 
+CUresult fake_enter(const char *function)
+{
+    return enter(function);
+}
+
+struct fake_driver *fake_driver_state(void)
+{
+    return &driver;
+}
+
 #define ENTER(function)                          \
     do {                                         \
         const CUresult entry = enter(#function); \
@@ -69,6 +88,11 @@ static void misuse(const char *function)
 {
     driver.num_misused++;
     driver.misused = function;
+}
+
+void fake_misuse(const char *function)
+{
+    misuse(function);
 }
 
 /* Calls that load need the primary context, and are not for a thread that others' captures bind. */
@@ -132,7 +156,10 @@ static CUresult CUDAAPI fake_cuDeviceGetAttribute(int *value, CUdevice_attribute
         *value = driver.smem_bytes;
         break;
     case CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE:
-        *value = 50 << 20;
+        *value = driver.l2_bytes;
+        break;
+    case CU_DEVICE_ATTRIBUTE_CLOCK_RATE:
+        *value = 1980000;
         break;
     default:
         return CUDA_ERROR_INVALID_VALUE;
@@ -338,6 +365,7 @@ static CUresult CUDAAPI fake_cuLaunchKernelEx(const CUlaunchConfig *config, CUfu
         launch->num_refused++;
         return CUDA_ERROR_INVALID_VALUE;
     }
+    fake_host_launch(config->hStream);
     return CUDA_SUCCESS;
 }
 
@@ -363,5 +391,9 @@ CUresult cuGetProcAddress_v2(const char *name, void **out, int version, cuuint64
     }
     MOE_CUDA_FUNCTIONS(OFFER)
 #undef OFFER
+    if (fake_host_find(name, version, driver.version, out)) {
+        *found = CU_GET_PROC_ADDRESS_SUCCESS;
+        return CUDA_SUCCESS;
+    }
     return CUDA_ERROR_NOT_FOUND;
 }

@@ -31,6 +31,7 @@ struct fake_driver {
     int32_t sm; /* 90 */
     int32_t num_sms;
     int32_t smem_bytes;         /* that a block can opt in to */
+    int32_t l2_bytes;           /* 50 MiB, or the environment's FAKE_L2_BYTES */
     const char *missing;        /* a function that the driver does not offer; NULL: none */
     const char *missing_kernel; /* a symbol that no module has; NULL: none */
     const char *failing;        /* a function whose every call fails with fail_result; NULL: none */
@@ -44,6 +45,8 @@ struct fake_driver {
     int32_t num_libraries; /* loaded minus unloaded */
     int32_t num_pushed;    /* contexts on this thread's stack; [0] is the host's own */
     int32_t capture_mode;  /* of this thread, CUstreamCaptureMode */
+    int32_t num_blocks;    /* of device memory, allocated minus freed */
+    int32_t num_handles;   /* streams, events, graphs and executables, made minus destroyed */
     int32_t num_misused;   /* calls without context, in a strict capture mode, on dead handles */
     const char *misused;   /* the last of these */
     void *stack[FAKE_MAX_STACK];
