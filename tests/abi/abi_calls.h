@@ -14,6 +14,7 @@ union abi_args {
     struct moe_gating_args gating;
     struct moe_align_args align;
     struct moe_ep_preprocess_args ep_preprocess;
+    struct moe_route_args route;
     struct moe_pre_reorder_args pre_reorder;
     struct moe_quantize_args quantize;
     struct moe_activation_args activation;
@@ -47,6 +48,7 @@ ABI_RUN_(router, moe_router_args)
 ABI_RUN_(gating, moe_gating_args)
 ABI_RUN_(align_block_size, moe_align_args)
 ABI_RUN_(ep_preprocess, moe_ep_preprocess_args)
+ABI_RUN_(route, moe_route_args)
 ABI_RUN_(pre_reorder, moe_pre_reorder_args)
 ABI_RUN_(quantize, moe_quantize_args)
 ABI_RUN_(activation, moe_activation_args)
@@ -110,6 +112,16 @@ static inline void abi_fill_gating(const struct abi_host *host, union abi_args *
     args->gating.topk_weights = host->memory->out.topk_weights;
 }
 
+static inline void abi_fill_gating_replicas(const struct abi_host *host, union abi_args *args)
+{
+    abi_fill_gating(host, args);
+    args->gating.max_replicas = ABI_REPLICAS;
+    args->gating.num_valid_tokens = host->memory->in.num_valid_tokens;
+    args->gating.physical_ids = host->memory->in.physical_ids;
+    args->gating.num_replicas = host->memory->in.num_replicas;
+    args->gating.load_counters = host->memory->out.load_counters;
+}
+
 static inline void abi_fill_align(const struct abi_host *host, union abi_args *args)
 {
     args->align.topk_ids = host->memory->in.topk_ids;
@@ -130,6 +142,15 @@ static inline void abi_fill_align_counts(const struct abi_host *host, union abi_
     args->align.expert_counts = host->memory->out.expert_counts;
 }
 
+static inline void abi_fill_align_batched(const struct abi_host *host, union abi_args *args)
+{
+    abi_fill_align(host, args);
+    args->align.topk_ids = NULL;
+    args->align.filter.expert_map = NULL;
+    args->align.batch_counts = host->memory->in.batch_counts;
+    args->align.max_batch_rows = ABI_BATCH_ROWS;
+}
+
 static inline void abi_fill_ep_preprocess(const struct abi_host *host, union abi_args *args)
 {
     args->ep_preprocess.topk_ids = host->memory->in.topk_ids;
@@ -140,6 +161,55 @@ static inline void abi_fill_ep_preprocess(const struct abi_host *host, union abi
     args->ep_preprocess.reorder_ids = host->memory->out.reorder_ids;
     args->ep_preprocess.m_indices = host->memory->out.m_indices;
     args->ep_preprocess.row_capacity = ABI_SORTED;
+}
+
+static inline void abi_fill_ep_masked(const struct abi_host *host, union abi_args *args)
+{
+    abi_fill_ep_preprocess(host, args);
+    args->ep_preprocess.masked_m = host->memory->out.masked_m;
+    args->ep_preprocess.max_masked_rows = ABI_MASKED_ROWS;
+}
+
+static inline void abi_fill_route(const struct abi_host *host, union abi_args *args)
+{
+    struct abi_memory *memory = host->memory;
+    args->route.logits = memory->in.logits;
+    args->route.correction_bias = host->values->correction_bias;
+    args->route.topk_ids = memory->out.topk_ids;
+    args->route.topk_weights = memory->out.topk_weights;
+    args->route.max_replicas = ABI_REPLICAS;
+    args->route.num_valid_tokens = memory->in.num_valid_tokens;
+    args->route.physical_ids = memory->in.physical_ids;
+    args->route.num_replicas = memory->in.num_replicas;
+    args->route.load_counters = memory->out.load_counters;
+    args->route.filter.expert_map = memory->in.expert_map;
+    args->route.block_size = ABI_BLOCK;
+    args->route.sorted_ids = memory->out.sorted_ids;
+    args->route.sorted_capacity = ABI_SORTED;
+    args->route.expert_ids = memory->out.expert_ids;
+    args->route.expert_capacity = ABI_SORTED;
+    args->route.num_tokens_post_pad = memory->out.num_tokens_post_pad;
+    args->route.expert_counts = memory->out.expert_counts;
+    args->route.seg_indptr = memory->out.seg_indptr;
+    args->route.src2dst = memory->out.src2dst;
+    args->route.dst2src = memory->out.dst2src;
+    args->route.reorder_ids = memory->out.reorder_ids;
+    args->route.m_indices = memory->out.m_indices;
+    args->route.row_capacity = ABI_SORTED;
+}
+
+static inline void abi_fill_route_of_ids(const struct abi_host *host, union abi_args *args)
+{
+    struct abi_memory *memory = host->memory;
+    args->route.topk_ids = memory->in.topk_ids;
+    args->route.filter.expert_map = memory->in.expert_map;
+    args->route.src2dst = memory->out.src2dst;
+    args->route.dst2src = memory->out.dst2src;
+    args->route.reorder_ids = memory->out.reorder_ids;
+    args->route.m_indices = memory->out.m_indices;
+    args->route.row_capacity = ABI_SORTED;
+    args->route.masked_m = memory->out.masked_m;
+    args->route.max_masked_rows = ABI_MASKED_ROWS;
 }
 
 static inline void abi_fill_pre_reorder(const struct abi_host *host, union abi_args *args)
@@ -229,13 +299,28 @@ static const struct abi_call abi_calls[] = {
      " weights tokens logits ", abi_fill_router, abi_run_router},
     {"gating", "moe_gating_args", sizeof(struct moe_gating_args), MOE_STATUS_OK,
      " logits correction_bias topk_ids topk_weights ", abi_fill_gating, abi_run_gating},
+    {"gating, replicas", "moe_gating_args", sizeof(struct moe_gating_args), MOE_STATUS_OK,
+     " logits correction_bias topk_ids topk_weights physical_ids num_replicas ",
+     abi_fill_gating_replicas, abi_run_gating},
     {"align_block_size", "moe_align_args", sizeof(struct moe_align_args), MOE_STATUS_OK,
      " topk_ids sorted_ids expert_ids num_tokens_post_pad ", abi_fill_align,
      abi_run_align_block_size},
     {"align_block_size, counts", "moe_align_args", sizeof(struct moe_align_args), MOE_STATUS_OK,
      " topk_ids expert_counts ", abi_fill_align_counts, abi_run_align_block_size},
+    {"align_block_size, batched", "moe_align_args", sizeof(struct moe_align_args), MOE_STATUS_OK,
+     " batch_counts sorted_ids expert_ids num_tokens_post_pad ", abi_fill_align_batched,
+     abi_run_align_block_size},
     {"ep_preprocess", "moe_ep_preprocess_args", sizeof(struct moe_ep_preprocess_args),
      MOE_STATUS_OK, " topk_ids seg_indptr src2dst ", abi_fill_ep_preprocess, abi_run_ep_preprocess},
+    {"ep_preprocess, masked", "moe_ep_preprocess_args", sizeof(struct moe_ep_preprocess_args),
+     MOE_STATUS_OK, " topk_ids src2dst masked_m ", abi_fill_ep_masked, abi_run_ep_preprocess},
+    {"route", "moe_route_args", sizeof(struct moe_route_args), MOE_STATUS_OK,
+     " logits correction_bias topk_ids topk_weights physical_ids num_replicas sorted_ids "
+     "expert_ids "
+     "num_tokens_post_pad seg_indptr src2dst ",
+     abi_fill_route, abi_run_route},
+    {"route of ids", "moe_route_args", sizeof(struct moe_route_args), MOE_STATUS_OK,
+     " topk_ids src2dst masked_m ", abi_fill_route_of_ids, abi_run_route},
     {"pre_reorder", "moe_pre_reorder_args", sizeof(struct moe_pre_reorder_args), MOE_STATUS_OK,
      " tokens src2dst rows ", abi_fill_pre_reorder, abi_run_pre_reorder},
     {"quantize", "moe_quantize_args", sizeof(struct moe_quantize_args), MOE_STATUS_UNSUPPORTED, " ",

@@ -26,6 +26,9 @@ enum {
     ABI_BLOCK = 4,
     ABI_ROUTES = ABI_TOKENS * ABI_TOP_K,
     ABI_SORTED = 64, /* more than align_block_size needs */
+    ABI_REPLICAS = 2,
+    ABI_BATCH_ROWS = 5,  /* of an expert, in the batched align_block_size */
+    ABI_MASKED_ROWS = 8, /* of an expert, in the masked layout */
     ABI_MAX_TOKENS = 8,
     ABI_WORKSPACE_BYTES = 1 << 20,
 };
@@ -63,6 +66,10 @@ struct abi_inputs {
     int32_t expert_ids[ABI_SORTED];
     int32_t num_tokens_post_pad[2];
     int32_t expert_map[ABI_EXPERTS];
+    int32_t num_valid_tokens[2];
+    int32_t physical_ids[ABI_EXPERTS * ABI_REPLICAS];
+    int32_t num_replicas[ABI_EXPERTS];
+    int32_t batch_counts[ABI_EXPERTS];
     int32_t spare[ABI_SORTED]; /* for members that are not implemented */
 };
 
@@ -82,6 +89,8 @@ struct abi_outputs {
     int32_t dst2src[ABI_SORTED];
     int32_t reorder_ids[ABI_ROUTES];
     int32_t m_indices[ABI_SORTED];
+    int32_t masked_m[ABI_EXPERTS];
+    int64_t load_counters[ABI_EXPERTS];
 };
 
 /* All memory that a run call is given. */
@@ -218,7 +227,13 @@ static inline void abi_fill_inputs(struct abi_inputs *in)
     }
     for (int32_t expert = 0; expert < ABI_EXPERTS; expert++) {
         in->expert_map[expert] = expert;
+        in->num_replicas[expert] = expert % ABI_REPLICAS + 1;
+        in->batch_counts[expert] = expert + 1;
+        for (int32_t i = 0; i < ABI_REPLICAS; i++) {
+            in->physical_ids[expert * ABI_REPLICAS + i] = (expert + i) % ABI_EXPERTS;
+        }
     }
+    in->num_valid_tokens[0] = ABI_TOKENS - 1;
     abi_sort_routes(in);
 }
 

@@ -132,7 +132,6 @@ static void test_call(void **state)
     (void)state;
     for (size_t i = 0; i < ABI_NUM_CALLS; i++) {
         const struct abi_call *call = &abi_calls[i];
-        static const int32_t count = ABI_TOKENS;
         union abi_args good, args;
         if (call->status != MOE_STATUS_OK) {
             continue;
@@ -151,11 +150,87 @@ static void test_call(void **state)
         args = good;
         args.call.num_tokens = INT64_MAX;
         assert_refused(call, &args, "num_tokens", MOE_STATUS_INVALID_ARGUMENT, "num_tokens");
-        args = good;
-        args.call.num_tokens_device = &count;
-        assert_refused(call, &args, "num_tokens_device", MOE_STATUS_UNSUPPORTED,
-                       "num_tokens_device");
     }
+}
+
+/* The rows of these are counted by their arguments. */
+static bool counts_rows(const struct abi_call *call)
+{
+    static const char *const forms[] = {"experts", "activation", "grouped_gemm",
+                                        "align_block_size, batched"};
+    for (size_t i = 0; i < sizeof(forms) / sizeof(forms[0]); i++) {
+        if (strncmp(call->form, forms[i], strlen(forms[i])) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void test_num_tokens_device(void **state)
+{
+    (void)state;
+    static const int32_t wrong[] = {-1, INT32_MIN, ABI_TOKENS + 1, INT32_MAX};
+    static const int32_t right[] = {ABI_TOKENS, 1, 0};
+    for (size_t i = 0; i < ABI_NUM_CALLS; i++) {
+        const struct abi_call *call = &abi_calls[i];
+        union abi_args args;
+        if (call->status != MOE_STATUS_OK) {
+            continue;
+        }
+        for (size_t k = 0; k < sizeof(wrong) / sizeof(wrong[0]); k++) {
+            poison();
+            abi_call_fill(call, &host, &args);
+            args.call.num_tokens_device = &wrong[k];
+            assert_refused(call, &args, "wrong count", MOE_STATUS_INVALID_ARGUMENT,
+                           "num_tokens_device");
+        }
+        for (size_t k = 0; k < sizeof(right) / sizeof(right[0]); k++) {
+            poison();
+            abi_call_fill(call, &host, &args);
+            args.call.num_tokens_device = &right[k];
+            if (counts_rows(call)) {
+                assert_refused(call, &args, "rows", MOE_STATUS_INVALID_ARGUMENT,
+                               "num_tokens_device");
+            } else if (call->run(host.api, host.plan, &args, NULL) != MOE_STATUS_OK) {
+                fail_msg("%s: num_tokens_device %d is refused", call->form, right[k]);
+            }
+        }
+    }
+}
+
+/* A call with num_tokens_device n leaves what the same call with n tokens leaves; only the sentinel
+ * of sorted ids stays that of num_tokens. */
+static void test_device_count_is_the_count(void **state)
+{
+    (void)state;
+    enum { NUM_TOKENS = 3 };
+    static const int32_t count = NUM_TOKENS;
+    struct abi_outputs *expected = malloc(sizeof(*expected));
+    assert_non_null(expected);
+    for (size_t i = 0; i < ABI_NUM_CALLS; i++) {
+        const struct abi_call *call = &abi_calls[i];
+        union abi_args args;
+        if (call->status != MOE_STATUS_OK || counts_rows(call)) {
+            continue;
+        }
+        poison();
+        abi_call_fill(call, &host, &args);
+        args.call.num_tokens = NUM_TOKENS;
+        assert_int_equal(call->run(host.api, host.plan, &args, NULL), MOE_STATUS_OK);
+        *expected = host.memory->out;
+        for (size_t k = 0; k < ABI_SORTED; k++) {
+            int32_t *id = &expected->sorted_ids[k];
+            *id = *id == NUM_TOKENS * ABI_TOP_K ? ABI_ROUTES : *id;
+        }
+        poison();
+        args.call.num_tokens = ABI_TOKENS;
+        args.call.num_tokens_device = &count;
+        assert_int_equal(call->run(host.api, host.plan, &args, NULL), MOE_STATUS_OK);
+        if (memcmp(expected, &host.memory->out, sizeof(*expected)) != 0) {
+            fail_msg("%s: num_tokens_device and num_tokens differ", call->form);
+        }
+    }
+    free(expected);
 }
 
 static void test_workspace(void **state)
@@ -170,6 +245,7 @@ static void test_workspace(void **state)
                {"gating", MOE_OP_GATING},
                {"align_block_size", MOE_OP_ALIGN_BLOCK_SIZE},
                {"ep_preprocess", MOE_OP_EP_PREPROCESS},
+               {"route", MOE_OP_ROUTE},
                {"pre_reorder", MOE_OP_PRE_REORDER},
                {"activation", MOE_OP_ACTIVATION},
                {"grouped_gemm, gate and up", MOE_OP_GEMM1},
@@ -274,6 +350,11 @@ static const struct bad_member bad_members[] = {
 #define LATER_SCALED_INPUT(form, type)                        \
     LATER(form, type, input_scales, ADDRESS, "input_scales"), \
         LATER(form, type, input_scale_stride, 1, "input_scale_stride")
+#define REFUSE_REPLICAS(form, type)                                \
+    REFUSE(form, type, physical_ids, ADDRESS, "physical_ids"),     \
+        REFUSE(form, type, num_replicas, ADDRESS, "num_replicas"), \
+        REFUSE(form, type, max_replicas, 1, "max_replicas"),       \
+        REFUSE(form, type, max_replicas, -1, "max_replicas")
 #define LATER_REPLICAS(form, type)                                    \
     LATER(form, type, num_valid_tokens, ADDRESS, "num_valid_tokens"), \
         LATER(form, type, physical_ids, ADDRESS, "physical_ids"),     \
@@ -311,7 +392,9 @@ static const struct bad_member bad_members[] = {
 
     REFUSE_IDS("gating", moe_gating_args),
     REFUSE_STRIDE("gating", moe_gating_args, logits_stride),
-    LATER_REPLICAS("gating", moe_gating_args),
+    REFUSE_REPLICAS("gating", moe_gating_args),
+    REFUSE("gating, replicas", moe_gating_args, max_replicas, 0, "max_replicas"),
+    REFUSE("gating, replicas", moe_gating_args, max_replicas, -1, "max_replicas"),
 
     REFUSE_IDS("align_block_size", moe_align_args),
     REFUSE_FILTER("align_block_size", moe_align_args),
@@ -321,8 +404,16 @@ static const struct bad_member bad_members[] = {
     REFUSE("align_block_size", moe_align_args, sorted_capacity, INT64_MAX, "capacities"),
     REFUSE("align_block_size", moe_align_args, expert_capacity, 1, "capacities"),
     REFUSE("align_block_size", moe_align_args, expert_capacity, -1, "capacities"),
-    LATER("align_block_size", moe_align_args, batch_counts, ADDRESS, "batch_counts"),
-    LATER("align_block_size", moe_align_args, max_batch_rows, 1, "max_batch_rows"),
+    REFUSE("align_block_size", moe_align_args, batch_counts, ADDRESS, "topk_ids"),
+    REFUSE("align_block_size", moe_align_args, max_batch_rows, 1, "batch_counts"),
+    REFUSE("align_block_size, batched", moe_align_args, topk_ids, ADDRESS, "topk_ids"),
+    REFUSE("align_block_size, batched", moe_align_args, max_batch_rows, -1, "max_batch_rows"),
+    REFUSE("align_block_size, batched", moe_align_args, max_batch_rows, INT32_MAX,
+           "max_batch_rows"),
+    REFUSE("align_block_size, batched", moe_align_args, max_batch_rows, ABI_SORTED, "capacities"),
+    REFUSE("align_block_size, batched", moe_align_args, block_size, INT32_MAX, "2^31"),
+    REFUSE("align_block_size, batched", moe_align_args, sorted_capacity, ABI_ROUTES, "capacities"),
+    REFUSE("align_block_size, batched", moe_align_args, expert_capacity, ABI_EXPERTS, "capacities"),
 
     REFUSE_IDS("ep_preprocess", moe_ep_preprocess_args),
     REFUSE_FILTER("ep_preprocess", moe_ep_preprocess_args),
@@ -331,7 +422,43 @@ static const struct bad_member bad_members[] = {
     REFUSE("ep_preprocess", moe_ep_preprocess_args, segment_alignment, INT32_MAX, "aligned to"),
     REFUSE("ep_preprocess", moe_ep_preprocess_args, row_capacity, ABI_ROUTES - 1, "row_capacity"),
     REFUSE("ep_preprocess", moe_ep_preprocess_args, row_capacity, INT64_MAX, "row_capacity"),
-    LATER_MASKED("ep_preprocess", moe_ep_preprocess_args),
+    REFUSE("ep_preprocess", moe_ep_preprocess_args, masked_m, ADDRESS, "max_masked_rows"),
+    REFUSE("ep_preprocess", moe_ep_preprocess_args, max_masked_rows, ABI_TOKENS, "masked_m"),
+    REFUSE("ep_preprocess, masked", moe_ep_preprocess_args, max_masked_rows, 0, "max_masked_rows"),
+    REFUSE("ep_preprocess, masked", moe_ep_preprocess_args, max_masked_rows, -1, "max_masked_rows"),
+    REFUSE("ep_preprocess, masked", moe_ep_preprocess_args, max_masked_rows, ABI_TOKENS - 1,
+           "max_masked_rows"),
+    REFUSE("ep_preprocess, masked", moe_ep_preprocess_args, max_masked_rows, INT32_MAX,
+           "max_masked_rows"),
+    REFUSE("ep_preprocess, masked", moe_ep_preprocess_args, segment_alignment, 3,
+           "segment_alignment"),
+    REFUSE("ep_preprocess, masked", moe_ep_preprocess_args, row_capacity,
+           ABI_EXPERTS *ABI_MASKED_ROWS - 1, "row_capacity"),
+
+    REFUSE_IDS("route", moe_route_args),
+    REFUSE_IDS("route of ids", moe_route_args),
+    REFUSE_FILTER("route", moe_route_args),
+    REFUSE_FILTER("route of ids", moe_route_args),
+    REFUSE_STRIDE("route", moe_route_args, logits_stride),
+    REFUSE("route", moe_route_args, max_replicas, 0, "max_replicas"),
+    REFUSE("route", moe_route_args, max_replicas, -1, "max_replicas"),
+    REFUSE("route", moe_route_args, block_size, -1, "block_size"),
+    REFUSE("route", moe_route_args, sorted_capacity, ABI_ROUTES, "capacities"),
+    REFUSE("route", moe_route_args, expert_capacity, 1, "capacities"),
+    REFUSE("route", moe_route_args, segment_alignment, -1, "segment_alignment"),
+    REFUSE("route", moe_route_args, segment_alignment, INT32_MAX, "aligned to"),
+    REFUSE("route", moe_route_args, row_capacity, ABI_ROUTES - 1, "row_capacity"),
+    REFUSE("route", moe_route_args, max_masked_rows, ABI_TOKENS, "masked_m"),
+    REFUSE("route of ids", moe_route_args, max_masked_rows, ABI_TOKENS - 1, "max_masked_rows"),
+    REFUSE("route of ids", moe_route_args, correction_bias, ADDRESS, "logits"),
+    REFUSE("route of ids", moe_route_args, topk_weights, ADDRESS, "logits"),
+    REFUSE("route of ids", moe_route_args, num_valid_tokens, ADDRESS, "logits"),
+    REFUSE("route of ids", moe_route_args, physical_ids, ADDRESS, "logits"),
+    REFUSE("route of ids", moe_route_args, num_replicas, ADDRESS, "logits"),
+    REFUSE("route of ids", moe_route_args, load_counters, ADDRESS, "logits"),
+    REFUSE("route of ids", moe_route_args, max_replicas, 1, "logits"),
+    REFUSE("route of ids", moe_route_args, expert_ids, ADDRESS, "sorted_ids"),
+    REFUSE("route of ids", moe_route_args, num_tokens_post_pad, ADDRESS, "sorted_ids"),
 
     REFUSE_ROWS("pre_reorder", moe_pre_reorder_args),
     REFUSE("pre_reorder", moe_pre_reorder_args, num_rows, ABI_ROUTES - 1, "src2dst"),
@@ -448,6 +575,8 @@ int main(void)
         cmocka_unit_test(test_null_plan_and_args),
         cmocka_unit_test(test_null_members),
         cmocka_unit_test(test_call),
+        cmocka_unit_test(test_num_tokens_device),
+        cmocka_unit_test(test_device_count_is_the_count),
         cmocka_unit_test(test_workspace),
         cmocka_unit_test(test_bad_members),
         cmocka_unit_test(test_misaligned_pointers),

@@ -133,8 +133,112 @@ static void test_overlaps(void **state)
     }
 }
 
+/* The members of a form that is checked in every pair: outputs with outputs and with inputs. */
+struct paired {
+    const char *form;
+    const size_t *outputs;
+    size_t num_outputs;
+    const size_t *inputs;
+    size_t num_inputs;
+};
+
+#define GATING(member)     offsetof(struct moe_gating_args, member)
+#define ALIGN(member)      offsetof(struct moe_align_args, member)
+#define PREPROCESS(member) offsetof(struct moe_ep_preprocess_args, member)
+#define ROUTE(member)      offsetof(struct moe_route_args, member)
+
+static const size_t gating_outputs[] = {GATING(topk_ids), GATING(topk_weights),
+                                        GATING(load_counters), GATING(call.workspace)};
+static const size_t gating_inputs[] = {GATING(logits),           GATING(correction_bias),
+                                       GATING(num_valid_tokens), GATING(physical_ids),
+                                       GATING(num_replicas),     GATING(call.num_tokens_device)};
+static const size_t align_outputs[] = {ALIGN(sorted_ids), ALIGN(expert_ids),
+                                       ALIGN(num_tokens_post_pad), ALIGN(expert_counts),
+                                       ALIGN(call.workspace)};
+static const size_t align_inputs[] = {ALIGN(batch_counts)};
+static const size_t masked_outputs[] = {PREPROCESS(seg_indptr),    PREPROCESS(src2dst),
+                                        PREPROCESS(dst2src),       PREPROCESS(reorder_ids),
+                                        PREPROCESS(m_indices),     PREPROCESS(masked_m),
+                                        PREPROCESS(call.workspace)};
+static const size_t masked_inputs[] = {PREPROCESS(topk_ids), PREPROCESS(filter.expert_map),
+                                       PREPROCESS(call.num_tokens_device)};
+static const size_t route_outputs[] = {
+    ROUTE(topk_ids),      ROUTE(topk_weights), ROUTE(load_counters),
+    ROUTE(sorted_ids),    ROUTE(expert_ids),   ROUTE(num_tokens_post_pad),
+    ROUTE(expert_counts), ROUTE(seg_indptr),   ROUTE(src2dst),
+    ROUTE(dst2src),       ROUTE(reorder_ids),  ROUTE(m_indices),
+    ROUTE(call.workspace)};
+static const size_t route_inputs[] = {ROUTE(logits),
+                                      ROUTE(correction_bias),
+                                      ROUTE(num_valid_tokens),
+                                      ROUTE(physical_ids),
+                                      ROUTE(num_replicas),
+                                      ROUTE(filter.expert_map),
+                                      ROUTE(call.num_tokens_device)};
+static const size_t ids_outputs[] = {ROUTE(src2dst),   ROUTE(dst2src),  ROUTE(reorder_ids),
+                                     ROUTE(m_indices), ROUTE(masked_m), ROUTE(call.workspace)};
+static const size_t ids_inputs[] = {ROUTE(topk_ids), ROUTE(filter.expert_map),
+                                    ROUTE(call.num_tokens_device)};
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+#define PAIRED(form, outputs, inputs)                        \
+    {                                                        \
+        form, outputs, COUNT(outputs), inputs, COUNT(inputs) \
+    }
+
+static const struct paired paired[] = {
+    PAIRED("gating, replicas", gating_outputs, gating_inputs),
+    PAIRED("align_block_size, batched", align_outputs, align_inputs),
+    PAIRED("ep_preprocess, masked", masked_outputs, masked_inputs),
+    PAIRED("route", route_outputs, route_inputs),
+    PAIRED("route of ids", ids_outputs, ids_inputs),
+};
+
+/* Moves the output at `moved` to where the member at `onto` lies; the workspace stays, so the other
+ * moves onto it. */
+static void check_pair(const struct abi_call *call, size_t moved, size_t onto)
+{
+    union abi_args args;
+    char *place;
+    poison();
+    abi_call_fill(call, &host, &args);
+    if (strcmp(call->form, "align_block_size, batched") != 0) {
+        host.memory->in.spare[0] = ABI_TOKENS;
+        before->in.spare[0] = ABI_TOKENS;
+        args.call.num_tokens_device = host.memory->in.spare;
+    }
+    const bool onto_workspace = moved == offsetof(struct moe_call, workspace);
+    memcpy(&place, args.bytes + (onto_workspace ? moved : onto), sizeof(place));
+    memcpy(args.bytes + (onto_workspace ? onto : moved), &place, sizeof(place));
+    if (onto_workspace && onto == offsetof(struct moe_call, num_tokens_device)) {
+        memcpy(place, &(int32_t){ABI_TOKENS}, sizeof(int32_t));
+        memcpy(before->workspace, &(int32_t){ABI_TOKENS}, sizeof(int32_t));
+    }
+    assert_refused(call, &args, "pair", MOE_STATUS_INVALID_ARGUMENT, "overlaps");
+}
+
+static void test_every_pair(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < COUNT(paired); i++) {
+        const struct abi_call *call = abi_call_find(paired[i].form);
+        assert_non_null(call);
+        for (size_t o = 0; o < paired[i].num_outputs; o++) {
+            for (size_t k = 0; k < paired[i].num_outputs; k++) {
+                if (k != o) {
+                    check_pair(call, paired[i].outputs[o], paired[i].outputs[k]);
+                }
+            }
+            for (size_t k = 0; k < paired[i].num_inputs; k++) {
+                check_pair(call, paired[i].outputs[o], paired[i].inputs[k]);
+            }
+        }
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_overlaps)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_overlaps),
+                                       cmocka_unit_test(test_every_pair)};
     return cmocka_run_group_tests(tests, open_host, close_host);
 }
