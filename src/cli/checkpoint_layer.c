@@ -19,6 +19,7 @@ struct moe_checkpoint_layer_memory {
     struct moe_checkpoint *checkpoint;
     const void **tables[max_tables];
     size_t num_tables;
+    float *correction_bias; /* when the file has it in another type than fp32 */
 };
 
 /* What the functions below work on. */
@@ -44,6 +45,7 @@ struct wanted {
     int part_idx;       /* 0 gate, 1 up */
     int is_interleaved; /* rows of the parts alternate */
     int is_transposed;  /* stored as [num_cols, rows] */
+    int may_be_row;     /* a vector that may also be stored as a matrix of one row */
 };
 
 /* Replaces the first `mark` of `pattern` by a number. Returns 0, or -1 when it does not fit. */
@@ -108,9 +110,12 @@ static int expect_shape(const struct wanted *want, int is_stacked, int64_t *shap
 }
 
 static int check_tensor(const struct binding *binding, const struct moe_safetensors_tensor *tensor,
-                        const char *path, const int64_t *shape, int rank)
+                        const char *path, const int64_t *shape, int rank, int may_be_row)
 {
-    if (tensor->rank != rank || memcmp(tensor->shape, shape, (size_t)rank * sizeof *shape) != 0) {
+    const int is_row = may_be_row && rank == 1 && tensor->rank == 2 && tensor->shape[0] == 1 &&
+                       tensor->shape[1] == shape[0];
+    if (!is_row &&
+        (tensor->rank != rank || memcmp(tensor->shape, shape, (size_t)rank * sizeof *shape) != 0)) {
         char has[MOE_SAFETENSORS_SHAPE_BYTES];
         char needs[MOE_SAFETENSORS_SHAPE_BYTES];
         return MOE_CLI_FAIL(
@@ -149,7 +154,7 @@ static int find_tensor(const struct binding *binding, const struct wanted *want,
     }
     int64_t shape[3];
     const int rank = expect_shape(want, is_stacked, shape);
-    return check_tensor(binding, *tensor, path, shape, rank);
+    return check_tensor(binding, *tensor, path, shape, rank, want->may_be_row);
 }
 
 /* Strides of the wanted part inside of the stored tensor, and the place of its first element. */
@@ -278,6 +283,26 @@ static int bind_experts(const struct binding *binding)
     return bind_linear(binding, &family->down, down, &weights->down, &weights->down_bias);
 }
 
+/* Gating reads fp32; some checkpoints keep the bias in the type of the experts. */
+static int widen_correction_bias(const struct binding *binding, struct moe_operand *bias)
+{
+    const int32_t num_experts = binding->layer->problem.num_experts;
+    if (bias->dtype == MOE_DTYPE_FP32) {
+        return 0;
+    }
+    float *widened = calloc((size_t)num_experts, sizeof *widened);
+    if (widened == NULL) {
+        return moe_cli_fail_memory(binding->error, "widening a correction bias");
+    }
+    for (int32_t e = 0; e < num_experts; ++e) {
+        widened[e] = moe_element_load(bias->base, bias->dtype, e);
+    }
+    binding->layer->memory->correction_bias = widened;
+    bias->base = widened;
+    bias->dtype = MOE_DTYPE_FP32;
+    return 0;
+}
+
 static int bind_router(const struct binding *binding)
 {
     const struct moe_family *family = binding->config->family;
@@ -288,12 +313,16 @@ static int bind_router(const struct binding *binding)
     if (bind_linear(binding, &family->router, want, &weights->router, &weights->router_bias) != 0) {
         return -1;
     }
-    if (family->correction_bias == NULL) {
+    if ((problem->flags & MOE_PROBLEM_CORRECTION_BIAS) == 0) {
         return 0;
     }
     want.name = family->correction_bias;
     want.num_cols = 0;
-    return bind_operand(binding, &want, &weights->correction_bias);
+    want.may_be_row = 1;
+    if (bind_operand(binding, &want, &weights->correction_bias) != 0) {
+        return -1;
+    }
+    return widen_correction_bias(binding, &weights->correction_bias);
 }
 
 static int bind_shared(const struct binding *binding)
@@ -308,18 +337,24 @@ static int bind_shared(const struct binding *binding)
         const char *name;
         int64_t num_rows;
         int64_t num_cols;
+        int num_parts;
+        int part_idx;
         struct moe_operand *operand;
     } parts[] = {
-        {family->shared_gate, problem->shared_inter, problem->hidden, &weights->shared_gate},
-        {family->shared_up, problem->shared_inter, problem->hidden, &weights->shared_up},
-        {family->shared_down, problem->hidden, problem->shared_inter, &weights->shared_down},
-        {family->shared_sigmoid, 1, problem->hidden, &weights->shared_sigmoid},
+        {family->shared_gate_up, problem->shared_inter, problem->hidden, 2, 0,
+         &weights->shared_gate},
+        {family->shared_gate_up, problem->shared_inter, problem->hidden, 2, 1, &weights->shared_up},
+        {family->shared_gate, problem->shared_inter, problem->hidden, 1, 0, &weights->shared_gate},
+        {family->shared_up, problem->shared_inter, problem->hidden, 1, 0, &weights->shared_up},
+        {family->shared_down, problem->hidden, problem->shared_inter, 1, 0, &weights->shared_down},
+        {family->shared_sigmoid, 1, problem->hidden, 1, 0, &weights->shared_sigmoid},
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; ++i) {
         const struct wanted want = {.name = parts[i].name,
                                     .num_rows = parts[i].num_rows,
                                     .num_cols = parts[i].num_cols,
-                                    .num_parts = 1};
+                                    .num_parts = parts[i].num_parts,
+                                    .part_idx = parts[i].part_idx};
         if (want.name != NULL && bind_operand(binding, &want, parts[i].operand) != 0) {
             return -1;
         }
@@ -436,6 +471,7 @@ void moe_checkpoint_layer_close(struct moe_checkpoint_layer *layer)
         for (size_t i = 0; i < memory->num_tables; ++i) {
             free(memory->tables[i]);
         }
+        free(memory->correction_bias);
         moe_checkpoint_close(memory->checkpoint);
         free(memory);
     }

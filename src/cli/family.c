@@ -47,8 +47,12 @@ const struct moe_family *moe_family_find(const char *model_type, int *is_wrapped
     if (nearest != NULL) {
         moe_cli_error_append(error, " (did you mean '%s'?)", nearest);
     }
+    const char *separator = "; known are ";
     for (size_t i = 0; i < num_rows; ++i) {
-        moe_cli_error_append(error, "%s%s", i == 0 ? "; known are " : ", ", names[i]);
+        if (rows[i].refusal == NULL) {
+            moe_cli_error_append(error, "%s%s", separator, names[i]);
+            separator = ", ";
+        }
     }
     return NULL;
 }

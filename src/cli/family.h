@@ -30,14 +30,15 @@ struct moe_family_linear {
     const char *bias;
 };
 
-/* A text of config.json that must have this value where it is present: a variant that the row does
- * not describe is refused rather than computed wrongly. */
+/* A scalar of config.json that must have this value where it is present and not null: a variant
+ * that the row does not describe is refused rather than computed wrongly. Several rows with one key
+ * list its known values. */
 struct moe_family_expectation {
     const char *key;
     const char *value;
 };
 
-enum { MOE_FAMILY_MAX_EXPECTATIONS = 4 };
+enum { MOE_FAMILY_MAX_EXPECTATIONS = 6 };
 
 /* One row. Members left out of a row are zero, which is the usual case of each. */
 struct moe_family {
@@ -46,6 +47,7 @@ struct moe_family {
         *wrapper; /* model_type of a multimodal config.json whose "text_config" this is; or NULL */
     const char *layer; /* prefixes of a layer's tensors, "a|b" with {layer}; NULL: the usual ones */
     struct moe_family_expectation expect[MOE_FAMILY_MAX_EXPECTATIONS];
+    const char *refusal; /* why layers of this type cannot be run; NULL: they can */
 
     /* Sizes. */
     struct moe_family_value num_layers;
@@ -54,14 +56,19 @@ struct moe_family {
     struct moe_family_value hidden;
     struct moe_family_value inter; /* of one expert, one half of gate + up */
 
-    /* Which layers are MoE: those of the list `moe_layers` if config.json has it; else layer l when
-     * l >= first_moe_layer, (l - moe_phase) % moe_every == 0, and l is not in the list
-     * `dense_layers`. */
+    /* Which layers are MoE: those of the list `moe_layers` if config.json has it; else those whose
+     * kind is `moe_kind` if it has `layer_kinds`, a list of texts or one text with a letter per
+     * layer; else layer l when first_moe_layer <= l <= last_moe_layer, (l - moe_phase) % moe_every
+     * == 0, and l is not in the list `dense_layers`. */
     struct moe_family_value first_moe_layer;
-    struct moe_family_value moe_every; /* 0: 1 */
+    struct moe_family_value last_moe_layer; /* 0 without a key, and -1: the last layer */
+    struct moe_family_value moe_every;      /* 0: 1 */
     struct moe_family_value moe_phase;
     const char *moe_layers;   /* key of a list of layer numbers, or NULL */
     const char *dense_layers; /* key of a list of layer numbers, or NULL */
+    const char *layer_kinds;  /* keys "a|b" of the kinds of layers, or NULL */
+    const char *moe_kind;     /* in a list of texts */
+    char moe_letter;          /* in one text */
 
     /* Gating. */
     int32_t gating;                      /* MOE_GATING_* */
@@ -69,11 +76,15 @@ struct moe_family {
     struct moe_family_value scaling;     /* on the routing weights; 0: 1 */
     struct moe_family_value num_groups;  /* 0 or 1: not grouped */
     struct moe_family_value topk_groups;
-    int32_t group_score; /* MOE_GROUP_SCORE_* */
-    int router_is_fp32;  /* logits are kept in fp32; 0: rounded to the type of the tokens */
+    int32_t group_score;                     /* MOE_GROUP_SCORE_* */
+    struct moe_family_expectation groups_if; /* groups count only if this text is there; key NULL:
+                                                always */
+    struct moe_family_value router_jitter;
+    int router_is_fp32; /* logits are kept in fp32; 0: rounded to the type of the tokens */
     int router_weight_is_on_input;
-    struct moe_family_linear router; /* [E, H], [E] */
-    const char *correction_bias;     /* [E], added for the choice only */
+    struct moe_family_linear router;             /* [E, H], [E] */
+    const char *correction_bias;                 /* [E] or [1, E], added for the choice only */
+    struct moe_family_value has_correction_bias; /* boolean; without a key: yes */
 
     /* Activation: named by the config's `activation_key`, or `activation` where that is NULL. */
     const char *activation_key;
@@ -92,6 +103,7 @@ struct moe_family {
     /* Shared experts, as one of the sum of their widths. */
     struct moe_family_value shared_inter; /* width of all; where it is 0: num_shared * inter */
     struct moe_family_value num_shared;
+    const char *shared_gate_up; /* [2 * shared I, H]: gate rows then up rows */
     const char *shared_gate;    /* [shared I, H] */
     const char *shared_up;      /* [shared I, H] */
     const char *shared_down;    /* [H, shared I] */

@@ -19,10 +19,12 @@ struct moe_model_config {
     const char *quant_method; /* quantization_config.quant_method, or NULL */
     int64_t num_layers;
     int64_t first_moe_layer; /* as struct moe_family says */
+    int64_t last_moe_layer;
     int64_t moe_every;
     int64_t moe_phase;
     const struct moe_tree_node *moe_layers;   /* list of numbers, or NULL */
     const struct moe_tree_node *dense_layers; /* list of numbers, or NULL */
+    const struct moe_tree_node *layer_kinds;  /* list of texts, or one text, or NULL */
 
     /* One layer, not split over ranks. All members but max_tokens are set; the dtypes are those
      * that config.json names (bf16 where it names none), which the tensors of a checkpoint may

@@ -46,6 +46,17 @@ static void assert_refused(const char *text, const char *part)
     "\"model_type\":\"deepseek_v3\",\"num_hidden_layers\":61,\"num_experts_per_tok\":8," \
     "\"n_routed_experts\":256,\"hidden_size\":7168,\"moe_intermediate_size\":2048,"      \
     "\"hidden_act\":\"silu\""
+#define DEEPSEEK_V2                                                                   \
+    "\"model_type\":\"deepseek_v2\",\"num_hidden_layers\":4,\"n_routed_experts\":64," \
+    "\"num_experts_per_tok\":6,\"hidden_size\":64,\"moe_intermediate_size\":32,"      \
+    "\"hidden_act\":\"silu\",\"n_group\":8,\"topk_group\":3"
+#define NEMOTRON                                                                    \
+    "\"model_type\":\"nemotron_h\",\"num_hidden_layers\":4,\"n_routed_experts\":8," \
+    "\"num_experts_per_tok\":2,\"hidden_size\":64,\"moe_intermediate_size\":32,"    \
+    "\"mlp_hidden_act\":\"relu2\""
+#define ERNIE                                                                        \
+    "\"model_type\":\"ernie4_5_moe\",\"num_hidden_layers\":6,\"moe_num_experts\":8," \
+    "\"moe_k\":2,\"hidden_size\":64,\"moe_intermediate_size\":32,\"hidden_act\":\"silu\""
 
 #define LLAMA4                                                                          \
     "\"model_type\":\"llama4_text\",\"num_hidden_layers\":8,\"num_experts_per_tok\":1," \
@@ -123,6 +134,35 @@ static void moe_layers_follow_the_config(void **state)
     assert_layers("{" LLAMA4 ",\"interleave_moe_layer_step\":4,\"moe_layers\":null}", "...x...x");
 }
 
+static void kinds_of_layers_are_read(void **state)
+{
+    (void)state;
+    assert_layers("{" NEMOTRON ",\"hybrid_override_pattern\":\"ME*E\"}", ".x.x");
+    assert_layers("{" NEMOTRON ",\"layers_block_type\":[\"moe\",\"mamba\",\"attention\",\"moe\"]}",
+                  "x..x");
+    assert_layers("{" ERNIE ",\"moe_layer_start_index\":1,\"moe_layer_end_index\":4}", ".xxxx.");
+    assert_layers("{" ERNIE ",\"moe_layer_start_index\":1,\"moe_layer_end_index\":-1,"
+                  "\"moe_layer_interval\":2}",
+                  ".x.x.x");
+}
+
+static void groups_follow_their_method(void **state)
+{
+    (void)state;
+    struct moe_model_config config;
+    struct moe_cli_error error;
+    struct moe_tree *tree =
+        read_config("{" DEEPSEEK_V2 ",\"topk_method\":\"greedy\"}", &config, 0, &error);
+    assert_int_equal(config.problem.num_groups, 0);
+    moe_tree_destroy(tree);
+    tree = read_config("{" DEEPSEEK_V2 ",\"topk_method\":\"group_limited_greedy\"}", &config, 0,
+                       &error);
+    assert_int_equal(config.problem.num_groups, 8);
+    assert_int_equal(config.problem.topk_groups, 3);
+    assert_int_equal(config.problem.group_score, MOE_GROUP_SCORE_MAX);
+    moe_tree_destroy(tree);
+}
+
 static void a_wrapped_text_model_is_read(void **state)
 {
     (void)state;
@@ -146,10 +186,13 @@ static void an_unknown_type_names_the_known_ones(void **state)
     assert_refused(text, "model type 'qwen3_mo' is not known (did you mean 'qwen3_moe'?)");
     size_t num_rows = 0;
     for (; moe_family_row(num_rows) != NULL; ++num_rows) {
-        assert_refused(text, moe_family_row(num_rows)->model_type);
+        if (moe_family_row(num_rows)->refusal == NULL) {
+            assert_refused(text, moe_family_row(num_rows)->model_type);
+        }
     }
-    assert_true(num_rows >= 7);
-    assert_refused("{\"model_type\":\"bert\"}", "'bert' is not known; known are deepseek_v3, ");
+    assert_true(num_rows >= 29);
+    assert_refused("{\"model_type\":\"bert\"}",
+                   "'bert' is not known; known are afmoe, cohere2_moe, ");
     assert_refused("{}", "'model_type' is missing");
     assert_refused("{\"model_type\":3}", "'model_type' is missing or no string");
     assert_refused("{\"model_type\":[\"mixtral\"]}", "'model_type' is missing or no string");
@@ -168,7 +211,17 @@ static void wrong_keys_are_named(void **state)
         {"{" MIXTRAL ",\"num_experts\":8.5}", "'num_experts' is 8.5, not a whole number from 1"},
         {"{" MIXTRAL ",\"num_experts\":0}", "'num_experts' is 0, not a whole number from 1"},
         {"{" MIXTRAL ",\"num_experts\":1e300}", "'num_experts' is 1e+300, not a whole number"},
-        {"{" MIXTRAL ",\"num_experts\":[8]}", "'num_experts' is not a number"},
+        {"{" MIXTRAL ",\"num_experts\":[8, 9]}", "'num_experts' differs between layers"},
+        {"{" MIXTRAL ",\"num_experts\":[[8]]}", "'num_experts' is not a number"},
+        {"{" MIXTRAL ",\"num_experts\":[]}", "'num_experts' is not a number"},
+        {"{\"model_type\":\"longcat_flash\"}",
+         "'longcat_flash' cannot be run: some of its experts"},
+        {"{" NEMOTRON ",\"layers_block_type\":[\"moe\"]}",
+         "'layers_block_type' does not name a kind for each of the 4 layers"},
+        {"{" NEMOTRON ",\"moe_latent_size\":64}",
+         "'moe_latent_size' is '64'; of type 'nemotron_h' only 'null' is known"},
+        {"{" DEEPSEEK_V2 ",\"topk_method\":\"noaux_tc\"}",
+         "of type 'deepseek_v2' only 'greedy' or 'group_limited_greedy' is known"},
         {"{" MIXTRAL ",\"num_experts\":1}",
          "'num_experts_per_tok' is 2, not a whole number from 1 to 1"},
         {"{" MIXTRAL ",\"num_experts\":8,\"dtype\":\"float8\"}",
@@ -204,9 +257,14 @@ static void rows_are_complete(void **state)
         before = row;
         const struct moe_family_value *const sizes[] = {&row->num_layers, &row->num_experts,
                                                         &row->top_k, &row->hidden, &row->inter};
-        for (size_t j = 0; j < sizeof sizes / sizeof sizes[0]; ++j) {
-            assert_true(sizes[j]->is_mandatory && sizes[j]->keys != NULL);
+        if (row->refusal != NULL) {
+            continue;
         }
+        for (size_t j = 0; j < sizeof sizes / sizeof sizes[0]; ++j) {
+            const int follows = sizes[j] == &row->num_layers && row->layer_kinds != NULL;
+            assert_true(sizes[j]->keys != NULL && (sizes[j]->is_mandatory || follows));
+        }
+        assert_true(row->layer_kinds == NULL || row->moe_kind != NULL);
         assert_int_not_equal(row->gating, MOE_GATING_NONE);
         assert_true(row->activation_key != NULL || row->activation != 0);
         assert_non_null(row->router.weight);
@@ -216,7 +274,7 @@ static void rows_are_complete(void **state)
         const int may_be_shared = row->shared_inter.keys != NULL || row->shared_inter.value > 0 ||
                                   row->num_shared.keys != NULL || row->num_shared.value > 0;
         assert_int_equal(may_be_shared, row->shared_down != NULL);
-        assert_true(!may_be_shared || row->shared_up != NULL);
+        assert_true(!may_be_shared || (row->shared_up != NULL) != (row->shared_gate_up != NULL));
     }
 }
 
@@ -237,6 +295,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_have_aliases_and_defaults),
         cmocka_unit_test(moe_layers_follow_the_config),
+        cmocka_unit_test(kinds_of_layers_are_read),
+        cmocka_unit_test(groups_follow_their_method),
         cmocka_unit_test(a_wrapped_text_model_is_read),
         cmocka_unit_test(an_unknown_type_names_the_known_ones),
         cmocka_unit_test(wrong_keys_are_named),
