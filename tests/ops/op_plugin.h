@@ -29,7 +29,12 @@
 
 #define OP_COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
-enum { OP_MAX_TILE_SETS = 16, OP_MAX_THREADS = 3, OP_MAX_OUTPUTS = 8, OP_WORKSPACE_ALIGNMENT = 64 };
+enum {
+    OP_MAX_TILE_SETS = 16,
+    OP_MAX_THREADS = 3,
+    OP_MAX_OUTPUTS = 16,
+    OP_WORKSPACE_ALIGNMENT = 64
+};
 
 /* A context whose every choice is forced. */
 struct op_variant {
@@ -312,6 +317,7 @@ OP_INVOKE(router)
 OP_INVOKE(gating)
 OP_INVOKE(align_block_size)
 OP_INVOKE(ep_preprocess)
+OP_INVOKE(route)
 OP_INVOKE(pre_reorder)
 OP_INVOKE(activation)
 OP_INVOKE(grouped_gemm)

@@ -449,7 +449,7 @@ static void ep_preprocess_matches_reference(void **state)
     op_grid_finish(&grid);
 }
 
-/* Filters that name experts outside the problem, and what this version does not have. */
+/* Filters that name experts outside the problem, and a layout that is half described. */
 static void bad_filters_are_refused(void **state)
 {
     (void)state;
@@ -486,7 +486,7 @@ static void bad_filters_are_refused(void **state)
     }
     struct moe_ep_preprocess_args masked = good;
     masked.max_masked_rows = 4;
-    op_expect_refusal(MOE_STATUS_UNSUPPORTED, &watch, op_invoke_ep_preprocess, &masked,
+    op_expect_refusal(MOE_STATUS_INVALID_ARGUMENT, &watch, op_invoke_ep_preprocess, &masked,
                       &masked.call);
     op_expect_success(&watch, op_invoke_ep_preprocess, &good, &good.call);
     destroy_plan(watch.plan);
