@@ -32,6 +32,7 @@ struct moe_run {
 struct moe_op_layer {
     const struct moe_weights *weights;
     int64_t num_tokens;
+    int64_t first_token; /* number of tokens[0] in the call */
     const void *tokens;
     int64_t token_stride;
     const int32_t *num_tokens_device;  /* as in ops.h */
@@ -94,6 +95,9 @@ struct moe_backend {
      * touched. */
     int32_t (*supports)(const struct moe_device *device, const struct moe_problem *problem,
                         uint64_t ops, struct moe_error *error);
+
+    /* Is the whole layer, for some problem, something for this device? NULL: for every one. */
+    bool (*runs_layer)(const struct moe_device *device);
 
     /* Bytes of workspace that one call of `op` needs for up to `num_tokens` tokens with the tiles
      * of `bucket`. */

@@ -6,6 +6,7 @@
 #include "cpu_isa.h"
 #include "op_fill.h"
 #include "plan.h"
+#include "recipe.h"
 #include "status.h"
 #include "tiles.h"
 #include "weights.h"
@@ -58,58 +59,50 @@ struct moe_cpu_pool *moe_cpu_plan_pool(const struct moe_plan *plan)
     return plan->context->state;
 }
 
-/* Is this recipe one of plain fp32, fp16 or bf16 elements? */
+/* problem.c has checked fp8 recipes. */
 static int32_t check_recipe(const char *name, const struct moe_recipe *recipe,
                             struct moe_error *error)
 {
-    struct moe_recipe plain;
-    memset(&plain, 0, sizeof(plain));
-    plain.dtype = recipe->dtype;
-    bool known = recipe->dtype == 0 || recipe->dtype == MOE_DTYPE_FP32 ||
-                 recipe->dtype == MOE_DTYPE_FP16 || recipe->dtype == MOE_DTYPE_BF16;
-    if (!known) {
-        return moe_error_set(
-            error, MOE_STATUS_UNSUPPORTED,
-            "problem.%s is %s; the cpu backend of this version implements fp32, fp16 and bf16",
-            name, moe_dtype_name(recipe->dtype));
+    if (moe_recipe_is_plain(recipe) || moe_recipe_is_fp8(recipe)) {
+        return MOE_STATUS_OK;
     }
-    if (memcmp(&plain, recipe, sizeof(plain)) != 0) {
+    const struct moe_recipe plain = {.dtype = recipe->dtype};
+    if (moe_recipe_is_plain(&plain)) {
         return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "problem.%s has scales, groups or a packing; the cpu backend of this "
-                             "version implements plain %s elements only",
+                             "problem.%s has scales, groups or a packing; the cpu backend "
+                             "implements plain %s elements only",
                              name, moe_dtype_name(recipe->dtype));
     }
-    return MOE_STATUS_OK;
+    return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                         "problem.%s is %s; the cpu backend of this version implements fp32, fp16, "
+                         "bf16 and fp8_e4m3",
+                         name, moe_dtype_name(recipe->dtype));
 }
 
 static int32_t check_plain_dtype(const char *name, int32_t dtype, struct moe_error *error)
 {
-    struct moe_recipe recipe;
-    memset(&recipe, 0, sizeof(recipe));
-    recipe.dtype = dtype;
-    return check_recipe(name, &recipe, error);
+    const struct moe_recipe recipe = {.dtype = dtype};
+    if (moe_recipe_is_plain(&recipe)) {
+        return MOE_STATUS_OK;
+    }
+    return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                         "problem.%s is %s; it must be fp32, fp16 or bf16", name,
+                         moe_dtype_name(dtype));
 }
 
 static int32_t cpu_supports(const struct moe_device *device, const struct moe_problem *problem,
                             uint64_t ops, struct moe_error *error)
 {
+    const uint64_t outputs =
+        MOE_OP_BIT(MOE_OP_GEMM2) | MOE_OP_BIT(MOE_OP_POST_REORDER) | MOE_OP_BIT(MOE_OP_SUM_REDUCE);
     (void)device;
-    if ((ops & MOE_OP_BIT(MOE_OP_QUANTIZE)) != 0) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "quantize: the cpu backend of this version has no quantized types");
-    }
-    if ((ops & MOE_OP_BIT(MOE_OP_LAYER)) != 0 && problem->num_appended_experts != 0) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "num_appended_experts is %d: appended ids are for the gating "
-                             "operation; the layer computes shared "
-                             "experts through shared_inter",
-                             problem->num_appended_experts);
-    }
     MOE_TRY(check_recipe("tokens", &problem->tokens, error));
     MOE_TRY(check_recipe("gate_up", &problem->gate_up, error));
     MOE_TRY(check_recipe("intermediate", &problem->intermediate, error));
     MOE_TRY(check_recipe("down", &problem->down, error));
-    MOE_TRY(check_plain_dtype("output_dtype", problem->output_dtype, error));
+    if ((ops & outputs) != 0) {
+        MOE_TRY(check_plain_dtype("output_dtype", problem->output_dtype, error));
+    }
     return check_plain_dtype("logits_dtype", problem->logits_dtype, error);
 }
 

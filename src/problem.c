@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "problem.h"
 
+#include "recipe.h"
 #include "status.h"
 #include "structs.h"
 #include "tiles.h"
@@ -79,7 +80,11 @@ int32_t moe_problem_read(struct moe_problem *own, const struct moe_problem *call
     if (own->output_dtype == 0) {
         own->output_dtype = own->tokens.dtype;
     }
-    if (own->intermediate.dtype == 0) {
+    const struct moe_recipe unset = {0};
+    if (memcmp(&own->intermediate, &unset, sizeof(unset)) == 0) {
+        own->intermediate = own->tokens;
+        own->intermediate.dynamic |= moe_recipe_is_fp8(&own->tokens) && own->tokens.group_rows == 1;
+    } else if (own->intermediate.dtype == 0) {
         own->intermediate.dtype = own->tokens.dtype;
     }
     if (own->logits_dtype == 0) {
@@ -118,11 +123,15 @@ int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, 
                   MOE_OP_BIT(MOE_OP_ROUTE) | MOE_OP_BIT(MOE_OP_POST_REORDER);
         if (problem->gating != MOE_GATING_NONE ||
             (problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
-            result |= MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING);
+            result |= MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING) |
+                      MOE_OP_BIT(MOE_OP_ROUTE);
         }
     }
     if ((result & MOE_OP_BIT(MOE_OP_EXPERTS)) != 0) {
         result |= MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2);
+        if (moe_recipe_is_fp8(&problem->intermediate)) {
+            result |= MOE_OP_BIT(MOE_OP_QUANTIZE);
+        }
     }
     *expanded = result;
     return MOE_STATUS_OK;
@@ -359,6 +368,7 @@ int32_t moe_problem_check(const struct moe_problem *problem, uint64_t ops, struc
         MOE_TRY(check_dtype("gate_up.dtype", problem->gate_up.dtype, error));
         MOE_TRY(check_dtype("down.dtype", problem->down.dtype, error));
     }
+    MOE_TRY(moe_recipe_check(problem, ops, error));
     return check_dtype("logits_dtype", problem->logits_dtype, error);
 }
 

@@ -3,6 +3,7 @@
 
 #include "context.h"
 #include "problem.h"
+#include "recipe.h"
 #include "status.h"
 #include "structs.h"
 
@@ -17,9 +18,19 @@ struct operand_rule {
     int32_t per_expert;    /* 1: num_experts matrices */
     uint32_t needs_flag;   /* there only with this flag of the problem; 0: always */
     uint32_t forbids_flag; /* not there with this flag */
-    int32_t has_columns;   /* 0: a bias */
-    int32_t is_fp32;       /* 1: must be fp32 with contiguous elements */
+    int32_t kind;          /* KIND_* */
+    int32_t recipe;        /* RECIPE_*: of the matrix, or of the matrix that a scale belongs to */
 };
+
+enum {
+    KIND_MATRIX,     /* multiplied by rows of the recipe */
+    KIND_PLAIN,      /* router, shared sigmoid: never quantized */
+    KIND_BIAS,       /* the same without columns */
+    KIND_CORRECTION, /* fp32 with contiguous elements */
+    KIND_SCALE,      /* fp32; there when the recipe is fp8 */
+};
+
+enum { RECIPE_GATE_UP, RECIPE_DOWN };
 
 enum {
     GROUP_GATE_UP,
@@ -27,31 +38,34 @@ enum {
     GROUP_ROUTER,
     GROUP_CORRECTION, /* of its own: a host that makes logits itself still has the plugin gate */
     GROUP_SHARED,
-    GROUP_SCALES,
     NUM_GROUPS
 };
 
 #define OPERAND(member) #member, offsetof(struct moe_weights_desc, member)
 static const struct operand_rule operand_rules[] = {
-    {OPERAND(gate), GROUP_GATE_UP, 1, 0, MOE_PROBLEM_UNGATED, 1, 0},
-    {OPERAND(up), GROUP_GATE_UP, 1, 0, 0, 1, 0},
-    {OPERAND(gate_bias), GROUP_GATE_UP, 1, MOE_PROBLEM_GATE_UP_BIAS, MOE_PROBLEM_UNGATED, 0, 0},
-    {OPERAND(up_bias), GROUP_GATE_UP, 1, MOE_PROBLEM_GATE_UP_BIAS, 0, 0, 0},
-    {OPERAND(down), GROUP_DOWN, 1, 0, 0, 1, 0},
-    {OPERAND(down_bias), GROUP_DOWN, 1, MOE_PROBLEM_DOWN_BIAS, 0, 0, 0},
-    {OPERAND(router), GROUP_ROUTER, 0, 0, 0, 1, 0},
-    {OPERAND(router_bias), GROUP_ROUTER, 0, MOE_PROBLEM_ROUTER_BIAS, 0, 0, 0},
-    {OPERAND(correction_bias), GROUP_CORRECTION, 0, MOE_PROBLEM_CORRECTION_BIAS, 0, 0, 1},
-    {OPERAND(shared_gate), GROUP_SHARED, 0, 0, MOE_PROBLEM_UNGATED, 1, 0},
-    {OPERAND(shared_up), GROUP_SHARED, 0, 0, 0, 1, 0},
-    {OPERAND(shared_down), GROUP_SHARED, 0, 0, 0, 1, 0},
-    {OPERAND(shared_sigmoid), GROUP_SHARED, 0, MOE_PROBLEM_SHARED_SIGMOID, 0, 1, 0},
-    {OPERAND(gate_scale), GROUP_SCALES, 1, 0, 0, 1, 0},
-    {OPERAND(up_scale), GROUP_SCALES, 1, 0, 0, 1, 0},
-    {OPERAND(down_scale), GROUP_SCALES, 1, 0, 0, 1, 0},
-    {OPERAND(shared_gate_scale), GROUP_SCALES, 0, 0, 0, 1, 0},
-    {OPERAND(shared_up_scale), GROUP_SCALES, 0, 0, 0, 1, 0},
-    {OPERAND(shared_down_scale), GROUP_SCALES, 0, 0, 0, 1, 0},
+    {OPERAND(gate), GROUP_GATE_UP, 1, 0, MOE_PROBLEM_UNGATED, KIND_MATRIX, RECIPE_GATE_UP},
+    {OPERAND(up), GROUP_GATE_UP, 1, 0, 0, KIND_MATRIX, RECIPE_GATE_UP},
+    {OPERAND(gate_bias), GROUP_GATE_UP, 1, MOE_PROBLEM_GATE_UP_BIAS, MOE_PROBLEM_UNGATED, KIND_BIAS,
+     RECIPE_GATE_UP},
+    {OPERAND(up_bias), GROUP_GATE_UP, 1, MOE_PROBLEM_GATE_UP_BIAS, 0, KIND_BIAS, RECIPE_GATE_UP},
+    {OPERAND(down), GROUP_DOWN, 1, 0, 0, KIND_MATRIX, RECIPE_DOWN},
+    {OPERAND(down_bias), GROUP_DOWN, 1, MOE_PROBLEM_DOWN_BIAS, 0, KIND_BIAS, RECIPE_GATE_UP},
+    {OPERAND(router), GROUP_ROUTER, 0, 0, 0, KIND_PLAIN, RECIPE_GATE_UP},
+    {OPERAND(router_bias), GROUP_ROUTER, 0, MOE_PROBLEM_ROUTER_BIAS, 0, KIND_BIAS, RECIPE_GATE_UP},
+    {OPERAND(correction_bias), GROUP_CORRECTION, 0, MOE_PROBLEM_CORRECTION_BIAS, 0, KIND_CORRECTION,
+     RECIPE_GATE_UP},
+    {OPERAND(shared_gate), GROUP_SHARED, 0, 0, MOE_PROBLEM_UNGATED, KIND_MATRIX, RECIPE_GATE_UP},
+    {OPERAND(shared_up), GROUP_SHARED, 0, 0, 0, KIND_MATRIX, RECIPE_GATE_UP},
+    {OPERAND(shared_down), GROUP_SHARED, 0, 0, 0, KIND_MATRIX, RECIPE_DOWN},
+    {OPERAND(shared_sigmoid), GROUP_SHARED, 0, MOE_PROBLEM_SHARED_SIGMOID, 0, KIND_PLAIN,
+     RECIPE_GATE_UP},
+    {OPERAND(gate_scale), GROUP_GATE_UP, 1, 0, MOE_PROBLEM_UNGATED, KIND_SCALE, RECIPE_GATE_UP},
+    {OPERAND(up_scale), GROUP_GATE_UP, 1, 0, 0, KIND_SCALE, RECIPE_GATE_UP},
+    {OPERAND(down_scale), GROUP_DOWN, 1, 0, 0, KIND_SCALE, RECIPE_DOWN},
+    {OPERAND(shared_gate_scale), GROUP_SHARED, 0, 0, MOE_PROBLEM_UNGATED, KIND_SCALE,
+     RECIPE_GATE_UP},
+    {OPERAND(shared_up_scale), GROUP_SHARED, 0, 0, 0, KIND_SCALE, RECIPE_GATE_UP},
+    {OPERAND(shared_down_scale), GROUP_SHARED, 0, 0, 0, KIND_SCALE, RECIPE_DOWN},
 };
 enum { NUM_OPERANDS = sizeof(operand_rules) / sizeof(operand_rules[0]) };
 _Static_assert(sizeof(struct moe_weights_desc) == 8 + NUM_OPERANDS * sizeof(struct moe_operand),
@@ -75,6 +89,12 @@ static bool is_stride(int64_t stride)
     return stride >= 0 && stride <= STRIDE_LIMIT;
 }
 
+static const struct moe_recipe *recipe_of(const struct operand_rule *rule,
+                                          const struct moe_problem *problem)
+{
+    return rule->recipe == RECIPE_DOWN ? &problem->down : &problem->gate_up;
+}
+
 /* Is this operand part of its group for this problem? */
 static bool is_wanted(const struct operand_rule *rule, const struct moe_problem *problem)
 {
@@ -84,16 +104,47 @@ static bool is_wanted(const struct operand_rule *rule, const struct moe_problem 
     if (rule->group == GROUP_SHARED && problem->shared_inter == 0) {
         return false;
     }
-    return (problem->flags & rule->forbids_flag) == 0 && rule->group != GROUP_SCALES;
+    if (rule->kind == KIND_SCALE && !moe_recipe_is_fp8(recipe_of(rule, problem))) {
+        return false;
+    }
+    return (problem->flags & rule->forbids_flag) == 0;
 }
 
+/* What is never quantized is of the output's type where gate_up is fp8. */
 static int32_t default_dtype(const struct operand_rule *rule, const struct moe_problem *problem)
 {
-    if (rule->is_fp32) {
+    if (rule->kind == KIND_CORRECTION || rule->kind == KIND_SCALE) {
         return MOE_DTYPE_FP32;
     }
-    return rule->group == GROUP_DOWN && rule->has_columns ? problem->down.dtype
-                                                          : problem->gate_up.dtype;
+    /* Shared experts are as gate_up in plain types. */
+    const struct moe_recipe *recipe = recipe_of(rule, problem);
+    if (rule->group == GROUP_SHARED && !moe_recipe_is_fp8(recipe)) {
+        recipe = &problem->gate_up;
+    }
+    return rule->kind != KIND_MATRIX && moe_recipe_is_fp8(recipe) ? problem->output_dtype
+                                                                  : recipe->dtype;
+}
+
+/* Matrices are fp8 where their recipe is, and only there. */
+static int32_t check_operand_dtype(const struct operand_rule *rule,
+                                   const struct moe_problem *problem, int32_t dtype,
+                                   struct moe_error *error)
+{
+    const bool is_fp8 = rule->kind == KIND_MATRIX && moe_recipe_is_fp8(recipe_of(rule, problem));
+    const bool is_fp32 = rule->kind == KIND_CORRECTION || rule->kind == KIND_SCALE;
+    const bool is_known =
+        dtype == MOE_DTYPE_FP32 || dtype == MOE_DTYPE_FP16 || dtype == MOE_DTYPE_BF16;
+    if (is_fp8 && dtype != MOE_DTYPE_FP8_E4M3) {
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                             "weights: %s is of type %s, but the problem's recipe says fp8_e4m3",
+                             rule->name, moe_dtype_name(dtype));
+    }
+    if (!is_fp8 && (is_fp32 ? dtype != MOE_DTYPE_FP32 : !is_known)) {
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED, "weights: %s is of type %s; %s",
+                             rule->name, moe_dtype_name(dtype),
+                             is_fp32 ? "it must be fp32" : "fp32, fp16 and bf16 are implemented");
+    }
+    return MOE_STATUS_OK;
 }
 
 static int32_t check_pointer(const struct operand_rule *rule, const void *pointer,
@@ -134,14 +185,9 @@ static int32_t check_operand(const struct operand_rule *rule, const struct moe_p
     if (operand->dtype == 0) {
         operand->dtype = default_dtype(rule, problem);
     }
-    int64_t element_bytes = moe_dtype_bytes(operand->dtype);
-    if (element_bytes != 4 && element_bytes != 2) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "weights: %s is of type %s; fp32, fp16 and bf16 are implemented",
-                             rule->name, moe_dtype_name(operand->dtype));
-    }
-    if (rule->is_fp32 &&
-        (operand->dtype != MOE_DTYPE_FP32 || operand->row_stride != 1 || operand->base == NULL)) {
+    const int64_t element_bytes = moe_dtype_bytes(operand->dtype);
+    MOE_TRY(check_operand_dtype(rule, problem, operand->dtype, error));
+    if (rule->kind == KIND_CORRECTION && (operand->row_stride != 1 || operand->base == NULL)) {
         return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
                              "weights: %s must be fp32 with base and row_stride 1", rule->name);
     }
@@ -173,8 +219,10 @@ static int32_t check_desc(const struct moe_problem *problem, struct moe_weights_
         if (is_present(operand) && !wanted) {
             return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                                  "weights: %s is given, but the problem does not use it (flags "
-                                 "0x%x, shared_inter %d)",
-                                 rule->name, problem->flags, problem->shared_inter);
+                                 "0x%x, shared_inter %d, %s is %s)",
+                                 rule->name, problem->flags, problem->shared_inter,
+                                 rule->recipe == RECIPE_DOWN ? "down" : "gate_up",
+                                 moe_dtype_name(recipe_of(rule, problem)->dtype));
         }
         if (!wanted) {
             continue;
@@ -211,7 +259,8 @@ static int32_t read_request(const struct moe_context *context, const struct moe_
     }
     uint64_t ops = 0;
     MOE_TRY(moe_problem_read(own_problem, problem, error));
-    MOE_TRY(moe_problem_expand_ops(own_problem, MOE_OP_BIT(MOE_OP_EXPERTS), &ops, error));
+    MOE_TRY(moe_problem_expand_ops(own_problem, MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2),
+                                   &ops, error));
     if (own_problem->max_tokens == 0) {
         own_problem->max_tokens = 1; /* weights do not depend on it */
     }

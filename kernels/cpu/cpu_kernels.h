@@ -35,6 +35,7 @@ struct moe_cpu_kernels {
     struct moe_cpu_kernel align;         /* moe_op_align: one task */
     struct moe_cpu_kernel ep_preprocess; /* moe_op_ep_preprocess: one task */
     struct moe_cpu_kernel pre_reorder;   /* moe_op_pre_reorder */
+    struct moe_cpu_kernel quantize;      /* moe_op_quantize */
     struct moe_cpu_kernel activation;    /* moe_op_activation */
     struct moe_cpu_kernel gemm;          /* moe_op_gemm */
     struct moe_cpu_kernel post_reorder;  /* moe_op_post_reorder; sum_reduce is its case without
