@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _GNU_SOURCE
 #include "args.h"
+#include "args_pages.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -73,16 +74,6 @@ static int is_choice(const char *choices, const char *text)
     }
 }
 
-static int takes_value(const struct moe_args_option *option)
-{
-    return option->flag == NULL;
-}
-
-static const char *get_value_name(const struct moe_args_option *option)
-{
-    return option->value_name != NULL ? option->value_name : option->choices;
-}
-
 static void describe_range(const struct moe_args_option *option, char *text, size_t text_bytes)
 {
     if (option->max_value == INT64_MAX) {
@@ -144,17 +135,18 @@ static void describe_options(const struct moe_args_command *command, struct opti
     letters[num_letters++] = 'h';
     for (size_t i = 0; i < command->num_options; ++i) {
         const struct moe_args_option *option = &command->options[i];
-        const int has_arg = takes_value(option) ? required_argument : no_argument;
+        const int has_arg = moe_args_takes_value(option) ? required_argument : no_argument;
         long_options[i] = (struct option){option->name, has_arg, NULL, first_option + (int)i};
         if (option->letter != '\0') {
             letters[num_letters++] = option->letter;
-            if (takes_value(option)) {
+            if (moe_args_takes_value(option)) {
                 letters[num_letters++] = ':';
             }
         }
     }
     letters[num_letters] = '\0';
-    long_options[command->num_options] = (struct option){"help", no_argument, NULL, code_help};
+    long_options[command->num_options] =
+        (struct option){"help", optional_argument, NULL, code_help};
     long_options[command->num_options + 1] = (struct option){"json", no_argument, NULL, code_json};
     long_options[command->num_options + 2] = (struct option){NULL, 0, NULL, 0};
 }
@@ -202,10 +194,12 @@ static const struct moe_args_option *find_option(const struct moe_args_command *
     return NULL;
 }
 
-/* The getopt loop. Returns MOE_ARGS_WRONG with a sentence in *error. */
+/* The getopt loop. Returns MOE_ARGS_WRONG with a sentence in *error, MOE_ARGS_HELP with the page
+ * that is asked for. */
 static enum moe_args_outcome read_options(const struct moe_args_command *command, int argc,
                                           char **argv, struct moe_args_result *result,
-                                          unsigned char *is_given, struct moe_cli_error *error)
+                                          unsigned char *is_given, moe_args_page **page,
+                                          struct moe_cli_error *error)
 {
     struct option long_options[max_long_options];
     char letters[2 * MOE_ARGS_MAX_OPTIONS + 3];
@@ -217,8 +211,13 @@ static enum moe_args_outcome read_options(const struct moe_args_command *command
         if (code == -1) {
             return MOE_ARGS_RUN;
         }
-        if (code == code_help || code == 'h') {
+        if (code == 'h' || (code == code_help && optarg == NULL)) {
+            *page = moe_args_print_help;
             return MOE_ARGS_HELP;
+        }
+        if (code == code_help) {
+            *page = moe_args_find_page(optarg, error);
+            return *page != NULL ? MOE_ARGS_HELP : MOE_ARGS_WRONG;
         }
         if (code == code_json) {
             result->wants_json = 1;
@@ -234,7 +233,7 @@ static enum moe_args_outcome read_options(const struct moe_args_command *command
             refuse_unknown_option(long_options, optopt, argv[optind - 1], error);
             return MOE_ARGS_WRONG;
         }
-        if (is_given[option_idx] && takes_value(option) && option->texts == NULL) {
+        if (is_given[option_idx] && moe_args_takes_value(option) && option->texts == NULL) {
             moe_cli_error_set(error, "--%s is given twice", option->name);
             return MOE_ARGS_WRONG;
         }
@@ -252,8 +251,8 @@ static enum moe_args_outcome check_given(const struct moe_args_command *command,
     for (size_t i = 0; i < command->num_options; ++i) {
         const struct moe_args_option *option = &command->options[i];
         if (option->is_mandatory && !is_given[i]) {
-            moe_cli_error_set(error, "--%s %s is missing: %s", option->name, get_value_name(option),
-                              option->help);
+            moe_cli_error_set(error, "--%s %s is missing: %s", option->name,
+                              moe_args_value_name(option), option->help);
             return MOE_ARGS_WRONG;
         }
     }
@@ -275,51 +274,19 @@ enum moe_args_outcome moe_args_parse(const struct moe_args_command *command, int
     memset(result, 0, sizeof *result);
     struct moe_cli_error error = {.message = ""};
     unsigned char is_given[MOE_ARGS_MAX_OPTIONS] = {0};
-    enum moe_args_outcome outcome = read_options(command, argc, argv, result, is_given, &error);
+    moe_args_page *page = NULL;
+    enum moe_args_outcome outcome =
+        read_options(command, argc, argv, result, is_given, &page, &error);
     if (outcome == MOE_ARGS_RUN) {
         result->operands = argv + optind;
         result->num_operands = argc - optind;
         outcome = check_given(command, result, is_given, &error);
     }
     if (outcome == MOE_ARGS_HELP) {
-        moe_args_print_help(command, out);
+        page(command, out);
     } else if (outcome == MOE_ARGS_WRONG) {
         fprintf(err, "moectl %s: %s\n", command->name, error.message);
         fprintf(err, "Type 'moectl %s --help' for its options.\n", command->name);
     }
     return outcome;
-}
-
-enum { help_column = 30 };
-
-static void print_option(FILE *out, char letter, const char *name, const char *value_name,
-                         const char *help)
-{
-    int width = letter != '\0' ? fprintf(out, "  -%c, --%s", letter, name)
-                               : fprintf(out, "      --%s", name);
-    if (value_name != NULL) {
-        width += fprintf(out, " %s", value_name);
-    }
-    if (width >= help_column) {
-        fputc('\n', out);
-        width = 0;
-    }
-    fprintf(out, "%*s%s\n", help_column - width, "", help);
-}
-
-void moe_args_print_help(const struct moe_args_command *command, FILE *out)
-{
-    fprintf(out, "usage: moectl %s [options]%s%s\n\n%s\n\noptions:\n", command->name,
-            command->operands != NULL ? " " : "",
-            command->operands != NULL ? command->operands : "", command->summary);
-    for (size_t i = 0; i < command->num_options; ++i) {
-        const struct moe_args_option *option = &command->options[i];
-        print_option(out, option->letter, option->name,
-                     takes_value(option) ? get_value_name(option) : NULL, option->help);
-    }
-    print_option(out, '\0', "json", NULL, "print the result as JSON");
-    print_option(out, 'h', "help", NULL, "print this text");
-    if (command->details != NULL) {
-        fprintf(out, "\n%s\n", command->details);
-    }
 }

@@ -77,7 +77,7 @@ enum moe_args_outcome {
 enum moe_args_outcome moe_args_parse(const struct moe_args_command *command, int argc, char **argv,
                                      struct moe_args_result *result, FILE *out, FILE *err);
 
-/* Prints the help of one subcommand. */
+/* Prints the help of one subcommand; args_pages.h has its other forms. */
 void moe_args_print_help(const struct moe_args_command *command, FILE *out);
 
 /* Parses a whole decimal integer. Returns 0, or -1 when `text` is not one or is outside of

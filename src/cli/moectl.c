@@ -29,6 +29,31 @@ static void print_help(FILE *out)
           out);
 }
 
+static void print_man_page(FILE *out)
+{
+    fputs(
+        ".TH MOECTL 1 \"\" \"moe\\-plugin " MOE_BUILD_VERSION "\"\n"
+        ".SH NAME\nmoectl \\- run and examine a Mixture\\-of\\-Experts plugin\n"
+        ".SH SYNOPSIS\n\\fBmoectl\\fR \\fICOMMAND\\fR [options]\n"
+        ".SH DESCRIPTION\nLoads a Mixture\\-of\\-Experts plugin as an inference server would, and "
+        "runs or examines it. Each command has a page of its own.\n.SH COMMANDS\n",
+        out);
+    for (size_t i = 0; i < num_commands; ++i) {
+        fprintf(out, ".TP\n\\fBmoectl\\-%s\\fR(1)\n%s\n", commands[i]->name, commands[i]->summary);
+    }
+    fputs(".SH EXIT STATUS\n0: done and right; 1: done, and something is wrong; 2: could not be "
+          "done.\n",
+          out);
+}
+
+/* For a shell that completes words: the commands, one a line. */
+static void print_words(FILE *out)
+{
+    for (size_t i = 0; i < num_commands; ++i) {
+        fprintf(out, "%s\n", commands[i]->name);
+    }
+}
+
 static int refuse_unknown(const char *word)
 {
     const char *names[num_commands];
@@ -67,6 +92,14 @@ int main(int argc, char **argv)
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0) {
         print_help(stdout);
         return MOE_EXIT_OK;
+    }
+    if (strcmp(word, "--help=man") == 0) {
+        print_man_page(stdout);
+        return close_output(MOE_EXIT_OK);
+    }
+    if (strcmp(word, "--help=words") == 0) {
+        print_words(stdout);
+        return close_output(MOE_EXIT_OK);
     }
     if (strcmp(word, "--version") == 0) {
         puts("moectl " MOE_BUILD_VERSION);

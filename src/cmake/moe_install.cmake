@@ -10,10 +10,7 @@ install(TARGETS moe_loader moe_loader_shared
 install(TARGETS moectl moe-canary RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 install(FILES ${moe_profile_files} DESTINATION "${CMAKE_INSTALL_DATADIR}/moe-plugin/profiles")
 install(FILES plugin/moe-dispatch-1.schema.json DESTINATION "${CMAKE_INSTALL_DATADIR}/moe-plugin")
-file(GLOB moe_man_pages CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/docs/man/*.1")
-if(moe_man_pages)
-  install(FILES ${moe_man_pages} DESTINATION "${CMAKE_INSTALL_MANDIR}/man1")
-endif()
+include(moe_pages)
 
 set(moe_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/MoePlugin")
 set(moe_installed_plugin "${moe_install_plugin_dir}/libmoe_plugin.so")
