@@ -11,6 +11,8 @@
 #include "moe_plugin.h"
 #include "ops.h"
 
+#include <stdbool.h>
+
 struct moe_context;
 struct moe_plan;
 struct moe_weights;

@@ -222,6 +222,16 @@ int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan,
     return MOE_STATUS_OK;
 }
 
+int32_t moe_call_check_bound(const char *op, const char *name, const struct moe_operand *operand,
+                             struct moe_error *error)
+{
+    if (operand->base == NULL && operand->table == NULL) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: the weights were bound without %s", op, name);
+    }
+    return MOE_STATUS_OK;
+}
+
 struct moe_span moe_call_span(const void *base, int64_t num_rows, int64_t row_elements,
                               int64_t stride, int32_t dtype)
 {

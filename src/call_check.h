@@ -51,6 +51,10 @@ int32_t moe_call_check_segments(const char *op, const struct moe_plan *plan,
 int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan,
                                const struct moe_weights *weights, struct moe_error *error);
 
+/* An operand that a call needs must have been bound; `name` is what of the weights it is. */
+int32_t moe_call_check_bound(const char *op, const char *name, const struct moe_operand *operand,
+                             struct moe_error *error);
+
 /* One side of an aliasing check: `num_rows` rows of `row_bytes` with `stride_bytes` between
  * them. */
 struct moe_span {

@@ -1,273 +1,39 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Run calls that multiply: grouped_gemm, experts, layer. */
-#include "call_check.h"
+/* The run call layer. */
+#include "call_scales.h"
 #include "calls.h"
+#include "routing_check.h"
 #include "status.h"
 #include "structs.h"
 
-/* Operands that a call needs to have been bound. */
-static int32_t check_bound(const char *op, const char *name, const struct moe_operand *operand,
-                           struct moe_error *error)
-{
-    if (operand->base == NULL && operand->table == NULL) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "%s: the weights were bound without %s", op, name);
-    }
-    return MOE_STATUS_OK;
-}
+static const char op[] = "layer";
 
-/* Widths and types of a grouped_gemm by its `which`. */
-struct gemm_shape {
-    int32_t op; /* MOE_OP_GEMM1 or _GEMM2 */
-    int32_t input_width;
-    int32_t input_dtype;
-    int32_t output_width;
-    int32_t output_dtype;
-};
-
-static int32_t read_gemm_shape(const struct moe_problem *problem, int32_t which,
-                               struct gemm_shape *out, struct moe_error *error)
+/* Members that only gating uses. */
+static int32_t refuse_gating_members(const struct moe_layer_args *own, struct moe_error *error)
 {
-    const int32_t num_matrices = (problem->flags & MOE_PROBLEM_UNGATED) != 0 ? 1 : 2;
-    switch (which) {
-    case MOE_GEMM_GATE_UP:
-        *out = (struct gemm_shape){MOE_OP_GEMM1, problem->hidden, problem->tokens.dtype,
-                                   num_matrices * problem->inter, problem->tokens.dtype};
-        return MOE_STATUS_OK;
-    case MOE_GEMM_GATE_UP_ACT:
-        *out = (struct gemm_shape){MOE_OP_GEMM1, problem->hidden, problem->tokens.dtype,
-                                   problem->inter, problem->intermediate.dtype};
-        return MOE_STATUS_OK;
-    case MOE_GEMM_DOWN:
-        *out = (struct gemm_shape){MOE_OP_GEMM2, problem->inter, problem->intermediate.dtype,
-                                   problem->hidden, problem->output_dtype};
-        return MOE_STATUS_OK;
-    default:
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "grouped_gemm: which is %d; it must be gate_up (%d), gate_up with "
-                             "activation (%d) or down (%d)",
-                             which, MOE_GEMM_GATE_UP, MOE_GEMM_GATE_UP_ACT, MOE_GEMM_DOWN);
-    }
-}
-
-static void fill_gemm_weights(const struct moe_problem *problem,
-                              const struct moe_weights_desc *desc, int32_t which,
-                              struct moe_op_gemm *gemm)
-{
-    const bool ungated = (problem->flags & MOE_PROBLEM_UNGATED) != 0;
-    gemm->num_experts = problem->num_experts;
-    if (which == MOE_GEMM_DOWN) {
-        gemm->n = problem->hidden;
-        gemm->k = problem->inter;
-        gemm->num_matrices = 1;
-        gemm->weight[0] = desc->down;
-        gemm->bias[0] = desc->down_bias;
-        return;
-    }
-    gemm->n = problem->inter;
-    gemm->k = problem->hidden;
-    gemm->num_matrices = ungated ? 1 : 2;
-    gemm->weight[0] = ungated ? desc->up : desc->gate;
-    gemm->weight[1] = desc->up;
-    gemm->bias[0] = ungated ? desc->up_bias : desc->gate_bias;
-    gemm->bias[1] = desc->up_bias;
-    gemm->has_activation = which == MOE_GEMM_GATE_UP_ACT;
-    gemm->act =
-        (struct moe_op_act){problem->activation, ungated, problem->act_alpha, problem->act_limit};
-}
-
-/* Where the experts of the rows come from. */
-static int32_t fill_gemm_segments(const struct moe_plan *plan,
-                                  const struct moe_grouped_gemm_args *own, struct moe_op_gemm *gemm,
-                                  struct moe_error *error)
-{
-    static const char op[] = "grouped_gemm";
-    const struct moe_problem *problem = &plan->problem;
-    const bool gathered =
-        own->sorted_ids != NULL || own->expert_ids != NULL || own->num_tokens_post_pad != NULL;
-    if ((own->seg_indptr != NULL) + gathered != 1) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "grouped_gemm: give either seg_indptr, or sorted_ids with expert_ids "
-                             "and num_tokens_post_pad");
-    }
-    if (!gathered) {
-        MOE_TRY(moe_call_check_array(op, "seg_indptr", own->seg_indptr, sizeof(int64_t), 1, error));
-        MOE_TRY(moe_call_check_segments(op, plan, own->seg_indptr, error));
-        gemm->num_segments = problem->num_experts;
-        gemm->seg_indptr = own->seg_indptr;
-        gemm->num_rows = own->num_rows;
-        gemm->row_ids_div = 1;
+    if (own->num_valid_tokens == NULL && own->physical_ids == NULL && own->num_replicas == NULL &&
+        own->load_counters == NULL && own->max_replicas == 0) {
         return MOE_STATUS_OK;
     }
-    const int64_t num_routes = own->call.num_tokens * moe_problem_num_slots(problem);
-    int64_t sorted_capacity = 0, num_blocks = 0;
-    MOE_TRY(moe_call_check_array(op, "sorted_ids", own->sorted_ids, sizeof(int32_t), 1, error));
-    MOE_TRY(moe_call_check_array(op, "expert_ids", own->expert_ids, sizeof(int32_t), 1, error));
-    MOE_TRY(moe_call_check_array(op, "num_tokens_post_pad", own->num_tokens_post_pad,
-                                 sizeof(int32_t), 1, error));
-    if (own->num_rows < num_routes) {
-        return moe_error_set(
-            error, MOE_STATUS_INVALID_ARGUMENT,
-            "grouped_gemm: num_rows is %lld, but outputs are written at %lld route indices",
-            (long long)own->num_rows, (long long)num_routes);
-    }
-    MOE_TRY(moe_calls_align_capacity(num_routes, problem->num_experts, own->block_size,
-                                     MOE_FILTER_KEEP, &sorted_capacity, &num_blocks, error));
-    gemm->num_segments = num_blocks;
-    gemm->expert_ids = own->expert_ids;
-    gemm->num_tokens_post_pad = own->num_tokens_post_pad;
-    gemm->block_size = own->block_size;
-    gemm->num_rows = sorted_capacity;
-    gemm->row_ids = own->sorted_ids;
-    gemm->num_row_ids = num_routes;
-    gemm->row_ids_div = own->which == MOE_GEMM_DOWN ? 1 : moe_problem_num_slots(problem);
-    gemm->scatter = 1;
-    return MOE_STATUS_OK;
+    return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                         "layer: with topk_ids given nothing is gated: num_valid_tokens, "
+                         "physical_ids, num_replicas, max_replicas and load_counters must be zero");
 }
 
-int32_t moe_calls_grouped_gemm(const struct moe_plan *plan,
-                               const struct moe_grouped_gemm_args *args, struct moe_error *error)
+static int32_t check_gating_members(const struct moe_layer_args *own, struct moe_error *error)
 {
-    static const char op[] = "grouped_gemm";
-    struct moe_grouped_gemm_args own;
-    struct moe_run run;
-    struct gemm_shape shape = {0};
-    MOE_TRY(moe_call_check_plan(plan, MOE_OP_GEMM1, error));
-    MOE_TRY(MOE_STRUCT_READ(&own, args, moe_grouped_gemm_args, error));
-    const struct moe_problem *problem = &plan->problem;
-    MOE_TRY(read_gemm_shape(problem, own.which, &shape, error));
-    MOE_TRY(moe_call_begin(plan, shape.op, &own.call, own.call.num_tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "masked_m or max_masked_rows (masked layout)",
-                            own.masked_m != NULL || own.max_masked_rows != 0, error));
-    MOE_TRY(moe_call_refuse(op, "input_scales or input_scale_stride",
-                            own.input_scales != NULL || own.input_scale_stride != 0, error));
-    MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
-    run.weights = own.weights;
-    const struct moe_weights_desc *desc = &own.weights->desc;
-    MOE_TRY(check_bound(op, own.which == MOE_GEMM_DOWN ? "down" : "gate and up",
-                        own.which == MOE_GEMM_DOWN ? &desc->down : &desc->up, error));
-    if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "grouped_gemm: num_rows is %lld; the plan takes 0 to %lld",
-                             (long long)own.num_rows, (long long)plan->max_rows);
-    }
-    struct moe_op_gemm gemm = {0};
-    fill_gemm_weights(problem, desc, own.which, &gemm);
-    MOE_TRY(fill_gemm_segments(plan, &own, &gemm, error));
+    MOE_TRY(moe_call_check_array(op, "num_valid_tokens", own->num_valid_tokens, sizeof(int32_t), 0,
+                                 error));
     MOE_TRY(
-        moe_call_resolve_stride(op, "input_stride", &own.input_stride, shape.input_width, error));
-    MOE_TRY(moe_call_resolve_stride(op, "output_stride", &own.output_stride, shape.output_width,
-                                    error));
-    MOE_TRY(moe_call_check_tensor(op, "input", own.input, shape.input_dtype, own.num_rows, error));
-    MOE_TRY(
-        moe_call_check_tensor(op, "output", own.output, shape.output_dtype, own.num_rows, error));
-    MOE_TRY(moe_call_check_array(op, "row_weights", own.row_weights, sizeof(float), 0, error));
-    const bool from_tokens = gemm.row_ids != NULL && own.which != MOE_GEMM_DOWN;
-    const int64_t num_inputs = from_tokens ? own.call.num_tokens : own.num_rows;
-    MOE_TRY(moe_call_check_overlap(op, "output",
-                                   moe_call_span(own.output, own.num_rows, shape.output_width,
-                                                 own.output_stride, shape.output_dtype),
-                                   "input",
-                                   moe_call_span(own.input, num_inputs, shape.input_width,
-                                                 own.input_stride, shape.input_dtype),
-                                   0, error));
-    if (own.num_rows == 0) {
-        return MOE_STATUS_OK;
-    }
-    gemm.row_weights = own.row_weights;
-    gemm.input = own.input;
-    gemm.input_stride = own.input_stride;
-    gemm.input_dtype = shape.input_dtype;
-    gemm.output = own.output;
-    gemm.output_stride = own.output_stride;
-    gemm.output_dtype = shape.output_dtype;
-    return plan->backend->grouped_gemm(&run, shape.op, &gemm, error);
-}
-
-/* `num_tokens`: what the workspace was sized for. */
-static int32_t check_experts_overlap(const struct moe_plan *plan,
-                                     const struct moe_experts_args *own, int64_t num_tokens,
-                                     struct moe_error *error)
-{
-    const struct moe_problem *problem = &plan->problem;
-    const struct moe_call_tensor tensors[] = {
-        {"output", moe_call_span(own->output, own->num_rows, problem->hidden, own->output_stride,
-                                 problem->output_dtype)},
-        moe_call_workspace(plan, MOE_OP_EXPERTS, &own->call, num_tokens),
-        {"rows", moe_call_span(own->rows, own->num_rows, problem->hidden, own->row_stride,
-                               problem->tokens.dtype)},
-        moe_call_array("row_weights", own->row_weights, own->num_rows, sizeof(float)),
-        moe_call_array("seg_indptr", own->seg_indptr, (int64_t)problem->num_experts + 1,
-                       sizeof(int64_t)),
-    };
-    return moe_call_check_disjoint("experts", tensors, sizeof(tensors) / sizeof(tensors[0]), 2,
-                                   error);
-}
-
-int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_args *args,
-                          struct moe_error *error)
-{
-    static const char op[] = "experts";
-    struct moe_experts_args own;
-    struct moe_run run;
-    MOE_TRY(moe_call_check_plan(plan, MOE_OP_EXPERTS, error));
-    MOE_TRY(MOE_STRUCT_READ(&own, args, moe_experts_args, error));
-    const struct moe_problem *problem = &plan->problem;
-    if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "experts: num_rows is %lld; the plan takes 0 to %lld",
-                             (long long)own.num_rows, (long long)plan->max_rows);
-    }
-    const int64_t num_slots = moe_problem_num_slots(problem);
-    const int64_t tokens = (own.num_rows + num_slots - 1) / num_slots;
-    MOE_TRY(moe_call_begin(plan, MOE_OP_EXPERTS, &own.call, tokens, &run, error));
-    MOE_TRY(moe_call_refuse(op, "masked_m or max_masked_rows (masked layout)",
-                            own.masked_m != NULL || own.max_masked_rows != 0, error));
-    MOE_TRY(moe_call_refuse(op, "input_scales or input_scale_stride",
-                            own.input_scales != NULL || own.input_scale_stride != 0, error));
-    MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
-    run.weights = own.weights;
-    MOE_TRY(check_bound(op, "gate and up", &own.weights->desc.up, error));
-    MOE_TRY(check_bound(op, "down", &own.weights->desc.down, error));
-    MOE_TRY(moe_call_check_array(op, "seg_indptr", own.seg_indptr, sizeof(int64_t), 1, error));
-    MOE_TRY(moe_call_check_segments(op, plan, own.seg_indptr, error));
-    MOE_TRY(moe_call_resolve_stride(op, "row_stride", &own.row_stride, problem->hidden, error));
-    MOE_TRY(
-        moe_call_resolve_stride(op, "output_stride", &own.output_stride, problem->hidden, error));
-    MOE_TRY(
-        moe_call_check_tensor(op, "rows", own.rows, problem->tokens.dtype, own.num_rows, error));
-    MOE_TRY(moe_call_check_tensor(op, "output", own.output, problem->output_dtype, own.num_rows,
-                                  error));
-    const bool on_input = (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0;
-    MOE_TRY(moe_call_check_array(op, "row_weights", own.row_weights, sizeof(float),
-                                 on_input ? own.num_rows : 0, error));
-    if (own.row_weights != NULL && !on_input) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "experts: row_weights are given, but the problem lacks "
-                             "MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT");
-    }
-    MOE_TRY(check_experts_overlap(plan, &own, tokens, error));
-    if (own.num_rows == 0) {
-        return MOE_STATUS_OK;
-    }
-    struct moe_op_experts experts = {
-        .weights = own.weights,
-        .rows = own.rows,
-        .row_stride = own.row_stride,
-        .num_rows = own.num_rows,
-        .seg_indptr = own.seg_indptr,
-        .row_weights = own.row_weights,
-        .output = own.output,
-        .output_stride = own.output_stride,
-    };
-    return plan->backend->experts(&run, &experts, error);
+        moe_call_check_array(op, "load_counters", own->load_counters, sizeof(int64_t), 0, error));
+    return moe_routing_check_replicas(op, own->physical_ids, own->num_replicas, own->max_replicas,
+                                      error);
 }
 
 /* Routing comes from ids and weights, from logits, or from the bound router. */
 static int32_t check_layer_routing(const struct moe_plan *plan, const struct moe_layer_args *own,
                                    struct moe_error *error)
 {
-    static const char op[] = "layer";
     const struct moe_problem *problem = &plan->problem;
     const int64_t num_tokens = own->call.num_tokens;
     const size_t id_bytes = own->ids_dtype == MOE_IDS_INT64 ? 8 : 4;
@@ -288,7 +54,7 @@ static int32_t check_layer_routing(const struct moe_plan *plan, const struct moe
                                  "layer: with topk_ids given, logits, logits_out, topk_ids_out and "
                                  "topk_weights_out must be NULL");
         }
-        return MOE_STATUS_OK;
+        return refuse_gating_members(own, error);
     }
     if (own->topk_weights != NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
@@ -299,12 +65,19 @@ static int32_t check_layer_routing(const struct moe_plan *plan, const struct moe
             error, MOE_STATUS_INVALID_ARGUMENT,
             "layer: the problem has no gating rule, so topk_ids and topk_weights must be given");
     }
+    MOE_TRY(check_gating_members(own, error));
     if ((problem->flags & MOE_PROBLEM_CORRECTION_BIAS) != 0) {
-        MOE_TRY(check_bound(op, "correction_bias", &own->weights->desc.correction_bias, error));
+        MOE_TRY(moe_call_check_bound(op, "correction_bias", &own->weights->desc.correction_bias,
+                                     error));
+    }
+    if (own->logits == NULL && moe_recipe_is_fp8(&problem->tokens)) {
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                             "layer: the router reads plain tokens, and problem.tokens is "
+                             "fp8_e4m3; give logits, or topk_ids and topk_weights");
     }
     if (own->logits == NULL) {
-        return check_bound(op, "router (and neither logits nor topk_ids are given)",
-                           &own->weights->desc.router, error);
+        return moe_call_check_bound(op, "router (and neither logits nor topk_ids are given)",
+                                    &own->weights->desc.router, error);
     }
     if (own->logits_out != NULL) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
@@ -313,52 +86,79 @@ static int32_t check_layer_routing(const struct moe_plan *plan, const struct moe
     return MOE_STATUS_OK;
 }
 
+static struct moe_call_tensor rows_tensor(const char *name, const void *base, int64_t num_tokens,
+                                          int64_t width, int64_t stride, int32_t dtype)
+{
+    return (struct moe_call_tensor){name, moe_call_span(base, num_tokens, width, stride, dtype)};
+}
+
+/* Inputs that no output may overlap, whichever it is. */
+static void list_inputs(const struct moe_problem *problem, const struct moe_layer_args *own,
+                        const struct moe_call_scales *scales, struct moe_call_tensors *tensors)
+{
+    const int64_t num_tokens = own->call.num_tokens, num_experts = problem->num_experts_global;
+    const int64_t num_routes = num_tokens * moe_problem_num_slots(problem);
+    moe_call_add_input(tensors, rows_tensor("logits", own->logits, num_tokens, num_experts,
+                                            own->logits_stride, problem->logits_dtype));
+    moe_call_add_input(tensors,
+                       moe_routing_ids(problem, own->topk_ids, own->ids_dtype, num_tokens));
+    moe_call_add_input(
+        tensors, moe_call_array("topk_weights", own->topk_weights, num_routes, sizeof(float)));
+    moe_call_add_input(tensors, moe_routing_map(problem, &own->filter));
+    moe_call_add_input(
+        tensors, moe_call_array("num_valid_tokens", own->num_valid_tokens, 1, sizeof(int32_t)));
+    moe_call_add_input(tensors, moe_call_array("physical_ids", own->physical_ids,
+                                               num_experts * own->max_replicas, sizeof(int32_t)));
+    moe_call_add_input(
+        tensors, moe_call_array("num_replicas", own->num_replicas, num_experts, sizeof(int32_t)));
+    moe_call_add_input(tensors, moe_call_scales_tensor(scales));
+}
+
 /* Only `output` may be an input, tokens or residual, and then the very same rows. */
 static int32_t check_layer_overlap(const struct moe_plan *plan, const struct moe_layer_args *own,
-                                   struct moe_error *error)
+                                   const struct moe_call_scales *scales, struct moe_error *error)
 {
-    static const char op[] = "layer";
     const struct moe_problem *problem = &plan->problem;
-    const int64_t num_tokens = own->call.num_tokens;
+    const int64_t num_tokens = own->call.num_tokens, hidden = problem->hidden;
     const int64_t num_routes = num_tokens * moe_problem_num_slots(problem);
-    const int64_t num_experts = problem->num_experts_global, hidden = problem->hidden;
+    const int64_t num_experts = problem->num_experts_global;
     const int32_t token_dtype = problem->tokens.dtype, output_dtype = problem->output_dtype;
-    const int32_t logits_dtype = problem->logits_dtype;
     const size_t id_bytes = own->ids_dtype == MOE_IDS_INT64 ? 8 : 4;
-    const struct moe_span output =
-        moe_call_span(own->output, num_tokens, hidden, own->output_stride, output_dtype);
-    const struct moe_span tokens =
-        moe_call_span(own->tokens, num_tokens, hidden, own->token_stride, token_dtype);
-    const struct moe_span residual =
-        moe_call_span(own->residual, num_tokens, hidden, own->residual_stride, output_dtype);
-    MOE_TRY(moe_call_check_overlap(op, "output", output, "tokens", tokens,
+    const struct moe_call_tensor output =
+        rows_tensor("output", own->output, num_tokens, hidden, own->output_stride, output_dtype);
+    const struct moe_call_tensor tokens =
+        rows_tensor("tokens", own->tokens, num_tokens, hidden, own->token_stride, token_dtype);
+    const struct moe_call_tensor residual = rows_tensor("residual", own->residual, num_tokens,
+                                                        hidden, own->residual_stride, output_dtype);
+    MOE_TRY(moe_call_check_overlap(op, "output", output.span, "tokens", tokens.span,
                                    token_dtype == output_dtype, error));
-    MOE_TRY(moe_call_check_overlap(op, "output", output, "residual", residual, 1, error));
-    const struct moe_call_tensor tensors[] = {
-        {"logits_out",
-         moe_call_span(own->logits_out, num_tokens, num_experts, num_experts, logits_dtype)},
-        moe_call_array("topk_ids_out", own->topk_ids_out, num_routes, id_bytes),
-        moe_call_array("topk_weights_out", own->topk_weights_out, num_routes, sizeof(float)),
-        moe_call_workspace(plan, MOE_OP_LAYER, &own->call, num_tokens),
-        {"tokens", tokens},
-        {"residual", residual},
-        {"output", output},
-        {"logits",
-         moe_call_span(own->logits, num_tokens, num_experts, own->logits_stride, logits_dtype)},
-        moe_call_array("topk_ids", own->topk_ids, num_routes, id_bytes),
-        moe_call_array("topk_weights", own->topk_weights, num_routes, sizeof(float)),
-        moe_call_array("filter.expert_map", own->filter.expert_map, moe_problem_num_ids(problem),
-                       sizeof(int32_t)),
-    };
-    enum { num_tensors = sizeof(tensors) / sizeof(tensors[0]), output_idx = 6 };
-    MOE_TRY(moe_call_check_disjoint(op, tensors, num_tensors, 4, error));
-    return moe_call_check_disjoint(op, tensors + output_idx, num_tensors - output_idx, 1, error);
+    MOE_TRY(moe_call_check_overlap(op, "output", output.span, "residual", residual.span, 1, error));
+    struct moe_call_tensors others = {.num_outputs = 0}, own_output = {.num_outputs = 0};
+    moe_call_add_output(&others, rows_tensor("logits_out", own->logits_out, num_tokens, num_experts,
+                                             num_experts, problem->logits_dtype));
+    moe_call_add_output(&others,
+                        moe_call_array("topk_ids_out", own->topk_ids_out, num_routes, id_bytes));
+    moe_call_add_output(&others, moe_call_array("topk_weights_out", own->topk_weights_out,
+                                                num_routes, sizeof(float)));
+    moe_call_add_output(
+        &others, moe_call_array("load_counters", own->load_counters, num_experts, sizeof(int64_t)));
+    moe_call_add_common(&others, plan, MOE_OP_LAYER, &own->call);
+    list_inputs(problem, own, scales, &others);
+    moe_call_add_input(&others, tokens);
+    moe_call_add_input(&others, residual);
+    moe_call_add_input(&others, output);
+    MOE_TRY(moe_call_check_tensors(op, &others, error));
+    moe_call_add_output(&own_output, output);
+    list_inputs(problem, own, scales, &own_output);
+    moe_call_add_input(&own_output, moe_call_array("num_tokens_device", own->call.num_tokens_device,
+                                                   1, sizeof(int32_t)));
+    return moe_call_check_tensors(op, &own_output, error);
 }
 
 static int32_t check_layer_tensors(const struct moe_plan *plan, struct moe_layer_args *own,
+                                   struct moe_call_scales *scales, struct moe_op_scales *op_scales,
                                    struct moe_error *error)
 {
-    static const char op[] = "layer";
     const struct moe_problem *problem = &plan->problem;
     const int64_t num_tokens = own->call.num_tokens, hidden = problem->hidden;
     const int32_t token_dtype = problem->tokens.dtype, output_dtype = problem->output_dtype;
@@ -370,12 +170,18 @@ static int32_t check_layer_tensors(const struct moe_plan *plan, struct moe_layer
     MOE_TRY(moe_call_check_tensor(op, "tokens", own->tokens, token_dtype, num_tokens, error));
     MOE_TRY(moe_call_check_tensor(op, "output", own->output, output_dtype, num_tokens, error));
     MOE_TRY(moe_call_check_tensor(op, "residual", own->residual, output_dtype, 0, error));
-    return check_layer_overlap(plan, own, error);
+    *scales = (struct moe_call_scales){.rows_name = "tokens",
+                                       .recipe = &problem->tokens,
+                                       .base = own->input_scales,
+                                       .stride = own->input_scale_stride,
+                                       .num_rows = num_tokens,
+                                       .width = hidden};
+    MOE_TRY(moe_call_read_scales(op, scales, op_scales, error));
+    return check_layer_overlap(plan, own, scales, error);
 }
 
 static int32_t check_layer_features(const struct moe_layer_args *own, struct moe_error *error)
 {
-    static const char op[] = "layer";
     if (own->reserved != 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "layer: reserved must be 0");
     }
@@ -383,14 +189,7 @@ static int32_t check_layer_features(const struct moe_layer_args *own, struct moe
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "layer: filter.mode must be drop (%d)", MOE_FILTER_DROP);
     }
-    MOE_TRY(moe_call_refuse(op, "input_scales or input_scale_stride",
-                            own->input_scales != NULL || own->input_scale_stride != 0, error));
-    MOE_TRY(moe_call_refuse(op, "num_valid_tokens (padded tokens)", own->num_valid_tokens != NULL,
-                            error));
-    MOE_TRY(moe_call_refuse(
-        op, "physical_ids, num_replicas or max_replicas (logical-to-physical map)",
-        own->physical_ids != NULL || own->num_replicas != NULL || own->max_replicas != 0, error));
-    return moe_call_refuse(op, "load_counters", own->load_counters != NULL, error);
+    return MOE_STATUS_OK;
 }
 
 /* `elements` of `bytes` after a pointer; NULL stays NULL. */
@@ -407,7 +206,8 @@ static void *advance_output(void *pointer, int64_t elements, int64_t bytes)
 /* The tokens [first, first + num_tokens) of a call as a call of their own. */
 static struct moe_op_layer slice_layer(const struct moe_problem *problem,
                                        const struct moe_layer_args *own,
-                                       const struct moe_op_filter *filter, int64_t first,
+                                       const struct moe_op_filter *filter,
+                                       const struct moe_op_scales *scales, int64_t first,
                                        int64_t num_tokens)
 {
     const int64_t token_bytes = moe_dtype_bytes(problem->tokens.dtype);
@@ -418,8 +218,15 @@ static struct moe_op_layer slice_layer(const struct moe_problem *problem,
     struct moe_op_layer slice = {
         .weights = own->weights,
         .num_tokens = num_tokens,
+        .first_token = first,
         .tokens = advance(own->tokens, first * own->token_stride, token_bytes),
         .token_stride = own->token_stride,
+        .input_scales = *scales,
+        .num_valid_tokens = own->num_valid_tokens,
+        .physical_ids = own->physical_ids,
+        .num_replicas = own->num_replicas,
+        .max_replicas = (int32_t)own->max_replicas,
+        .load_counters = own->load_counters,
         .logits = advance(own->logits, first * own->logits_stride, logit_bytes),
         .logits_stride = own->logits_stride,
         .topk_ids = advance(own->topk_ids, first_route, id_bytes),
@@ -436,37 +243,49 @@ static struct moe_op_layer slice_layer(const struct moe_problem *problem,
         .topk_weights_out =
             advance_output(own->topk_weights_out, first_route, (int64_t)sizeof(float)),
     };
+    if (scales->base != NULL) {
+        slice.input_scales.base = (const char *)scales->base +
+                                  moe_recipe_scale_offset(&problem->tokens, first, scales->stride);
+    }
     return slice;
 }
 
 int32_t moe_calls_layer(const struct moe_plan *plan, const struct moe_layer_args *args,
                         struct moe_error *error)
 {
-    static const char op[] = "layer";
     struct moe_layer_args own;
     struct moe_op_filter filter;
+    struct moe_call_scales scales;
+    struct moe_op_scales op_scales;
     struct moe_run run;
     MOE_TRY(moe_call_check_plan(plan, MOE_OP_LAYER, error));
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_layer_args, error));
     const struct moe_problem *problem = &plan->problem;
-    const int64_t num_tokens = own.call.num_tokens;
-    const int64_t chunk = plan->chunk_tokens;
-    MOE_TRY(moe_call_begin(plan, MOE_OP_LAYER, &own.call, num_tokens, &run, error));
+    MOE_TRY(moe_call_begin(plan, MOE_OP_LAYER, &own.call, own.call.num_tokens, &run, error));
     MOE_TRY(check_layer_features(&own, error));
     MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));
-    run.weights = own.weights;
-    MOE_TRY(check_bound(op, "gate and up", &own.weights->desc.up, error));
-    MOE_TRY(check_bound(op, "down", &own.weights->desc.down, error));
+    MOE_TRY(moe_call_check_bound(op, "gate and up", &own.weights->desc.up, error));
+    MOE_TRY(moe_call_check_bound(op, "down", &own.weights->desc.down, error));
     if (problem->shared_inter > 0) {
-        MOE_TRY(check_bound(op, "the shared expert", &own.weights->desc.shared_up, error));
+        MOE_TRY(moe_call_check_bound(op, "the shared expert", &own.weights->desc.shared_up, error));
     }
     MOE_TRY(check_layer_routing(plan, &own, error));
     MOE_TRY(moe_call_read_filter(op, problem, &own.filter, &filter, error));
-    MOE_TRY(check_layer_tensors(plan, &own, error));
-    for (int64_t first = 0; first < run.num_tokens; first += chunk) {
+    MOE_TRY(check_layer_tensors(plan, &own, &scales, &op_scales, error));
+    if (run.num_tokens_device != NULL && run.num_tokens > plan->chunk_tokens) {
+        return moe_error_set(
+            error, MOE_STATUS_UNSUPPORTED,
+            "layer: num_tokens_device is given, but the plan's workspace cap makes "
+            "it run %lld of %lld tokens at a time",
+            (long long)plan->chunk_tokens, (long long)run.num_tokens);
+    }
+    run.weights = own.weights;
+    for (int64_t first = 0; first < run.num_tokens; first += plan->chunk_tokens) {
         const int64_t rest = run.num_tokens - first;
-        const struct moe_op_layer slice =
-            slice_layer(problem, &own, &filter, first, rest < chunk ? rest : chunk);
+        struct moe_op_layer slice =
+            slice_layer(problem, &own, &filter, &op_scales, first,
+                        rest < plan->chunk_tokens ? rest : plan->chunk_tokens);
+        slice.num_tokens_device = run.num_tokens_device;
         run.bucket = moe_dispatch_find(plan->dispatch, slice.num_tokens);
         MOE_TRY(plan->backend->layer(&run, &slice, error));
     }

@@ -33,21 +33,22 @@ int64_t moe_routing_worst_padded(int64_t num_routes, int64_t num_buckets, int64_
 
 /* ---------------------------------------------------------------- gating */
 
-/* The map is complete or absent. */
-static int32_t check_replicas(const char *op, const struct moe_gating_args *own,
-                              struct moe_error *error)
+int32_t moe_routing_check_replicas(const char *op, const int32_t *physical_ids,
+                                   const int32_t *num_replicas, int64_t max_replicas,
+                                   struct moe_error *error)
 {
-    const bool has_map = own->physical_ids != NULL && own->num_replicas != NULL;
-    const bool has_none = own->physical_ids == NULL && own->num_replicas == NULL;
-    if (own->max_replicas < 0 || (own->max_replicas > 0 ? !has_map : !has_none)) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "%s: physical_ids %s, num_replicas %s, max_replicas %d; a map needs "
-                             "both arrays and max_replicas of 1 or more, no map none of the three",
-                             op, own->physical_ids != NULL ? "given" : "NULL",
-                             own->num_replicas != NULL ? "given" : "NULL", own->max_replicas);
+    const bool has_map = physical_ids != NULL && num_replicas != NULL;
+    const bool has_none = physical_ids == NULL && num_replicas == NULL;
+    if (max_replicas < 0 || max_replicas > INT32_MAX || (max_replicas > 0 ? !has_map : !has_none)) {
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "%s: physical_ids %s, num_replicas %s, max_replicas %lld; a map needs "
+            "both arrays and max_replicas of 1 to 2^31-1, no map none of the three",
+            op, physical_ids != NULL ? "given" : "NULL", num_replicas != NULL ? "given" : "NULL",
+            (long long)max_replicas);
     }
-    MOE_TRY(moe_call_check_array(op, "physical_ids", own->physical_ids, sizeof(int32_t), 0, error));
-    return moe_call_check_array(op, "num_replicas", own->num_replicas, sizeof(int32_t), 0, error);
+    MOE_TRY(moe_call_check_array(op, "physical_ids", physical_ids, sizeof(int32_t), 0, error));
+    return moe_call_check_array(op, "num_replicas", num_replicas, sizeof(int32_t), 0, error);
 }
 
 int32_t moe_routing_read_gating(const char *op, const struct moe_run *run,
@@ -81,7 +82,8 @@ int32_t moe_routing_read_gating(const char *op, const struct moe_run *run,
                                  error));
     MOE_TRY(
         moe_call_check_array(op, "load_counters", own->load_counters, sizeof(int64_t), 0, error));
-    MOE_TRY(check_replicas(op, own, error));
+    MOE_TRY(moe_routing_check_replicas(op, own->physical_ids, own->num_replicas, own->max_replicas,
+                                       error));
     moe_op_fill_gating(problem, out);
     out->num_tokens = run->num_tokens;
     out->num_tokens_device = run->num_tokens_device;

@@ -22,6 +22,11 @@ int32_t moe_routing_read_ep_preprocess(const char *op, const struct moe_run *run
                                        const struct moe_ep_preprocess_args *own,
                                        struct moe_op_ep_preprocess *out, struct moe_error *error);
 
+/* A logical-to-physical map is complete or absent. */
+int32_t moe_routing_check_replicas(const char *op, const int32_t *physical_ids,
+                                   const int32_t *num_replicas, int64_t max_replicas,
+                                   struct moe_error *error);
+
 /* The tensors that only this operation has: all but topk_ids, the filter's map, the workspace and
  * num_tokens_device. */
 void moe_routing_list_gating(const struct moe_problem *problem, const struct moe_gating_args *own,
