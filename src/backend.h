@@ -13,6 +13,8 @@
 
 #include <stdbool.h>
 
+#include <stdbool.h>
+
 struct moe_context;
 struct moe_plan;
 struct moe_weights;
