@@ -107,9 +107,15 @@ void moe_conform_check_any_index(struct moe_conform *conform)
         int32_t *indices;
         size_t num_indices;
     } arrays[] = {
-        {in->topk_ids, MOE_CONFORM_ROUTES},    {in->src2dst, MOE_CONFORM_ROUTES},
-        {in->sorted_ids, MOE_CONFORM_SORTED},  {in->expert_ids, MOE_CONFORM_SORTED},
-        {in->expert_map, MOE_CONFORM_EXPERTS}, {in->num_tokens_post_pad, 1},
+        {in->topk_ids, MOE_CONFORM_ROUTES},
+        {in->src2dst, MOE_CONFORM_ROUTES},
+        {in->sorted_ids, MOE_CONFORM_SORTED},
+        {in->expert_ids, MOE_CONFORM_SORTED},
+        {in->expert_map, MOE_CONFORM_EXPERTS},
+        {in->num_tokens_post_pad, 1},
+        {in->num_valid_tokens, 1},
+        {in->num_replicas, MOE_CONFORM_EXPERTS},
+        {in->batch_counts, MOE_CONFORM_EXPERTS},
     };
     for (size_t a = 0; a < sizeof arrays / sizeof arrays[0]; ++a) {
         for (size_t v = 0; v < sizeof values / sizeof values[0]; ++v) {

@@ -96,29 +96,6 @@ static void check_array(struct moe_conform *conform, const char *call, enum ref_
     }
 }
 
-static void check_indices(struct moe_conform *conform, const char *call, const char *array,
-                          const int32_t *values, const int32_t *wanted, int64_t count)
-{
-    for (int64_t i = 0; i < count; ++i) {
-        if (values[i] != wanted[i]) {
-            moe_conform_fail(conform, "%s (%s): %s[%lld] is %d instead of %d", call,
-                             conform->shape->name, array, (long long)i, values[i], wanted[i]);
-        }
-    }
-}
-
-/* Runs the call on fresh memory. Returns 0 when it is not offered. */
-static int run(struct moe_conform *conform, const char *form)
-{
-    const struct moe_conform_call *call = moe_conform_call_find(form);
-    moe_conform_reset(conform, MOE_CONFORM_POISON);
-    if (!moe_conform_call_is_offered(conform, call)) {
-        return 0;
-    }
-    moe_conform_call_run(call, conform);
-    return 1;
-}
-
 static struct ref_activation activation_of(const struct moe_conform *conform, int64_t inter)
 {
     static const struct {
@@ -186,8 +163,8 @@ static void check_routing(struct moe_conform *conform, const char *call, const s
     for (int64_t token = 0; token < TOKENS; ++token) {
         const int64_t first = token * rule.top_k;
         if (!is_ambiguous[token]) {
-            check_indices(conform, call, "topk_ids", conform->out->topk_ids + first, ids + first,
-                          rule.top_k);
+            moe_conform_check_indices(conform, call, "topk_ids", conform->out->topk_ids + first,
+                                      ids + first, rule.top_k);
             check_array(conform, call, REF_F32, conform->out->topk_weights + first, weights + first,
                         NULL, rule.top_k);
         }
@@ -200,62 +177,16 @@ static void check_router(struct moe_conform *conform, struct exact *exact)
         conform->problem.flags & MOE_PROBLEM_ROUTER_BIAS ? exact->router_bias : NULL;
     ref_router(exact->tokens, exact->router, bias, TOKENS, EXPERTS, HIDDEN, exact->out,
                exact->sum_abs);
-    if (run(conform, "router")) {
+    if (moe_conform_call_try(conform, "router")) {
         check_array(conform, "router", REF_F32, conform->out->logits, exact->out, exact->sum_abs,
                     TOKENS * EXPERTS);
     }
-    if (run(conform, "gating")) {
+    if (moe_conform_call_try(conform, "gating")) {
         check_routing(conform, "gating", exact, conform->in->logits);
     }
-}
-
-/* ---------------------------------------------------------------- routing arrays */
-
-static void check_align(struct moe_conform *conform, const struct exact *exact)
-{
-    int32_t sorted_ids[MOE_CONFORM_SORTED];
-    int32_t expert_ids[MOE_CONFORM_SORTED];
-    const int64_t num_routes = (int64_t)TOKENS * conform->problem.top_k;
-    const struct ref_filter filter = ref_filter_all(EXPERTS);
-    if (!run(conform, "align_block_size")) {
-        return;
+    if (moe_conform_call_try(conform, "route")) {
+        check_routing(conform, "route", exact, conform->in->logits);
     }
-    const int32_t num_padded = (int32_t)ref_align_block_size(
-        &filter, exact->ids, num_routes, MOE_CONFORM_BLOCK, false, sorted_ids, MOE_CONFORM_SORTED,
-        expert_ids, MOE_CONFORM_SORTED);
-    check_indices(conform, "align_block_size", "num_tokens_post_pad",
-                  conform->out->num_tokens_post_pad, &num_padded, 1);
-    check_indices(conform, "align_block_size", "sorted_ids", conform->out->sorted_ids, sorted_ids,
-                  MOE_CONFORM_SORTED);
-    check_indices(conform, "align_block_size", "expert_ids", conform->out->expert_ids, expert_ids,
-                  MOE_CONFORM_SORTED);
-}
-
-static void check_ep_preprocess(struct moe_conform *conform, const struct exact *exact)
-{
-    int64_t seg_indptr[EXPERTS + 1];
-    int32_t src2dst[ROUTES];
-    int32_t dst2src[MOE_CONFORM_SORTED];
-    int32_t m_indices[MOE_CONFORM_SORTED];
-    int32_t reorder_ids[ROUTES];
-    const int64_t num_routes = (int64_t)TOKENS * conform->problem.top_k;
-    const struct ref_filter filter = ref_filter_all(EXPERTS);
-    const struct ref_ep_layout layout = {
-        seg_indptr, NULL, src2dst, dst2src, m_indices, MOE_CONFORM_SORTED, reorder_ids};
-    if (!run(conform, "ep_preprocess")) {
-        return;
-    }
-    ref_ep_preprocess(&filter, exact->ids, num_routes, 1, &layout);
-    if (memcmp(seg_indptr, conform->out->seg_indptr, sizeof seg_indptr) != 0) {
-        moe_conform_fail(conform, "ep_preprocess: seg_indptr is wrong");
-    }
-    check_indices(conform, "ep_preprocess", "src2dst", conform->out->src2dst, src2dst, num_routes);
-    check_indices(conform, "ep_preprocess", "dst2src", conform->out->dst2src, dst2src,
-                  MOE_CONFORM_SORTED);
-    check_indices(conform, "ep_preprocess", "m_indices", conform->out->m_indices, m_indices,
-                  MOE_CONFORM_SORTED);
-    check_indices(conform, "ep_preprocess", "reorder_ids", conform->out->reorder_ids, reorder_ids,
-                  num_routes);
 }
 
 /* ---------------------------------------------------------------- rows */
@@ -272,12 +203,12 @@ static void check_rows(struct moe_conform *conform, struct exact *exact)
                                         .hidden = HIDDEN,
                                         .out_dtype = element,
                                         .out = exact->out};
-    if (run(conform, "pre_reorder")) {
+    if (moe_conform_call_try(conform, "pre_reorder")) {
         ref_pre_reorder(&pre);
         check_array(conform, "pre_reorder", element, conform->out->rows, exact->out, NULL,
                     TOKENS * top_k * HIDDEN);
     }
-    if (run(conform, "activation")) {
+    if (moe_conform_call_try(conform, "activation")) {
         ref_activation_rows(&activation, exact->gate_up_rows, TOKENS * top_k, 2 * INTER, INTER,
                             element, exact->out);
         check_array(conform, "activation", element, conform->out->inter_rows, exact->out, NULL,
@@ -299,12 +230,12 @@ static void check_rows(struct moe_conform *conform, struct exact *exact)
                                           .out_dtype = element,
                                           .out = exact->out,
                                           .sum_abs = exact->sum_abs};
-    if (run(conform, "post_reorder")) {
+    if (moe_conform_call_try(conform, "post_reorder")) {
         ref_post_reorder(&post);
         check_array(conform, "post_reorder", element, conform->out->tokens, exact->out,
                     exact->sum_abs, TOKENS * HIDDEN);
     }
-    if (run(conform, "sum_reduce")) {
+    if (moe_conform_call_try(conform, "sum_reduce")) {
         ref_sum_reduce(exact->rows, TOKENS, top_k, HIDDEN, 1.0, element, exact->out,
                        exact->sum_abs);
         check_array(conform, "sum_reduce", element, conform->out->tokens, exact->out,
@@ -331,12 +262,12 @@ static void check_gemms(struct moe_conform *conform, struct exact *exact)
                                     .k = HIDDEN,
                                     .out = exact->out,
                                     .sum_abs = exact->sum_abs};
-    if (run(conform, "grouped_gemm, gate and up")) {
+    if (moe_conform_call_try(conform, "grouped_gemm, gate and up")) {
         ref_grouped_gemm(&gemm);
         check_array(conform, "grouped_gemm, gate and up", conform->element,
                     conform->out->gate_up_rows, exact->out, exact->sum_abs, num_rows * 2 * INTER);
     }
-    if (run(conform, "grouped_gemm, activated")) {
+    if (moe_conform_call_try(conform, "grouped_gemm, activated")) {
         double activated[ROUTES * INTER];
         double magnitudes[ROUTES * INTER];
         ref_grouped_gemm(&gemm);
@@ -354,7 +285,7 @@ static void check_gemms(struct moe_conform *conform, struct exact *exact)
     gemm.bias = flags & MOE_PROBLEM_DOWN_BIAS ? exact->bias2 : NULL;
     gemm.n = HIDDEN;
     gemm.k = INTER;
-    if (run(conform, "grouped_gemm, down")) {
+    if (moe_conform_call_try(conform, "grouped_gemm, down")) {
         ref_grouped_gemm(&gemm);
         check_array(conform, "grouped_gemm, down", conform->element, conform->out->rows, exact->out,
                     exact->sum_abs, num_rows * HIDDEN);
@@ -380,7 +311,7 @@ static void check_experts(struct moe_conform *conform, struct exact *exact)
     const struct ref_rounding rounding = {REF_F64, conform->element, conform->element, REF_F64};
     const double *row_weights =
         conform->problem.flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT ? exact->row_weights : NULL;
-    run(conform, "experts");
+    moe_conform_call_try(conform, "experts");
     for (int64_t row = 0; row < (int64_t)TOKENS * conform->problem.top_k; ++row) {
         const size_t row_bytes = (size_t)HIDDEN * ref_dtype_bytes(conform->element);
         int64_t expert = 0;
@@ -436,14 +367,14 @@ static void check_layer_output(struct moe_conform *conform, const char *call, st
 
 static void check_layers(struct moe_conform *conform, struct exact *exact)
 {
-    run(conform, "layer of ids");
+    moe_conform_call_try(conform, "layer of ids");
     check_layer_output(conform, "layer of ids", exact, conform->in->topk_ids,
                        conform->in->topk_weights);
-    run(conform, "layer of logits");
+    moe_conform_call_try(conform, "layer of logits");
     check_routing(conform, "layer of logits", exact, conform->in->logits);
     check_layer_output(conform, "layer of logits", exact, conform->out->topk_ids,
                        conform->out->topk_weights);
-    run(conform, "layer of router");
+    moe_conform_call_try(conform, "layer of router");
     check_routing(conform, "layer of router", exact, conform->out->logits);
     check_layer_output(conform, "layer of router", exact, conform->out->topk_ids,
                        conform->out->topk_weights);
@@ -462,8 +393,7 @@ void moe_conform_check_results(struct moe_conform *conform)
         ++num_shapes;
         load_exact(conform, &exact);
         check_router(conform, &exact);
-        check_align(conform, &exact);
-        check_ep_preprocess(conform, &exact);
+        moe_conform_check_routing_results(conform);
         check_rows(conform, &exact);
         check_gemms(conform, &exact);
         check_experts(conform, &exact);

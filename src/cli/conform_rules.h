@@ -38,4 +38,7 @@
 MOE_CONFORM_RULE_LIST(MOE_CONFORM_DECLARE_)
 #undef MOE_CONFORM_DECLARE_
 
+/* The part of P24 about gating's ids and the sorts, for the open shape. */
+void moe_conform_check_routing_results(struct moe_conform *conform);
+
 #endif

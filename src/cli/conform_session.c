@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "conform_session.h"
 
+#include "conform_calls.h"
+
 #include <dlfcn.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -297,6 +299,7 @@ int moe_conform_open_shape(struct moe_conform *conform, const struct moe_conform
                                           prepared, needed.prepared_bytes, &conform->weights,
                                           error),
                         error, "weights_bind");
+    moe_conform_calls_probe(conform);
     return 1;
 }
 

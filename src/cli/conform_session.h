@@ -25,6 +25,10 @@ enum {
     MOE_CONFORM_BLOCK = 4,
     MOE_CONFORM_ROUTES = MOE_CONFORM_TOKENS * MOE_CONFORM_TOP_K,
     MOE_CONFORM_SORTED = MOE_CONFORM_ROUTES * MOE_CONFORM_BLOCK,
+    MOE_CONFORM_REPLICAS = 2,
+    MOE_CONFORM_VALID_TOKENS = 4, /* the rest is padding, where a form has any */
+    MOE_CONFORM_BATCH_ROWS = 5,   /* of an expert, in the batched align_block_size */
+    MOE_CONFORM_MASKED_ROWS = 8,  /* of an expert, in the masked layout */
     MOE_CONFORM_BAND_BYTES = 64,
     MOE_CONFORM_POISON = 0xCB,
     MOE_CONFORM_TAIL_BYTES = 64, /* how far structs grow in the rules about struct_size */
@@ -70,6 +74,10 @@ struct moe_conform_inputs {
     int32_t expert_ids[MOE_CONFORM_SORTED];
     int32_t num_tokens_post_pad[2];
     int32_t expert_map[MOE_CONFORM_EXPERTS];
+    int32_t num_valid_tokens[2];
+    int32_t physical_ids[MOE_CONFORM_EXPERTS * MOE_CONFORM_REPLICAS];
+    int32_t num_replicas[MOE_CONFORM_EXPERTS];
+    int32_t batch_counts[MOE_CONFORM_EXPERTS];
     int32_t spare[MOE_CONFORM_SORTED]; /* for members that only some calls take */
 };
 
@@ -90,7 +98,9 @@ struct moe_conform_inputs {
     X(src2dst, int32_t, MOE_CONFORM_ROUTES)                            \
     X(dst2src, int32_t, MOE_CONFORM_SORTED)                            \
     X(reorder_ids, int32_t, MOE_CONFORM_ROUTES)                        \
-    X(m_indices, int32_t, MOE_CONFORM_SORTED)
+    X(m_indices, int32_t, MOE_CONFORM_SORTED)                          \
+    X(masked_m, int32_t, MOE_CONFORM_EXPERTS)                          \
+    X(load_counters, int64_t, MOE_CONFORM_EXPERTS)
 
 /* Each output begins at a cache line and ends at a band that nobody may write. */
 struct moe_conform_outputs {
@@ -136,6 +146,7 @@ struct moe_conform {
     struct moe_weights *weights;
     struct moe_plan *plan;
     struct moe_plan_info info;
+    uint64_t refused_calls; /* bit i: moe_conform_calls[i] is a form that the plugin leaves out */
     struct moe_conform_inputs *in;
     struct moe_conform_outputs *out;
     unsigned char *workspace; /* info.workspace_bytes, aligned as the plan asks, between bands */

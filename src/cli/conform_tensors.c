@@ -152,7 +152,13 @@ static void fill_inputs(struct moe_conform *conform)
     }
     for (int32_t expert = 0; expert < EXPERTS; ++expert) {
         in->expert_map[expert] = expert;
+        in->num_replicas[expert] = expert % MOE_CONFORM_REPLICAS + 1;
+        in->batch_counts[expert] = 2 * expert; /* the last is more than there are */
+        for (int32_t i = 0; i < MOE_CONFORM_REPLICAS; ++i) {
+            in->physical_ids[expert * MOE_CONFORM_REPLICAS + i] = (expert + i + 1) % EXPERTS;
+        }
     }
+    in->num_valid_tokens[0] = MOE_CONFORM_VALID_TOKENS;
     sort_routes(in, TOKENS * top_k);
 }
 
