@@ -13,8 +13,6 @@
 
 #include <stdbool.h>
 
-#include <stdbool.h>
-
 struct moe_context;
 struct moe_plan;
 struct moe_weights;
