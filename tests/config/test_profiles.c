@@ -17,13 +17,24 @@ struct shape {
 };
 
 static const struct shape shapes[] = {
-    {"qwen3-30b-a3b", 128, 8, 2048, 768},
     {"mixtral-8x7b", 8, 2, 4096, 14336},
+    {"mixtral-8x22b", 8, 2, 6144, 16384},
+    {"qwen3-30b-a3b", 128, 8, 2048, 768},
+    {"qwen3-235b-a22b", 128, 8, 4096, 1536},
+    {"qwen3-next-80b-a3b", 512, 10, 2048, 512},
+    {"qwen2-57b-a14b", 64, 8, 3584, 2560},
+    {"qwen1.5-moe-a2.7b", 60, 4, 2048, 1408},
+    {"deepseek-v3", 256, 8, 7168, 2048},
+    {"deepseek-v2-lite", 64, 6, 2048, 1408},
     {"olmoe-1b-7b", 64, 8, 2048, 1024},
     {"gpt-oss-20b", 32, 4, 2880, 2880},
-    {"deepseek-v3", 256, 8, 7168, 2048},
-    {"qwen1.5-moe-a2.7b", 60, 4, 2048, 1408},
-    {"qwen2-57b-a14b", 64, 8, 3584, 2560},
+    {"gpt-oss-120b", 128, 4, 2880, 2880},
+    {"glm-4.5", 160, 8, 5120, 1536},
+    {"glm-4.5-air", 128, 8, 4096, 1408},
+    {"kimi-k2", 384, 8, 7168, 2048},
+    {"minimax-m2", 256, 8, 3072, 1536},
+    {"granite-3-1b-a400m", 32, 8, 1024, 512},
+    {"granite-3-3b-a800m", 40, 8, 1536, 512},
     {"cpu", 7, 3, 100, 36}, /* no model: the default of the CPU */
 };
 #define NUM_SHAPES (sizeof(shapes) / sizeof(shapes[0]))
