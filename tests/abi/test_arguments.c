@@ -332,9 +332,10 @@ static const struct bad_member bad_members[] = {
 #define REFUSE_ROWS(form, type)                   \
     REFUSE(form, type, num_rows, -1, "num_rows"), \
         REFUSE(form, type, num_rows, INT64_MAX, "num_rows")
-#define LATER_MASKED(form, type)                      \
-    LATER(form, type, masked_m, ADDRESS, "masked_m"), \
-        LATER(form, type, max_masked_rows, 1, "max_masked_rows")
+/* Rows have a schedule already, which a second one contradicts. */
+#define REFUSE_MASKED(form, type)                      \
+    REFUSE(form, type, masked_m, ADDRESS, "masked_m"), \
+        REFUSE(form, type, max_masked_rows, 1, "max_masked_rows")
 #define LATER_QUANTIZED(form, type)                                                        \
     LATER(form, type, input_scales, ADDRESS, "input_scales"),                              \
         LATER(form, type, output_scales, ADDRESS, "output_scales"),                        \
@@ -347,20 +348,22 @@ static const struct bad_member bad_members[] = {
         LATER(form, type, quantization.zero_point, 1, "quantization"),                     \
         LATER(form, type, quantization.packing, 1, "quantization"),                        \
         LATER(form, type, quantization.dynamic, 1, "quantization")
-#define LATER_SCALED_INPUT(form, type)                        \
-    LATER(form, type, input_scales, ADDRESS, "input_scales"), \
-        LATER(form, type, input_scale_stride, 1, "input_scale_stride")
+/* Plain rows have no scales. */
+#define REFUSE_SCALED_INPUT(form, type)                        \
+    REFUSE(form, type, input_scales, ADDRESS, "input_scales"), \
+        REFUSE(form, type, input_scale_stride, 1, "input_scale_stride")
 #define REFUSE_REPLICAS(form, type)                                \
     REFUSE(form, type, physical_ids, ADDRESS, "physical_ids"),     \
         REFUSE(form, type, num_replicas, ADDRESS, "num_replicas"), \
         REFUSE(form, type, max_replicas, 1, "max_replicas"),       \
         REFUSE(form, type, max_replicas, -1, "max_replicas")
-#define LATER_REPLICAS(form, type)                                    \
-    LATER(form, type, num_valid_tokens, ADDRESS, "num_valid_tokens"), \
-        LATER(form, type, physical_ids, ADDRESS, "physical_ids"),     \
-        LATER(form, type, num_replicas, ADDRESS, "num_replicas"),     \
-        LATER(form, type, max_replicas, 1, "max_replicas"),           \
-        LATER(form, type, load_counters, ADDRESS, "load_counters")
+/* Where ids are given nothing is gated. */
+#define REFUSE_GATING(form, type)                                      \
+    REFUSE(form, type, num_valid_tokens, ADDRESS, "num_valid_tokens"), \
+        REFUSE(form, type, physical_ids, ADDRESS, "physical_ids"),     \
+        REFUSE(form, type, num_replicas, ADDRESS, "num_replicas"),     \
+        REFUSE(form, type, max_replicas, 1, "max_replicas"),           \
+        REFUSE(form, type, load_counters, ADDRESS, "load_counters")
 
     REFUSE_IDS("layer of ids", moe_layer_args),
     REFUSE_IDS("layer of router", moe_layer_args),
@@ -377,15 +380,17 @@ static const struct bad_member bad_members[] = {
     REFUSE_STRIDE("layer of ids", moe_layer_args, token_stride),
     REFUSE_STRIDE("layer of ids", moe_layer_args, residual_stride),
     REFUSE_STRIDE("layer of ids", moe_layer_args, output_stride),
-    LATER_SCALED_INPUT("layer of ids", moe_layer_args),
-    LATER_REPLICAS("layer of router", moe_layer_args),
+    REFUSE_SCALED_INPUT("layer of ids", moe_layer_args),
+    REFUSE_GATING("layer of ids", moe_layer_args),
+    REFUSE_REPLICAS("layer of router", moe_layer_args),
+    REFUSE("layer of router", moe_layer_args, max_replicas, INT64_MAX, "max_replicas"),
 
     REFUSE_ROWS("experts", moe_experts_args),
     REFUSE_STRIDE("experts", moe_experts_args, row_stride),
     REFUSE_STRIDE("experts", moe_experts_args, output_stride),
     REFUSE("experts", moe_experts_args, row_weights, ADDRESS & ~3, "row_weights"),
-    LATER_MASKED("experts", moe_experts_args),
-    LATER_SCALED_INPUT("experts", moe_experts_args),
+    REFUSE_MASKED("experts", moe_experts_args),
+    REFUSE_SCALED_INPUT("experts", moe_experts_args),
 
     REFUSE_STRIDE("router", moe_router_args, token_stride),
     REFUSE_STRIDE("router", moe_router_args, logits_stride),
@@ -480,7 +485,7 @@ static const struct bad_member bad_members[] = {
     REFUSE("activation", moe_activation_args, col_stride, INT64_MAX, "col_stride"),
     REFUSE("activation", moe_activation_args, up_offset, -1, "up_offset"),
     REFUSE("activation", moe_activation_args, up_offset, INT64_MAX, "up_offset"),
-    LATER_MASKED("activation", moe_activation_args),
+    REFUSE_MASKED("activation", moe_activation_args),
     LATER_QUANTIZED("activation", moe_activation_args),
 
     REFUSE("grouped_gemm, down", moe_grouped_gemm_args, which, 0, "which"),
@@ -494,8 +499,8 @@ static const struct bad_member bad_members[] = {
     REFUSE("grouped_gemm, gathered", moe_grouped_gemm_args, num_rows, ABI_ROUTES - 1, "num_rows"),
     REFUSE("grouped_gemm, gathered", moe_grouped_gemm_args, block_size, 0, "block_size"),
     REFUSE("grouped_gemm, gathered", moe_grouped_gemm_args, block_size, -1, "block_size"),
-    LATER_MASKED("grouped_gemm, down", moe_grouped_gemm_args),
-    LATER_SCALED_INPUT("grouped_gemm, down", moe_grouped_gemm_args),
+    REFUSE_MASKED("grouped_gemm, down", moe_grouped_gemm_args),
+    REFUSE_SCALED_INPUT("grouped_gemm, down", moe_grouped_gemm_args),
 
     REFUSE_ROWS("post_reorder", moe_post_reorder_args),
     REFUSE("post_reorder", moe_post_reorder_args, num_rows, ABI_ROUTES - 1, "src2dst"),
