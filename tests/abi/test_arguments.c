@@ -485,7 +485,8 @@ static const struct bad_member bad_members[] = {
     REFUSE("activation", moe_activation_args, col_stride, INT64_MAX, "col_stride"),
     REFUSE("activation", moe_activation_args, up_offset, -1, "up_offset"),
     REFUSE("activation", moe_activation_args, up_offset, INT64_MAX, "up_offset"),
-    REFUSE_MASKED("activation", moe_activation_args),
+    LATER("activation", moe_activation_args, masked_m, ADDRESS, "masked_m"),
+    LATER("activation", moe_activation_args, max_masked_rows, 1, "max_masked_rows"),
     LATER_QUANTIZED("activation", moe_activation_args),
 
     REFUSE("grouped_gemm, down", moe_grouped_gemm_args, which, 0, "which"),
