@@ -6,9 +6,9 @@ document=$MOE_SOURCE_DIR/docs/integration.md
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# The lines of the only block of a language.
+# The lines of all blocks of a language.
 block() {
-    awk -v fence="\`\`\`$1" '$0 == "```" { inside = 0 } inside { print } $0 == fence { inside = 1; n++ } END { exit n != 1 }' "$document"
+    awk -v fence="\`\`\`$1" '$0 == "```" { inside = 0 } inside { print } $0 == fence { inside = 1; n++ } END { exit n < 1 }' "$document"
 }
 
 block c >"$work/host.c"
