@@ -27,7 +27,47 @@ int32_t moe_cuda_ep_preprocess(const struct moe_run *run, const struct moe_op_ep
 /* cuda_rows.c */
 int32_t moe_cuda_pre_reorder(const struct moe_run *run, const struct moe_op_pre_reorder *op,
                              struct moe_error *error);
+int32_t moe_cuda_quantize(const struct moe_run *run, const struct moe_op_quantize *op,
+                          struct moe_error *error);
+int32_t moe_cuda_activation(const struct moe_run *run, const struct moe_op_activation *op,
+                            struct moe_error *error);
 int32_t moe_cuda_post_reorder(const struct moe_run *run, int32_t op_id,
                               const struct moe_op_post_reorder *op, struct moe_error *error);
+
+/* cuda_router.c; shared_factor: 1 / (1 + exp(-logit)) of a router with one expert, in fp32. */
+int32_t moe_cuda_router(const struct moe_run *run, const struct moe_op_router *op,
+                        struct moe_error *error);
+int32_t moe_cuda_shared_factor(const struct moe_run *run, const struct moe_op_router *op,
+                               struct moe_error *error);
+
+/*
+ * cuda_gemm.c. `matrices`: which of the bound weights' (MOE_CUDA_GATE, ...) are op->weight[i]; the
+ * operands and biases in `op` are not read. `is_early`: as in struct moe_cuda_gemm. UNSUPPORTED for
+ * input rows that are not aligned to 16 bytes.
+ */
+int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
+                      const int32_t matrices[2], int32_t is_early, struct moe_error *error);
+int32_t moe_cuda_grouped_gemm(const struct moe_run *run, int32_t op_id,
+                              const struct moe_op_gemm *op, struct moe_error *error);
+
+/* Dynamic shared memory of a GEMM tile for a number of segments. */
+int64_t moe_cuda_gemm_smem_bytes(const struct moe_tile *tile, int64_t num_segments);
+
+/* cuda_supports.c: refuses problems that gemm1, gemm2 and router, as far as they are in `ops`, do
+ * not run. UNSUPPORTED. */
+int32_t moe_cuda_supports_gemms(const struct moe_device *device, const struct moe_problem *problem,
+                                uint64_t ops, struct moe_error *error);
+
+/* Does the whole layer run on this device? */
+bool moe_cuda_runs_layer(const struct moe_device *device);
+
+/* cuda_layer.c */
+uint64_t moe_cuda_layer_workspace(const struct moe_plan *plan,
+                                  const struct moe_dispatch_bucket *bucket, int64_t num_tokens);
+uint64_t moe_cuda_experts_workspace(const struct moe_plan *plan, int64_t num_tokens);
+int32_t moe_cuda_layer(const struct moe_run *run, const struct moe_op_layer *op,
+                       struct moe_error *error);
+int32_t moe_cuda_experts(const struct moe_run *run, const struct moe_op_experts *op,
+                         struct moe_error *error);
 
 #endif

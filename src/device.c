@@ -41,7 +41,8 @@ const struct moe_backend *moe_backend_find(int32_t id)
         }
         MOE_INIT(device);
         if (id == MOE_BACKEND_AUTO && backend->layer != NULL &&
-            backend->probe(0, &device, NULL) == MOE_STATUS_OK) {
+            backend->probe(0, &device, NULL) == MOE_STATUS_OK &&
+            (backend->runs_layer == NULL || backend->runs_layer(&device))) {
             return backend;
         }
     }

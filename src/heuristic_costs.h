@@ -29,4 +29,9 @@ double moe_heuristic_cuda_cost(const struct moe_tile *tile, int32_t op,
                                const struct moe_device *device, const struct moe_problem *problem,
                                int64_t num_tokens);
 
+/* Its part for gemm1 and gemm2 (heuristic_cuda_gemm.c). */
+double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
+                                    const struct moe_device *device,
+                                    const struct moe_problem *problem, int64_t num_tokens);
+
 #endif

@@ -66,6 +66,9 @@ double moe_heuristic_cuda_cost(const struct moe_tile *tile, int32_t op,
     if (op == MOE_OP_ALIGN_BLOCK_SIZE || op == MOE_OP_EP_PREPROCESS) {
         return cuda_sort_cost(tile, problem, num_tokens);
     }
+    if (tile->op == MOE_OP_GEMM1) {
+        return moe_heuristic_cuda_gemm_cost(tile, op, device, problem, num_tokens);
+    }
     if (op == MOE_OP_ROUTER) {
         return cuda_router_cost(tile, device, problem, num_tokens);
     }

@@ -123,8 +123,7 @@ int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, 
                   MOE_OP_BIT(MOE_OP_ROUTE) | MOE_OP_BIT(MOE_OP_POST_REORDER);
         if (problem->gating != MOE_GATING_NONE ||
             (problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
-            result |= MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING) |
-                      MOE_OP_BIT(MOE_OP_ROUTE);
+            result |= MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING);
         }
     }
     if ((result & MOE_OP_BIT(MOE_OP_EXPERTS)) != 0) {

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Geometry of the grouped GEMM on a GPU: one CTA per multiprocessor, tensor maps of the bound
+ * weights, shared memory for the ring and the segments. */
+#include "cuda_args.h"
+#include "cuda_ops.h"
+#include "cuda_weights.h"
+#include "plan.h"
+#include "status.h"
+
+#include <string.h>
+
+enum { TMA_BYTES = 16 };
+
+int64_t moe_cuda_gemm_smem_bytes(const struct moe_tile *tile, int64_t num_segments)
+{
+    return (int64_t)MOE_CUDA_GEMM_FIXED_BYTES(tile->block_m, tile->block_n, tile->block_k,
+                                              tile->num_warps, tile->num_stages) +
+           MOE_CUDA_GEMM_SEGMENT_BYTES((int64_t)num_segments);
+}
+
+static bool is_aligned(const void *base, int64_t stride, int32_t dtype)
+{
+    return ((uintptr_t)base | (uintptr_t)(stride * moe_dtype_bytes(dtype))) % TMA_BYTES == 0;
+}
+
+static int32_t check_input(int32_t op_id, const struct moe_op_gemm *op, struct moe_error *error)
+{
+    if (is_aligned(op->input, op->input_stride, op->input_dtype)) {
+        return MOE_STATUS_OK;
+    }
+    return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                         "%s: input rows at %p with a stride of %lld elements; the cuda backend "
+                         "reads rows that begin at multiples of 16 bytes",
+                         op_id == MOE_OP_GEMM2 ? "gemm2" : "gemm1", op->input,
+                         (long long)op->input_stride);
+}
+
+int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
+                      const int32_t matrices[2], int32_t is_early, struct moe_error *error)
+{
+    const struct moe_tile *tile = moe_cuda_tile_of(run, op_id);
+    const struct moe_cuda_state *state = moe_cuda_state_of(run);
+    const struct moe_cuda_weights *weights = run->weights->backend_data;
+    struct moe_cuda_gemm args;
+    MOE_TRY(check_input(op_id, op, error));
+    memset(&args, 0, sizeof(args));
+    args.op = *op;
+    for (int32_t i = 0; i < op->num_matrices; i++) {
+        const struct moe_cuda_matrix *matrix = &weights->matrices[matrices[i]];
+        args.weight[i] = *moe_cuda_weights_map(weights, matrices[i], tile);
+        args.op.weight[i] = matrix->operand;
+        args.op.bias[i] = matrix->bias;
+        args.is_k_blocked = matrix->is_k_blocked;
+    }
+    args.is_output_vectored = is_aligned(op->output, op->output_stride, op->output_dtype);
+    args.is_early = is_early;
+    struct moe_cuda_launch launch = {
+        .tile = tile->id,
+        .grid_x = (uint32_t)state->num_sms,
+        .grid_y = 1,
+        .num_threads = (uint32_t)tile->num_warps * 32,
+        .smem_bytes =
+            (uint32_t)moe_cuda_gemm_smem_bytes(tile, op->expert_ids != NULL ? 0 : op->num_segments),
+        .is_chained = run->is_chained,
+        .args = &args,
+    };
+    return moe_cuda_state_launch(state, run->stream, &launch, error);
+}
+
+int32_t moe_cuda_grouped_gemm(const struct moe_run *run, int32_t op_id,
+                              const struct moe_op_gemm *op, struct moe_error *error)
+{
+    static const int32_t gate_up[2] = {MOE_CUDA_GATE, MOE_CUDA_UP};
+    static const int32_t up[2] = {MOE_CUDA_UP, MOE_CUDA_UP};
+    static const int32_t down[2] = {MOE_CUDA_DOWN, MOE_CUDA_DOWN};
+    return moe_cuda_gemm(run, op_id, op,
+                         op_id == MOE_OP_GEMM2   ? down
+                         : op->num_matrices == 2 ? gate_up
+                                                 : up,
+                         0, error);
+}

@@ -1,0 +1,507 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * layer and experts on a GPU: a chain of launches on one stream, with everything between them in
+ * the workspace. The first is an ordinary node; each of the others begins under the tail of the one
+ * before (PDL).
+ *
+ *   shared expert: GEMM1, GEMM2, its factor     (what does not depend on routing comes first)
+ *   router                                      (unless the host gives logits or ids)
+ *   route: gating and sort                      (ids given: the sort alone)
+ *   GEMM1, tokens gathered and activation fused; GEMM2; post_reorder
+ *
+ * Nothing is read back: how many rows each expert has stays on the device. Every stage is a pure
+ * function of the one before, so tiles and chunks do not change a bit.
+ */
+#include "cuda_args.h"
+#include "cuda_ops.h"
+#include "cuda_weights.h"
+#include "plan.h"
+#include "problem.h"
+#include "status.h"
+
+#include <string.h>
+
+enum { WORKSPACE_ALIGNMENT = 256 };
+
+/* Offsets into the workspace of a layer call with a number of tokens. */
+struct layer_layout {
+    uint64_t logits;        /* [T, E_global] */
+    uint64_t ids;           /* int32 [T, k] */
+    uint64_t weights;       /* fp32 [T, k] */
+    uint64_t seg_indptr;    /* int64 [E + 1] */
+    uint64_t src2dst;       /* int32 [T * k] */
+    uint64_t dst2src;       /* int32 [T * k] */
+    uint64_t inter;         /* [T * k, I] */
+    uint64_t rows;          /* [T * k, H] */
+    uint64_t shared_inter;  /* [T, shared I] */
+    uint64_t shared_rows;   /* [T, H] */
+    uint64_t shared_factor; /* fp32 [T] */
+    uint64_t scratch;       /* of the sort */
+    uint64_t total;
+};
+
+static uint64_t append(uint64_t *total, uint64_t bytes)
+{
+    uint64_t offset = *total;
+    *total += (bytes + WORKSPACE_ALIGNMENT - 1) / WORKSPACE_ALIGNMENT * WORKSPACE_ALIGNMENT;
+    return offset;
+}
+
+/* Workspace of the sort, with or without gating in front of it. */
+static uint64_t scratch_bytes(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
+                              int64_t num_tokens)
+{
+    static const int32_t ops[] = {MOE_OP_EP_PREPROCESS, MOE_OP_ROUTE};
+    uint64_t largest = 0;
+    for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
+        if (bucket->choices[ops[i]].tile >= 0) {
+            const uint64_t bytes = plan->backend->op_workspace(plan, bucket, ops[i], num_tokens);
+            largest = bytes > largest ? bytes : largest;
+        }
+    }
+    return largest;
+}
+
+static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
+                          int64_t num_tokens, struct layer_layout *out)
+{
+    const struct moe_problem *problem = &plan->problem;
+    const uint64_t tokens = (uint64_t)num_tokens;
+    const uint64_t routes = tokens * (uint64_t)moe_problem_num_slots(problem);
+    const uint64_t hidden = (uint64_t)problem->hidden, inter = (uint64_t)problem->inter;
+    const uint64_t inter_bytes = (uint64_t)moe_dtype_bytes(problem->intermediate.dtype);
+    const uint64_t output_bytes = (uint64_t)moe_dtype_bytes(problem->output_dtype);
+    uint64_t total = 0;
+    memset(out, 0, sizeof(*out));
+    if (problem->gating != MOE_GATING_NONE) {
+        out->logits = append(&total, tokens * (uint64_t)problem->num_experts_global *
+                                         (uint64_t)moe_dtype_bytes(problem->logits_dtype));
+        out->ids = append(&total, routes * sizeof(int32_t));
+        out->weights = append(&total, routes * sizeof(float));
+    }
+    out->seg_indptr = append(&total, ((uint64_t)problem->num_experts + 1) * sizeof(int64_t));
+    out->src2dst = append(&total, routes * sizeof(int32_t));
+    out->dst2src = append(&total, routes * sizeof(int32_t));
+    out->inter = append(&total, routes * inter * inter_bytes);
+    out->rows = append(&total, routes * hidden * output_bytes);
+    if (problem->shared_inter > 0) {
+        out->shared_inter = append(&total, tokens * (uint64_t)problem->shared_inter * inter_bytes);
+        out->shared_rows = append(&total, tokens * hidden * output_bytes);
+    }
+    if ((problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
+        out->shared_factor = append(&total, tokens * sizeof(float));
+    }
+    out->scratch = append(&total, scratch_bytes(plan, bucket, num_tokens));
+    out->total = total;
+}
+
+uint64_t moe_cuda_layer_workspace(const struct moe_plan *plan,
+                                  const struct moe_dispatch_bucket *bucket, int64_t num_tokens)
+{
+    struct layer_layout layout;
+    lay_out_layer(plan, bucket, num_tokens, &layout);
+    return layout.total;
+}
+
+/* A layer call in progress. */
+struct layer_run {
+    struct moe_run run; /* is_chained from the second launch on */
+    const struct moe_problem *problem;
+    const struct moe_op_layer *op;
+    struct layer_layout layout;
+    /* Routing, wherever it came from. */
+    const void *topk_ids;
+    int32_t ids_dtype;
+    const float *topk_weights;
+    const float *shared_factor;
+};
+
+static void *at(const struct layer_run *layer, uint64_t offset)
+{
+    return (char *)layer->run.workspace + offset;
+}
+
+/* The part of a GEMM1 that depends on the problem and a width only. */
+static struct moe_op_gemm make_gemm1(const struct moe_problem *problem, int32_t inter)
+{
+    const bool ungated = (problem->flags & MOE_PROBLEM_UNGATED) != 0;
+    struct moe_op_gemm gemm = {
+        .row_ids_div = 1,
+        .input_dtype = problem->tokens.dtype,
+        .output_dtype = problem->intermediate.dtype,
+        .output_stride = inter,
+        .n = inter,
+        .k = problem->hidden,
+        .num_matrices = ungated ? 1 : 2,
+        .has_activation = 1,
+        .act = {problem->activation, ungated, problem->act_alpha, problem->act_limit},
+    };
+    return gemm;
+}
+
+static struct moe_op_gemm make_gemm2(const struct moe_problem *problem, int32_t inter)
+{
+    struct moe_op_gemm gemm = {
+        .row_ids_div = 1,
+        .input_dtype = problem->intermediate.dtype,
+        .output_dtype = problem->output_dtype,
+        .input_stride = inter,
+        .output_stride = problem->hidden,
+        .n = problem->hidden,
+        .k = inter,
+        .num_matrices = 1,
+    };
+    return gemm;
+}
+
+/* Launch a GEMM; all after it in this call is chained. */
+static int32_t run_gemm(struct moe_run *run, int32_t op_id, const struct moe_op_gemm *gemm,
+                        int32_t first_matrix, int32_t is_early, struct moe_error *error)
+{
+    const int32_t matrices[2] = {gemm->num_matrices == 1 && op_id == MOE_OP_GEMM1
+                                     ? first_matrix + 1 /* up */
+                                     : first_matrix,
+                                 first_matrix + 1};
+    MOE_TRY(moe_cuda_gemm(run, op_id, gemm, matrices, is_early, error));
+    run->is_chained = 1;
+    return MOE_STATUS_OK;
+}
+_Static_assert(MOE_CUDA_UP == MOE_CUDA_GATE + 1 && MOE_CUDA_SHARED_UP == MOE_CUDA_SHARED_GATE + 1,
+               "up follows gate");
+
+/* The shared expert is one segment that all tokens are in; nothing that a node before writes tells
+ * its work, unless the host has the number of tokens on the device. */
+static int32_t run_shared(struct layer_run *layer, struct moe_error *error)
+{
+    const struct moe_problem *problem = layer->problem;
+    const struct moe_op_layer *op = layer->op;
+    struct moe_op_gemm gemm1 = make_gemm1(problem, problem->shared_inter);
+    struct moe_op_gemm gemm2 = make_gemm2(problem, problem->shared_inter);
+    gemm1.num_segments = 1;
+    gemm1.num_experts = 1;
+    gemm1.masked_m = op->num_tokens_device;
+    gemm1.max_masked_rows = op->num_tokens;
+    gemm1.num_rows = op->num_tokens;
+    gemm1.input = op->tokens;
+    gemm1.input_stride = op->token_stride;
+    gemm1.output = at(layer, layer->layout.shared_inter);
+    MOE_TRY(run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_SHARED_GATE, 0, error));
+    gemm2.num_segments = 1;
+    gemm2.num_experts = 1;
+    gemm2.masked_m = op->num_tokens_device;
+    gemm2.max_masked_rows = op->num_tokens;
+    gemm2.num_rows = op->num_tokens;
+    gemm2.input = gemm1.output;
+    gemm2.output = at(layer, layer->layout.shared_rows);
+    return run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_SHARED_DOWN, 1, error);
+}
+
+/* factor[t] = sigma(x . w) */
+static int32_t run_shared_factor(struct layer_run *layer, struct moe_error *error)
+{
+    const struct moe_op_layer *op = layer->op;
+    const struct moe_cuda_weights *weights = layer->run.weights->backend_data;
+    struct moe_op_router router = {
+        .num_tokens = op->num_tokens,
+        .num_tokens_device = op->num_tokens_device,
+        .num_experts = 1,
+        .hidden = layer->problem->hidden,
+        .tokens = op->tokens,
+        .token_stride = op->token_stride,
+        .token_dtype = layer->problem->tokens.dtype,
+        .logits_dtype = MOE_DTYPE_FP32,
+        .weight = weights->shared_sigmoid,
+        .logits = at(layer, layer->layout.shared_factor),
+        .logits_stride = 1,
+    };
+    MOE_TRY(moe_cuda_shared_factor(&layer->run, &router, error));
+    layer->run.is_chained = 1;
+    layer->shared_factor = router.logits;
+    return MOE_STATUS_OK;
+}
+
+/* Where gating reads its logits: the host's, or the router's. */
+static int32_t run_router(struct layer_run *layer, const void **logits, int64_t *logits_stride,
+                          struct moe_error *error)
+{
+    const struct moe_op_layer *op = layer->op;
+    const struct moe_problem *problem = layer->problem;
+    const struct moe_cuda_weights *weights = layer->run.weights->backend_data;
+    *logits = op->logits;
+    *logits_stride = op->logits_stride;
+    if (op->logits != NULL) {
+        return MOE_STATUS_OK;
+    }
+    struct moe_op_router router = {
+        .num_tokens = op->num_tokens,
+        .num_tokens_device = op->num_tokens_device,
+        .num_experts = problem->num_experts_global,
+        .hidden = problem->hidden,
+        .tokens = op->tokens,
+        .token_stride = op->token_stride,
+        .token_dtype = problem->tokens.dtype,
+        .logits_dtype = problem->logits_dtype,
+        .weight = weights->router,
+        .bias = weights->router_bias,
+        .logits = op->logits_out != NULL ? op->logits_out : at(layer, layer->layout.logits),
+        .logits_stride = problem->num_experts_global,
+    };
+    MOE_TRY(moe_cuda_router(&layer->run, &router, error));
+    layer->run.is_chained = 1;
+    *logits = router.logits;
+    *logits_stride = router.logits_stride;
+    return MOE_STATUS_OK;
+}
+
+/* Ids and weights in the workspace, or where the host wants them. */
+static void fill_gating(struct layer_run *layer, const void *logits, int64_t logits_stride,
+                        struct moe_op_gating *gating)
+{
+    const struct moe_op_layer *op = layer->op;
+    const struct moe_problem *problem = layer->problem;
+    const bool wants_ids = op->topk_ids_out != NULL;
+    *gating = (struct moe_op_gating){
+        .num_tokens = op->num_tokens,
+        .num_tokens_device = op->num_tokens_device,
+        .num_experts = problem->num_experts_global,
+        .top_k = problem->top_k,
+        .rule = problem->gating,
+        .renormalize = (problem->flags & MOE_PROBLEM_RENORMALIZE) != 0,
+        .num_groups = problem->num_groups,
+        .topk_groups = problem->topk_groups,
+        .group_score = problem->group_score,
+        .logits_dtype = problem->logits_dtype,
+        .router_jitter = problem->router_jitter,
+        .scaling = problem->scaling_on == MOE_SCALING_WEIGHTS ? problem->routed_scaling : 1.0f,
+        .num_appended = problem->num_appended_experts,
+        .appended_weight = problem->appended_weight,
+        .logits = logits,
+        .logits_stride = logits_stride,
+        .correction_bias = layer->run.weights->desc.correction_bias.base,
+        .topk_ids = wants_ids ? op->topk_ids_out : at(layer, layer->layout.ids),
+        .ids_dtype = wants_ids ? op->ids_dtype : MOE_IDS_INT32,
+        .topk_weights =
+            op->topk_weights_out != NULL ? op->topk_weights_out : at(layer, layer->layout.weights),
+        .num_valid_tokens = op->num_valid_tokens,
+        .physical_ids = op->physical_ids,
+        .num_replicas = op->num_replicas,
+        .load_counters = op->load_counters,
+        .max_replicas = op->max_replicas,
+        .first_appended_id = problem->num_physical_experts,
+    };
+    layer->topk_ids = gating->topk_ids;
+    layer->topk_weights = gating->topk_weights;
+    layer->ids_dtype = gating->ids_dtype;
+}
+
+/* Rows of the routes, after ids and weights unless those are given. */
+static int32_t run_routing(struct layer_run *layer, struct moe_error *error)
+{
+    const struct moe_op_layer *op = layer->op;
+    struct moe_op_route route = {.wants_preprocess = 1};
+    layer->topk_ids = op->topk_ids;
+    layer->topk_weights = op->topk_weights;
+    layer->ids_dtype = op->ids_dtype;
+    if (op->topk_ids == NULL) {
+        const void *logits;
+        int64_t logits_stride;
+        MOE_TRY(run_router(layer, &logits, &logits_stride, error));
+        fill_gating(layer, logits, logits_stride, &route.gating);
+    }
+    const int64_t num_routes = op->num_tokens * moe_problem_num_slots(layer->problem);
+    route.preprocess = (struct moe_op_ep_preprocess){
+        .num_routes = num_routes,
+        .num_tokens_device = op->num_tokens_device,
+        .topk_ids = layer->topk_ids,
+        .ids_dtype = layer->ids_dtype,
+        .segment_alignment = 1,
+        .top_k = moe_problem_num_slots(layer->problem),
+        .filter = op->filter,
+        .seg_indptr = at(layer, layer->layout.seg_indptr),
+        .src2dst = at(layer, layer->layout.src2dst),
+        .dst2src = at(layer, layer->layout.dst2src),
+        .row_capacity = num_routes,
+    };
+    struct moe_run sort = layer->run;
+    sort.workspace = at(layer, layer->layout.scratch);
+    MOE_TRY(op->topk_ids != NULL ? moe_cuda_ep_preprocess(&sort, &route.preprocess, error)
+                                 : sort.plan->backend->route(&sort, &route, error));
+    layer->run.is_chained = 1;
+    return MOE_STATUS_OK;
+}
+
+static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
+{
+    const struct moe_problem *problem = layer->problem;
+    const int32_t num_slots = moe_problem_num_slots(problem);
+    const int64_t num_routes = layer->op->num_tokens * num_slots;
+    struct moe_op_gemm gemm1 = make_gemm1(problem, problem->inter);
+    struct moe_op_gemm gemm2 = make_gemm2(problem, problem->inter);
+    gemm1.num_segments = problem->num_experts;
+    gemm1.num_experts = problem->num_experts;
+    gemm1.seg_indptr = at(layer, layer->layout.seg_indptr);
+    gemm1.num_rows = num_routes;
+    gemm1.row_ids = at(layer, layer->layout.dst2src);
+    gemm1.num_row_ids = num_routes;
+    gemm1.row_ids_div = num_slots;
+    gemm1.row_weights =
+        (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0 ? layer->topk_weights : NULL;
+    gemm1.input = layer->op->tokens;
+    gemm1.input_stride = layer->op->token_stride;
+    gemm1.output = at(layer, layer->layout.inter);
+    MOE_TRY(run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, 0, error));
+    gemm2.num_segments = problem->num_experts;
+    gemm2.num_experts = problem->num_experts;
+    gemm2.seg_indptr = gemm1.seg_indptr;
+    gemm2.num_rows = num_routes;
+    gemm2.input = gemm1.output;
+    gemm2.output = at(layer, layer->layout.rows);
+    return run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_DOWN, 1, error);
+}
+
+static int32_t run_combine(struct layer_run *layer, struct moe_error *error)
+{
+    const struct moe_op_layer *op = layer->op;
+    const struct moe_problem *problem = layer->problem;
+    const bool on_input = (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0;
+    struct moe_op_post_reorder combine = {
+        .num_tokens = op->num_tokens,
+        .num_tokens_device = op->num_tokens_device,
+        .top_k = moe_problem_num_slots(problem),
+        .hidden = problem->hidden,
+        .dtype = problem->output_dtype,
+        .scaling = problem->scaling_on == MOE_SCALING_OUTPUT ? problem->routed_scaling : 1.0f,
+        .rows = at(layer, layer->layout.rows),
+        .row_stride = problem->hidden,
+        .num_rows = op->num_tokens * moe_problem_num_slots(problem),
+        .src2dst = at(layer, layer->layout.src2dst),
+        .topk_weights = on_input ? NULL : layer->topk_weights,
+        .shared = problem->shared_inter > 0 ? at(layer, layer->layout.shared_rows) : NULL,
+        .shared_stride = problem->hidden,
+        .shared_factor = layer->shared_factor,
+        .residual = op->residual,
+        .residual_stride = op->residual_stride,
+        .output = op->output,
+        .output_stride = op->output_stride,
+    };
+    return moe_cuda_post_reorder(&layer->run, MOE_OP_POST_REORDER, &combine, error);
+}
+
+int32_t moe_cuda_layer(const struct moe_run *run, const struct moe_op_layer *op,
+                       struct moe_error *error)
+{
+    struct layer_run layer = {.run = *run, .problem = &run->plan->problem, .op = op};
+    layer.run.weights = op->weights;
+    lay_out_layer(run->plan, run->bucket, op->num_tokens, &layer.layout);
+    if (layer.problem->shared_inter > 0) {
+        MOE_TRY(run_shared(&layer, error));
+    }
+    if ((layer.problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
+        MOE_TRY(run_shared_factor(&layer, error));
+    }
+    MOE_TRY(run_routing(&layer, error));
+    MOE_TRY(run_experts(&layer, error));
+    return run_combine(&layer, error);
+}
+
+/* Workspace of experts: the segments of one pass, the intermediate of its rows. */
+struct experts_layout {
+    uint64_t seg_indptr;
+    uint64_t inter;
+    uint64_t total;
+};
+
+static void lay_out_experts(const struct moe_problem *problem, int64_t num_rows,
+                            struct experts_layout *out)
+{
+    const uint64_t row_bytes =
+        (uint64_t)problem->inter * (uint64_t)moe_dtype_bytes(problem->intermediate.dtype);
+    uint64_t total = 0;
+    out->seg_indptr = append(&total, ((uint64_t)problem->num_experts + 1) * sizeof(int64_t));
+    out->inter = append(&total, (uint64_t)num_rows * row_bytes);
+    out->total = total;
+}
+
+/* Rows that one pass of experts takes with the workspace of `num_tokens` tokens. */
+static int64_t pass_rows(const struct moe_plan *plan, int64_t num_tokens)
+{
+    return (num_tokens > 0 ? num_tokens : 1) * moe_problem_num_slots(&plan->problem);
+}
+
+uint64_t moe_cuda_experts_workspace(const struct moe_plan *plan, int64_t num_tokens)
+{
+    struct experts_layout layout;
+    lay_out_experts(&plan->problem, pass_rows(plan, num_tokens), &layout);
+    return layout.total;
+}
+
+/* The segments of the rows [first, last), counted from `first`: the host's own for all rows. */
+static int32_t clip_segments(struct moe_run *run, const struct moe_op_experts *op, int64_t first,
+                             int64_t last, int64_t *out, const int64_t **segments,
+                             struct moe_error *error)
+{
+    *segments = op->seg_indptr;
+    if (first == 0 && last == op->num_rows) {
+        return MOE_STATUS_OK;
+    }
+    const struct moe_cuda_clip_segments args = {
+        .seg_indptr = op->seg_indptr,
+        .out = out,
+        .first = first,
+        .last = last,
+        .num_segments = run->plan->problem.num_experts,
+    };
+    const struct moe_cuda_launch launch = {
+        .tile = MOE_CUDA_CLIP_SEGMENTS,
+        .grid_x = 1,
+        .grid_y = 1,
+        .num_threads = MOE_CUDA_HELPER_THREADS,
+        .is_chained = run->is_chained,
+        .args = &args,
+    };
+    *segments = out;
+    MOE_TRY(moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error));
+    run->is_chained = 1;
+    return MOE_STATUS_OK;
+}
+
+int32_t moe_cuda_experts(const struct moe_run *run, const struct moe_op_experts *op,
+                         struct moe_error *error)
+{
+    const struct moe_plan *plan = run->plan;
+    const struct moe_problem *problem = &plan->problem;
+    const int64_t rows_per_pass = pass_rows(plan, plan->chunk_tokens);
+    const int64_t token_bytes = moe_dtype_bytes(problem->tokens.dtype);
+    const int64_t output_bytes = moe_dtype_bytes(problem->output_dtype);
+    struct experts_layout layout;
+    struct moe_run own = *run;
+    struct moe_op_gemm gemm1 = make_gemm1(problem, problem->inter);
+    struct moe_op_gemm gemm2 = make_gemm2(problem, problem->inter);
+    own.weights = op->weights;
+    lay_out_experts(problem, op->num_rows < rows_per_pass ? op->num_rows : rows_per_pass, &layout);
+    char *workspace = run->workspace;
+    gemm1.num_segments = problem->num_experts;
+    gemm1.num_experts = problem->num_experts;
+    gemm1.input_stride = op->row_stride;
+    gemm1.output = workspace + layout.inter;
+    gemm2.num_segments = problem->num_experts;
+    gemm2.num_experts = problem->num_experts;
+    gemm2.input = gemm1.output;
+    gemm2.output_stride = op->output_stride;
+    for (int64_t first = 0; first < op->num_rows; first += rows_per_pass) {
+        const int64_t last =
+            op->num_rows - first < rows_per_pass ? op->num_rows : first + rows_per_pass;
+        MOE_TRY(clip_segments(&own, op, first, last,
+                              (int64_t *)(void *)(workspace + layout.seg_indptr), &gemm1.seg_indptr,
+                              error));
+        gemm1.num_rows = last - first;
+        gemm1.input = (const char *)op->rows + first * op->row_stride * token_bytes;
+        gemm1.row_weights = op->row_weights != NULL ? op->row_weights + first : NULL;
+        gemm2.seg_indptr = gemm1.seg_indptr;
+        gemm2.num_rows = last - first;
+        gemm2.output = (char *)op->output + first * op->output_stride * output_bytes;
+        MOE_TRY(run_gemm(&own, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, 0, error));
+        MOE_TRY(run_gemm(&own, MOE_OP_GEMM2, &gemm2, MOE_CUDA_DOWN, 1, error));
+    }
+    return MOE_STATUS_OK;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Geometry of the router on a GPU, which also makes the factor of a shared expert. */
+#include "cuda_args.h"
+#include "cuda_ops.h"
+#include "plan.h"
+#include "status.h"
+
+enum { ROUTER_BYTES = 16, GRID_Y_LIMIT = 65535 };
+
+static int32_t check_tokens(const struct moe_op_router *op, struct moe_error *error)
+{
+    const int64_t stride_bytes = op->token_stride * moe_dtype_bytes(op->token_dtype);
+    if ((uintptr_t)op->tokens % ROUTER_BYTES != 0 || stride_bytes % ROUTER_BYTES != 0) {
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                             "router: tokens at %p with %lld bytes between rows; the cuda backend "
+                             "reads rows that begin at multiples of 16 bytes",
+                             op->tokens, (long long)stride_bytes);
+    }
+    return MOE_STATUS_OK;
+}
+
+/* With one expert and applies_sigmoid: the shared expert's factors. */
+static int32_t launch_router(const struct moe_run *run, const struct moe_op_router *op,
+                             int32_t applies_sigmoid, struct moe_error *error)
+{
+    const struct moe_tile *tile = moe_cuda_tile_of(run, MOE_OP_ROUTER);
+    const int64_t blocks = (op->num_tokens + tile->block_m - 1) / tile->block_m;
+    struct moe_cuda_router args = {.op = *op, .applies_sigmoid = applies_sigmoid};
+    MOE_TRY(check_tokens(op, error));
+    if (op->weight.table != NULL) {
+        args.op.weight.base = op->weight.table[0];
+        args.op.weight.table = NULL;
+    }
+    if (op->bias.table != NULL) {
+        args.op.bias.base = op->bias.table[0];
+        args.op.bias.table = NULL;
+    }
+    struct moe_cuda_launch launch = {
+        .tile = tile->id,
+        .grid_x = (uint32_t)((op->num_experts + tile->block_n - 1) / tile->block_n),
+        .grid_y = (uint32_t)(blocks < GRID_Y_LIMIT ? blocks : GRID_Y_LIMIT),
+        .num_threads = MOE_CUDA_ROUTER_WARPS * 32,
+        .is_chained = run->is_chained,
+        .args = &args,
+    };
+    return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
+}
+
+int32_t moe_cuda_router(const struct moe_run *run, const struct moe_op_router *op,
+                        struct moe_error *error)
+{
+    return launch_router(run, op, 0, error);
+}
+
+int32_t moe_cuda_shared_factor(const struct moe_run *run, const struct moe_op_router *op,
+                               struct moe_error *error)
+{
+    return launch_router(run, op, 1, error);
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The cost of a grouped GEMM on a GPU, in cycles: bytes, tensor-core cycles and waves.
+ *
+ *   rows      m = R / A rows per active expert, in blocks of at most BLOCK_SIZE_M, split evenly and
+ *             rounded up to 8: N tokens of a unit; a unit is BLOCK_SIZE_N weight rows by N tokens
+ *   tensor    m64nNk16 takes max(N / 2, 16 + N / 4) cycles (measured on an H200); a unit has
+ *             k / 16 for each of its slabs, two per consumer warpgroup and 64 rows at most, and an
+ *             epilogue that nothing hides
+ *   L2        a unit reads BLOCK_SIZE_N + N rows of k elements
+ *   memory    the weights of the active experts once, at the device's rate; less than 64 KB in
+ *             flight per multiprocessor do not reach it
+ *   waves     ceil(units / multiprocessors) units on the busiest one
+ *   total     the largest of the three, and a share of the others that does not overlap
+ */
+#include "heuristic_costs.h"
+
+#include "tiles.h"
+
+#include <math.h>
+
+static const double launch_cycles = 3000.0;
+static const double unit_cycles = 500.0;      /* first loads, barriers and epilogue of a unit */
+static const double output_cycles = 0.05;     /* per output element, in the epilogue */
+static const double memory_rate = 19.5;       /* bytes per cycle of one multiprocessor's share */
+static const double memory_rate_alone = 48.0; /* when few of them read */
+static const double l2_rate = 40.0;           /* bytes per cycle of one multiprocessor */
+static const double bytes_in_flight = 65536.0;
+static const double overlap_lost = 0.1;
+
+/* A GEMM as the kernel sees it. */
+struct gemm_shape {
+    double num_groups;  /* experts with rows */
+    double rows;        /* of one of them, on average */
+    double weight_rows; /* of one of them, gate and up together */
+    double k;
+    double element_bytes;
+};
+
+static double gemm_cost(const struct moe_tile *tile, const struct moe_device *device,
+                        const struct gemm_shape *shape)
+{
+    const double sms = moe_cost_at_least_1(device->num_sms);
+    const double block_m = tile->block_m;
+    const double rows = moe_cost_at_least_1(shape->rows);
+    /* Rows vary: an expert needs a further block for part of a block, as often as not. */
+    const double blocks =
+        rows <= 1.0 ? 1.0 : fmax(1.0, rows / block_m + (block_m - 1.0) / (2.0 * block_m));
+    const double tokens = fmin(block_m, 8.0 * ceil(rows / blocks / 8.0));
+    const double weight_blocks = moe_cost_blocks(shape->weight_rows, tile->block_n);
+    const double units = shape->num_groups * blocks * weight_blocks;
+    const double waves = ceil(units / sms);
+
+    const double mma =
+        fmax(tokens / 2.0, 16.0 + tokens / 4.0) * (tile->block_n / 64.0) * ceil(shape->k / 16.0);
+    const double epilogue = unit_cycles + output_cycles * tokens * tile->block_n;
+    const double unit_bytes = (tile->block_n + tokens) * shape->k * shape->element_bytes;
+    const double tensor = waves * (mma + epilogue);
+    const double l2 = waves * unit_bytes / l2_rate;
+
+    const double ring =
+        (double)tile->num_stages * tile->block_k * shape->element_bytes * (tile->block_n + tokens);
+    const double rate = memory_rate * fmin(1.0, ring / bytes_in_flight);
+    const double weight_bytes =
+        shape->num_groups * shape->weight_rows * shape->k * shape->element_bytes;
+    const double memory =
+        fmax(weight_bytes / (sms * rate),
+             waves / blocks * tile->block_n * shape->k * shape->element_bytes / memory_rate_alone);
+    const double slowest = fmax(tensor, fmax(l2, memory));
+    return launch_cycles + slowest + overlap_lost * (tensor + l2 + memory - slowest);
+}
+
+double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
+                                    const struct moe_device *device,
+                                    const struct moe_problem *problem, int64_t num_tokens)
+{
+    const bool is_gemm1 = op == MOE_OP_GEMM1;
+    const struct moe_cost_routing routing = moe_cost_routing(problem, num_tokens);
+    const double num_matrices = is_gemm1 && (problem->flags & MOE_PROBLEM_UNGATED) == 0 ? 2.0 : 1.0;
+    struct gemm_shape shape = {
+        .num_groups = routing.active_experts,
+        .rows = routing.num_routes / routing.active_experts,
+        .weight_rows =
+            num_matrices * moe_cost_at_least_1(is_gemm1 ? problem->inter : problem->hidden),
+        .k = moe_cost_at_least_1(is_gemm1 ? problem->hidden : problem->inter),
+        .element_bytes = moe_cost_element_bytes(problem->tokens.dtype),
+    };
+    double cost = gemm_cost(tile, device, &shape);
+    if (problem->shared_inter > 0) { /* a group of its own that all tokens meet */
+        shape.num_groups = 1.0;
+        shape.rows = (double)num_tokens;
+        *(is_gemm1 ? &shape.weight_rows : &shape.k) =
+            is_gemm1 ? num_matrices * problem->shared_inter : problem->shared_inter;
+        cost += gemm_cost(tile, device, &shape);
+    }
+    return cost;
+}
