@@ -1,272 +1,41 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Random grouped GEMMs in every layout, with an independent expectation, for the tests of the GEMM
- * kernels.
- *
- * A problem holds its values as doubles that the element types represent exactly;
- * gemm_fixture_lay_out writes them to guarded memory in one of the layouts, and gemm_fixture_expect
- * computes every output with tests/ref.
+ * kernels: the values of gemm_values.h in guarded memory, and every output in double precision.
  */
 #ifndef MOE_TESTS_GEMM_FIXTURE_H
 #define MOE_TESTS_GEMM_FIXTURE_H
 
-#include "cpu_isa.h"
-#include "cpu_kernels.h"
-#include "support.h"
-#include "tiles.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-enum layout {
-    LAYOUT_APART,                  /* gate [E, n, k] and up [E, n, k] */
-    LAYOUT_HALVES,                 /* [E, 2n, k], gate first */
-    LAYOUT_INTERLEAVED,            /* [E, 2n, k], gate in even rows */
-    LAYOUT_TRANSPOSED,             /* [E, k, 2n], gate first */
-    LAYOUT_TRANSPOSED_INTERLEAVED, /* [E, k, 2n], gate in even columns */
-    LAYOUT_TABLE,                  /* a pointer per expert, padded rows */
-    LAYOUT_SCATTERED,              /* both strides above 2 */
-    NUM_LAYOUTS
-};
-
-enum schedule {
-    SCHEDULE_SEGMENTS,       /* seg_indptr, rows in place */
-    SCHEDULE_GATHERED,       /* seg_indptr, inputs through row_ids */
-    SCHEDULE_BLOCKS,         /* expert_ids, inputs through row_ids, outputs in place */
-    SCHEDULE_BLOCKS_SCATTER, /* expert_ids, outputs at row_ids */
-    NUM_SCHEDULES
-};
-
-enum spread {
-    SPREAD_UNIFORM, /* every expert has some rows */
-    SPREAD_SPARSE,  /* most experts have none */
-    SPREAD_HOT,     /* one expert has nearly all */
-    NUM_SPREADS
-};
-
-struct gemm_shape {
-    int64_t n;
-    int64_t k;
-    int32_t num_matrices;
-    bool has_activation;
-    struct moe_op_act act;
-    int32_t input_dtype;
-    int32_t weight_dtype;
-    int32_t bias_dtype; /* 0: no bias */
-    int32_t output_dtype;
-    enum layout layout;
-    enum schedule schedule;
-    enum spread spread;
-    bool has_row_weights;
-    bool underflows;  /* every product rounds to -0 */
-    int64_t num_rows; /* about that many */
-    uint64_t seed;
-};
-
-enum { FIXTURE_EXPERTS = 5, FIXTURE_TOP_K = 3, FIXTURE_BLOCK = 4, FIXTURE_PAD = 3 };
-
-struct gemm_fixture {
-    struct gemm_shape shape;
-    struct support_random random;
-    /* Values. */
-    double *weights; /* [experts][matrices][n][k] */
-    double *bias;    /* [experts][matrices][n] */
-    double *input;   /* [num_inputs][k] */
-    int64_t num_inputs;
-    int64_t num_positions;
-    int64_t *seg_indptr;
-    int32_t *expert_ids;
-    int32_t *row_ids;
-    int32_t num_tokens_post_pad;
-    float *row_weights;
-    int64_t num_outputs;
-    int64_t width; /* columns of an output row */
-    int64_t output_stride;
-    /* Expectation, [num_outputs][width]. */
-    double *expected;
-    double *tolerance;
-    bool *written; /* [num_outputs] */
-    /* Memory as the kernel sees it. */
-    struct support_guard input_memory;
-    struct support_guard weight_memory[2];
-    struct support_guard bias_memory;
-    const void *table[2][FIXTURE_EXPERTS];
-    struct moe_op_gemm op;
-};
-
-static inline enum ref_dtype fixture_ref_dtype(int32_t dtype)
-{
-    return dtype == MOE_DTYPE_FP32 ? REF_F32 : dtype == MOE_DTYPE_FP16 ? REF_F16 : REF_BF16;
-}
-
-static inline void *fixture_alloc(int64_t count, size_t bytes)
-{
-    void *block = calloc((size_t)(count > 0 ? count : 1), bytes);
-    assert_non_null(block);
-    return block;
-}
-
-/* ---------------------------------------------------------------- values */
-
-static inline void fixture_fill(struct gemm_fixture *fixture, double *values, int64_t count,
-                                int32_t dtype, double scale)
-{
-    for (int64_t i = 0; i < count; i++) {
-        values[i] =
-            ref_round(fixture_ref_dtype(dtype), support_random_normal(&fixture->random) * scale);
-    }
-}
-
-/* Rows of each expert. */
-static inline void fixture_spread_rows(struct gemm_fixture *fixture,
-                                       int64_t counts[FIXTURE_EXPERTS])
-{
-    const int64_t rows = fixture->shape.num_rows;
-    for (int64_t e = 0; e < FIXTURE_EXPERTS; e++) {
-        switch (fixture->shape.spread) {
-        case SPREAD_UNIFORM:
-            counts[e] = 1 + (int64_t)support_random_below(
-                                &fixture->random, (uint64_t)(2 * rows / FIXTURE_EXPERTS + 1));
-            break;
-        case SPREAD_SPARSE:
-            counts[e] = e == 3 ? rows : 0;
-            break;
-        default:
-            counts[e] = e == 1 ? rows : (e % 2);
-            break;
-        }
-    }
-}
-
-/* Segments: unused positions before, between nothing, and after. */
-static inline void fixture_make_segments(struct gemm_fixture *fixture)
-{
-    int64_t counts[FIXTURE_EXPERTS];
-    fixture_spread_rows(fixture, counts);
-    fixture->seg_indptr = fixture_alloc(FIXTURE_EXPERTS + 1, sizeof(int64_t));
-    fixture->seg_indptr[0] = 2;
-    for (int64_t e = 0; e < FIXTURE_EXPERTS; e++) {
-        fixture->seg_indptr[e + 1] = fixture->seg_indptr[e] + counts[e];
-    }
-    fixture->num_positions = fixture->seg_indptr[FIXTURE_EXPERTS] + 3;
-}
-
-/*
- * Blocks of FIXTURE_BLOCK positions; the last ones belong to no expert, and one more lies behind
- * num_tokens_post_pad.
- */
-static inline void fixture_make_blocks(struct gemm_fixture *fixture)
-{
-    int64_t counts[FIXTURE_EXPERTS];
-    int64_t num_blocks = 0;
-    fixture_spread_rows(fixture, counts);
-    for (int64_t e = 0; e < FIXTURE_EXPERTS; e++) {
-        num_blocks += (counts[e] + FIXTURE_BLOCK - 1) / FIXTURE_BLOCK;
-    }
-    fixture->expert_ids = fixture_alloc(num_blocks + 3, sizeof(int32_t));
-    int64_t block = 0;
-    for (int32_t e = 0; e < FIXTURE_EXPERTS; e++) {
-        for (int64_t first = 0; first < counts[e]; first += FIXTURE_BLOCK) {
-            fixture->expert_ids[block++] = e;
-        }
-    }
-    fixture->expert_ids[block++] = -1;
-    fixture->expert_ids[block++] = FIXTURE_EXPERTS + 7;
-    fixture->num_tokens_post_pad = (int32_t)(block * FIXTURE_BLOCK);
-    fixture->expert_ids[block++] = 0;
-    fixture->num_positions = block * FIXTURE_BLOCK;
-}
-
-/* A permutation of the routes, with some positions that are padding. */
-static inline void fixture_make_row_ids(struct gemm_fixture *fixture)
-{
-    const int64_t count = fixture->num_positions;
-    fixture->row_ids = fixture_alloc(count, sizeof(int32_t));
-    for (int64_t p = 0; p < count; p++) {
-        fixture->row_ids[p] = (int32_t)p;
-    }
-    for (int64_t p = count - 1; p > 0; p--) {
-        const int64_t other = (int64_t)support_random_below(&fixture->random, (uint64_t)p + 1);
-        const int32_t swapped = fixture->row_ids[p];
-        fixture->row_ids[p] = fixture->row_ids[other];
-        fixture->row_ids[other] = swapped;
-    }
-    for (int64_t p = 0; p < count; p++) {
-        if (support_random_below(&fixture->random, 6) == 0) {
-            fixture->row_ids[p] = p % 2 == 0 ? (int32_t)count : -1; /* the sentinel, or filtered */
-        }
-    }
-}
-
-/* Expert of a position: -1 zeros, -2 outside all segments. */
-static inline int64_t fixture_expert_of(const struct gemm_fixture *fixture, int64_t position)
-{
-    if (fixture->expert_ids) {
-        if (position >= fixture->num_tokens_post_pad) {
-            return -2;
-        }
-        const int64_t expert = fixture->expert_ids[position / FIXTURE_BLOCK];
-        return expert >= 0 && expert < FIXTURE_EXPERTS ? expert : -1;
-    }
-    for (int64_t e = 0; e < FIXTURE_EXPERTS; e++) {
-        if (position >= fixture->seg_indptr[e] && position < fixture->seg_indptr[e + 1]) {
-            return e;
-        }
-    }
-    return -2;
-}
-
-static inline void fixture_make_values(struct gemm_fixture *fixture)
-{
-    const struct gemm_shape *shape = &fixture->shape;
-    const int64_t channels = FIXTURE_EXPERTS * shape->num_matrices * shape->n;
-    fixture->weights = fixture_alloc(channels * shape->k, sizeof(double));
-    fixture->bias = fixture_alloc(channels, sizeof(double));
-    fixture->input = fixture_alloc(fixture->num_inputs * shape->k, sizeof(double));
-    fixture->row_weights = fixture_alloc(fixture->num_positions, sizeof(float));
-    fixture_fill(fixture, fixture->weights, channels * shape->k, shape->weight_dtype, 0.25);
-    if (shape->bias_dtype) {
-        fixture_fill(fixture, fixture->bias, channels, shape->bias_dtype, 1.0);
-    }
-    fixture_fill(fixture, fixture->input, fixture->num_inputs * shape->k, shape->input_dtype, 1.0);
-    for (int64_t i = 0; shape->underflows && i < channels * shape->k; i++) {
-        fixture->weights[i] = 0x1p-100;
-    }
-    for (int64_t i = 0; shape->underflows && i < fixture->num_inputs * shape->k; i++) {
-        fixture->input[i] = -0x1p-100;
-    }
-    for (int64_t p = 0; p < fixture->num_positions; p++) {
-        fixture->row_weights[p] = (float)support_random_normal(&fixture->random);
-    }
-}
+#include "gemm_values.h"
 
 /* ---------------------------------------------------------------- expectation */
 
 /* The exact sum of one output before the activation, and how far fp32 may be from it. */
 static inline double fixture_sum(const struct gemm_fixture *fixture, int64_t expert, int32_t matrix,
-                                 int64_t n, const double *row, double row_weight, double *tolerance)
+                                 int64_t n, int64_t input_row, double row_weight, double *tolerance)
 {
     const struct gemm_shape *shape = &fixture->shape;
     const int64_t channel = (expert * shape->num_matrices + matrix) * shape->n + n;
     const double *weight = fixture->weights + channel * shape->k;
+    const double *row = fixture->input + input_row * shape->k;
     double sum = 0.0, sum_abs = 0.0;
     for (int64_t k = 0; k < shape->k; k++) {
-        sum += row[k] * weight[k];
-        sum_abs += row[k] * weight[k] < 0 ? -row[k] * weight[k] : row[k] * weight[k];
+        const double product = row[k] * (double)fixture_input_scale(fixture, input_row, k) *
+                               weight[k] *
+                               (double)fixture_weight_scale(fixture, expert, matrix, n, k);
+        sum += product;
+        sum_abs += fabs(product);
     }
     const double magnitude = row_weight < 0 ? -row_weight : row_weight;
     const double bias = fixture->bias[channel];
     sum = sum * row_weight + bias;
     sum_abs = sum_abs * magnitude + (bias < 0 ? -bias : bias);
-    /* ceil(k / 8) steps, a tree of 3, the row weight, the bias. */
-    *tolerance = ref_gemm_tolerance((shape->k + 7) / 8 + 5, REF_F32, REF_F64, sum_abs, sum);
+    /*
+     * ceil(k / 8) steps, a tree of 3, the row weight, the bias. Scales: one rounding of a weight, or
+     * one of the product of two scales and one for each of at most ceil(k / 128) sums.
+     */
+    *tolerance = ref_gemm_tolerance((shape->k + 7) / 8 + 5 + 2 + (shape->k + 127) / 128, REF_F32,
+                                    REF_F64, sum_abs, sum);
     return sum;
 }
 
@@ -309,14 +78,14 @@ static inline void fixture_expect_row(struct gemm_fixture *fixture, int64_t expe
 {
     const struct gemm_shape *shape = &fixture->shape;
     const enum ref_dtype dtype = fixture_ref_dtype(shape->output_dtype);
-    const double *row = fixture->input + input_row * shape->k;
     double *expected = fixture->expected + output_row * fixture->width;
     double *tolerance = fixture->tolerance + output_row * fixture->width;
     fixture->written[output_row] = true;
     for (int64_t n = 0; n < shape->n && expert >= 0; n++) {
         double sum[2] = {0, 0}, slack[2] = {0, 0};
         for (int32_t matrix = 0; matrix < shape->num_matrices; matrix++) {
-            sum[matrix] = fixture_sum(fixture, expert, matrix, n, row, row_weight, &slack[matrix]);
+            sum[matrix] =
+                fixture_sum(fixture, expert, matrix, n, input_row, row_weight, &slack[matrix]);
         }
         if (shape->has_activation) {
             slack[0] = fixture_activate(&shape->act, sum, slack, &sum[0]);
@@ -483,6 +252,55 @@ static inline void fixture_place_input(struct gemm_fixture *fixture)
     fixture->op.input_stride = stride;
 }
 
+static inline void fixture_place_weight_scales(struct gemm_fixture *fixture)
+{
+    const struct gemm_shape *shape = &fixture->shape;
+    const int64_t row_groups = fixture_groups(shape->n, shape->weight_group);
+    const int64_t k_groups = fixture_groups(shape->k, shape->weight_group);
+    fixture->op.weight_group_rows = (int32_t)(shape->weight_group ? shape->weight_group : shape->n);
+    fixture->op.weight_group_k = (int32_t)(shape->weight_group ? shape->weight_group : shape->k);
+    for (int32_t m = 0; m < shape->num_matrices; m++) {
+        fixture->op.weight_scale[m] = (struct moe_operand){
+            .base = fixture->weight_scales + m * row_groups * k_groups,
+            .expert_stride = shape->num_matrices * row_groups * k_groups,
+            .row_stride = k_groups,
+            .col_stride = 1,
+            .dtype = MOE_DTYPE_FP32,
+        };
+    }
+}
+
+/* By the layouts of struct moe_recipe, strides with a gap; what lies between the scales is NaN. */
+static inline void fixture_place_input_scales(struct gemm_fixture *fixture)
+{
+    const struct gemm_shape *shape = &fixture->shape;
+    const int64_t groups = fixture_groups(shape->k, shape->input_group);
+    const bool by_rows = shape->input_layout == MOE_SCALE_ROW_MAJOR;
+    const bool packed = shape->input_layout == MOE_SCALE_UE8M0_PACKED;
+    const int64_t stride = (by_rows ? groups : fixture->num_inputs) + FIXTURE_PAD;
+    const int64_t lines = by_rows ? fixture->num_inputs : packed ? (groups + 3) / 4 : groups;
+    fixture_guard(&fixture->input_scale_memory, lines * stride, MOE_DTYPE_FP32);
+    unsigned char *data = fixture->input_scale_memory.data;
+    memset(data, 0xff, (size_t)(lines * stride) * sizeof(float));
+    for (int64_t row = 0; row < fixture->num_inputs; row++) {
+        for (int64_t g = 0; g < groups; g++) {
+            const float scale = fixture->input_scales[row * groups + g];
+            if (packed) {
+                data[4 * (g / 4 * stride + row) + g % 4] = (unsigned char)(127 + (int)log2f(scale));
+            } else {
+                memcpy(data + 4 * (by_rows ? row * stride + g : g * stride + row), &scale, 4);
+            }
+        }
+    }
+    fixture->op.input_scales = (struct moe_op_scales){
+        .base = data,
+        .scale_layout = shape->input_layout,
+        .group_k = (int32_t)(shape->input_group > 0 ? shape->input_group : shape->k),
+        .per_row = shape->input_group >= 0,
+        .stride = stride,
+    };
+}
+
 /* ---------------------------------------------------------------- life */
 
 static inline void gemm_fixture_init(struct gemm_fixture *fixture, const struct gemm_shape *shape)
@@ -494,10 +312,12 @@ static inline void gemm_fixture_init(struct gemm_fixture *fixture, const struct 
         shape->schedule == SCHEDULE_BLOCKS || shape->schedule == SCHEDULE_BLOCKS_SCATTER;
     if (blocks) {
         fixture_make_blocks(fixture);
+    } else if (shape->schedule == SCHEDULE_MASKED) {
+        fixture_make_masked(fixture);
     } else {
         fixture_make_segments(fixture);
     }
-    if (shape->schedule != SCHEDULE_SEGMENTS) {
+    if (shape->schedule != SCHEDULE_SEGMENTS && shape->schedule != SCHEDULE_MASKED) {
         fixture_make_row_ids(fixture);
     }
     fixture->num_outputs = fixture->num_positions;
@@ -511,6 +331,8 @@ static inline void gemm_fixture_init(struct gemm_fixture *fixture, const struct 
     fixture->op = (struct moe_op_gemm){
         .num_segments = blocks ? fixture->num_positions / FIXTURE_BLOCK : FIXTURE_EXPERTS,
         .seg_indptr = fixture->seg_indptr,
+        .masked_m = fixture->masked_m,
+        .max_masked_rows = fixture->max_masked_rows,
         .expert_ids = fixture->expert_ids,
         .num_tokens_post_pad = blocks ? &fixture->num_tokens_post_pad : NULL,
         .block_size = blocks ? FIXTURE_BLOCK : 0,
@@ -533,6 +355,12 @@ static inline void gemm_fixture_init(struct gemm_fixture *fixture, const struct 
     fixture_place_weights(fixture);
     fixture_place_bias(fixture);
     fixture_place_input(fixture);
+    if (shape->weight_dtype == MOE_DTYPE_FP8_E4M3) {
+        fixture_place_weight_scales(fixture);
+    }
+    if (shape->input_dtype == MOE_DTYPE_FP8_E4M3) {
+        fixture_place_input_scales(fixture);
+    }
 }
 
 static inline void gemm_fixture_finish(struct gemm_fixture *fixture)
@@ -541,13 +369,17 @@ static inline void gemm_fixture_finish(struct gemm_fixture *fixture)
     support_guard_finish(&fixture->weight_memory[0]);
     support_guard_finish(&fixture->weight_memory[1]);
     support_guard_finish(&fixture->bias_memory);
+    support_guard_finish(&fixture->input_scale_memory);
     free(fixture->weights);
     free(fixture->bias);
     free(fixture->input);
     free(fixture->seg_indptr);
     free(fixture->expert_ids);
     free(fixture->row_ids);
+    free(fixture->masked_m);
     free(fixture->row_weights);
+    free(fixture->weight_scales);
+    free(fixture->input_scales);
     free(fixture->expected);
     free(fixture->tolerance);
     free(fixture->written);
