@@ -322,6 +322,13 @@ static int32_t cpu_pre_reorder(const struct moe_run *run, const struct moe_op_pr
     return run_single(run, MOE_OP_PRE_REORDER, KERNEL(pre_reorder), op);
 }
 
+static int32_t cpu_quantize(const struct moe_run *run, const struct moe_op_quantize *op,
+                            struct moe_error *error)
+{
+    (void)error;
+    return run_single(run, MOE_OP_QUANTIZE, KERNEL(quantize), op);
+}
+
 static int32_t cpu_activation(const struct moe_run *run, const struct moe_op_activation *op,
                               struct moe_error *error)
 {
@@ -362,6 +369,7 @@ const struct moe_backend moe_backend_cpu = {
     .ep_preprocess = cpu_ep_preprocess,
     .route = cpu_route,
     .pre_reorder = cpu_pre_reorder,
+    .quantize = cpu_quantize,
     .activation = cpu_activation,
     .grouped_gemm = cpu_grouped_gemm,
     .post_reorder = cpu_post_reorder,

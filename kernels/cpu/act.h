@@ -17,8 +17,8 @@
 #define MOE_CPU_ACT_GELU_CUBIC 0x1.6e4e26p-5f
 
 /* min(g, limit) * sigma(alpha * min(g, limit)) * (clamp(u, -limit, limit) + 1); limit 0: none. */
-static inline struct moe_vec8 moe_cpu_act8_swiglu_oai(const struct moe_op_act *act,
-                                                      struct moe_vec8 gate, struct moe_vec8 up)
+MOE_INLINE struct moe_vec8 moe_cpu_act8_swiglu_oai(const struct moe_op_act *act,
+                                                   struct moe_vec8 gate, struct moe_vec8 up)
 {
     if (act->limit > 0.0f) {
         const struct moe_vec8 limit = moe_vec8_set1(act->limit);
@@ -31,7 +31,7 @@ static inline struct moe_vec8 moe_cpu_act8_swiglu_oai(const struct moe_op_act *a
 }
 
 /* The function of one argument. */
-static inline struct moe_vec8 moe_cpu_act8_single(int32_t activation, struct moe_vec8 x)
+MOE_INLINE struct moe_vec8 moe_cpu_act8_single(int32_t activation, struct moe_vec8 x)
 {
     switch (activation) {
     case MOE_ACTIVATION_SILU:
@@ -55,8 +55,8 @@ static inline struct moe_vec8 moe_cpu_act8_single(int32_t activation, struct moe
 }
 
 /* act(gate, up); ungated: act(up), gate is not used. */
-static inline struct moe_vec8 moe_cpu_act8(const struct moe_op_act *act, struct moe_vec8 gate,
-                                           struct moe_vec8 up)
+MOE_INLINE struct moe_vec8 moe_cpu_act8(const struct moe_op_act *act, struct moe_vec8 gate,
+                                        struct moe_vec8 up)
 {
     if (act->ungated) {
         return moe_cpu_act8_single(act->activation, up);

@@ -1,23 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * activation: output[r, i] = act(gate[r, i], up[r, i]) in fp32, rounded once to the output's type.
+ * activation: output[r, i] = act(gate[r, i], up[r, i]) in fp32, rounded once to the output's type;
+ * optionally quantized to fp8, from the fp32 values.
  * Moves: 2 elements in and 1 out per column (ungated: 1 and 1); about 20 (silu) to 45 (gelu)
  *   operations per column. Bound by memory bandwidth for rows that come from memory, by the
  *   exponential for rows in the cache.
- * Pipeline: row by row, eight columns at a time: 1 load and widen, with one deinterleaving step for
- *   interleaved pairs. 2 activation. 3 round, store. 4 the last columns through a padded group of
- *   eight. 5 other strides gather.
+ * Pipeline: row by row. Columns next to each other, one type: sixteen at a time, 1 load and widen,
+ *   2 activation, 3 round, store. Anything else eight at a time: interleaved pairs with one
+ *   deinterleaving step, other strides gather, the last columns go through a padded group of eight.
+ *   Quantized: 1 a group's values to a buffer, 2 their scale, 3 their codes; a group that exceeds
+ *   the buffer is computed twice.
  * Limits: a group is read before it is written, so output may be input as long as output column i
  *   lies at or before whatever later groups read, as it does for halves and for interleaved pairs.
  */
 #include "act.h"
-#include "convert.h"
 #include "cpu_ops.h"
+#include "quant.h"
+
+/* fp32 values of a row that wait for their scale. */
+enum { BUFFER_COLUMNS = 1024, WIDE_COLUMNS = 2 * MOE_VEC8_LANES };
+_Static_assert(BUFFER_COLUMNS % MOE_VEC8_LANES == 0, "chunks of a group are whole vectors");
 
 struct row {
     const void *gate; /* ungated: not used */
     const void *up;
     void *output;
+    int64_t idx;
 };
 
 static struct row find_row(const struct moe_op_activation *op, int64_t row_idx)
@@ -27,8 +35,11 @@ static struct row find_row(const struct moe_op_activation *op, int64_t row_idx)
     row.gate = moe_convert_at(op->input, op->input_dtype, first);
     row.up = moe_convert_at(op->input, op->input_dtype, first + op->up_offset);
     row.output = moe_convert_at_mutable(op->output, op->output_dtype, row_idx * op->output_stride);
+    row.idx = row_idx;
     return row;
 }
+
+/* ---------------------------------------------------------------- any layout, eight columns */
 
 /* Columns col .. col + count - 1 of one operand, count 1..8. */
 static struct moe_vec8 load_columns(const struct moe_op_activation *op, const void *operand,
@@ -55,28 +66,138 @@ static void load_pairs(const struct moe_op_activation *op, const void *gates, in
     moe_vec8_deinterleave(low, high, gate, up);
 }
 
-static void activate_row(const struct moe_op_activation *op, struct row row)
+/* The values of columns first .. end - 1, rounded to `dtype`, from `output` on. */
+static void activate_columns(const struct moe_op_activation *op, const struct row *row,
+                             int64_t first, int64_t end, void *output, int32_t dtype)
 {
     const int paired = !op->act.ungated && op->col_stride == 2 && op->up_offset == 1;
-    for (int64_t col = 0; col < op->inter; col += MOE_VEC8_LANES) {
-        const int64_t left = op->inter - col;
+    for (int64_t col = first; col < end; col += MOE_VEC8_LANES) {
+        const int64_t left = end - col;
         const int64_t count = left < MOE_VEC8_LANES ? left : MOE_VEC8_LANES;
         struct moe_vec8 gate = moe_vec8_zero();
         struct moe_vec8 up;
         if (paired && count == MOE_VEC8_LANES) {
-            load_pairs(op, row.gate, col, &gate, &up);
+            load_pairs(op, row->gate, col, &gate, &up);
         } else {
-            up = load_columns(op, row.up, col, count);
-            gate = op->act.ungated ? gate : load_columns(op, row.gate, col, count);
+            up = load_columns(op, row->up, col, count);
+            gate = op->act.ungated ? gate : load_columns(op, row->gate, col, count);
         }
         const struct moe_vec8 result = moe_cpu_act8(&op->act, gate, up);
-        void *to = moe_convert_at_mutable(row.output, op->output_dtype, col);
+        void *to = moe_convert_at_mutable(output, dtype, col - first);
         if (count == MOE_VEC8_LANES) {
-            moe_convert_store(to, op->output_dtype, result);
+            moe_convert_store(to, dtype, result);
         } else {
-            moe_convert_store_partial(to, op->output_dtype, result, count);
+            moe_convert_store_partial(to, dtype, result, count);
         }
     }
+}
+
+/* ---------------------------------------------------------------- one type, sixteen columns */
+
+/* As many columns as fill sixteen lanes; returns how many. All but op, row and ungated are
+ * constants. */
+MOE_INLINE int64_t activate_wide(const struct moe_op_activation *op, const struct row *row,
+                                 int32_t dtype, int32_t activation, int ungated)
+{
+    struct moe_op_act act = op->act;
+    act.activation = activation;
+    act.ungated = ungated;
+    int64_t col = 0;
+    for (; col + WIDE_COLUMNS <= op->inter; col += WIDE_COLUMNS) {
+        struct moe_vec8 gate[2] = {moe_vec8_zero(), moe_vec8_zero()};
+        struct moe_vec8 up[2];
+        if (!ungated) {
+            moe_convert_load_wide(moe_convert_at(row->gate, dtype, col), dtype, gate);
+        }
+        moe_convert_load_wide(moe_convert_at(row->up, dtype, col), dtype, up);
+        const struct moe_vec8 results[2] = {moe_cpu_act8(&act, gate[0], up[0]),
+                                            moe_cpu_act8(&act, gate[1], up[1])};
+        moe_convert_store_wide(moe_convert_at_mutable(row->output, dtype, col), dtype, results);
+    }
+    return col;
+}
+
+#define ACTIVATE_WIDE(activation)                                             \
+    case activation:                                                          \
+        return op->act.ungated ? activate_wide(op, row, dtype, activation, 1) \
+                               : activate_wide(op, row, dtype, activation, 0);
+
+MOE_INLINE int64_t activate_typed(const struct moe_op_activation *op, const struct row *row,
+                                  int32_t dtype)
+{
+    switch (op->act.activation) {
+        ACTIVATE_WIDE(MOE_ACTIVATION_SILU)
+        ACTIVATE_WIDE(MOE_ACTIVATION_GELU)
+        ACTIVATE_WIDE(MOE_ACTIVATION_GELU_TANH)
+        ACTIVATE_WIDE(MOE_ACTIVATION_RELU2)
+    case MOE_ACTIVATION_SWIGLU_OAI:
+        return activate_wide(op, row, dtype, MOE_ACTIVATION_SWIGLU_OAI, 0);
+    default:
+        return 0; /* identity: two loads, one product and a store are no matter of speed */
+    }
+}
+
+/* Whole sixteens of columns from the first on, where the layout is plain; returns how many columns
+ * that were. */
+static int64_t activate_plain(const struct moe_op_activation *op, const struct row *row)
+{
+    if (op->col_stride != 1 || op->input_dtype != op->output_dtype) {
+        return 0;
+    }
+    if (op->input_dtype == MOE_DTYPE_BF16) {
+        return activate_typed(op, row, MOE_DTYPE_BF16);
+    }
+    return op->input_dtype == MOE_DTYPE_FP16 ? activate_typed(op, row, MOE_DTYPE_FP16)
+                                             : activate_typed(op, row, MOE_DTYPE_FP32);
+}
+
+/* ---------------------------------------------------------------- quantized */
+
+/* Scale and codes of columns first .. first + width - 1, which are one group. */
+static void quantize_group(const struct moe_op_activation *op, const struct row *row, int64_t first,
+                           int64_t width, float *buffer)
+{
+    const struct moe_op_quant *quant = &op->quant;
+    const int64_t end = first + width;
+    float inverse = 1.0f / moe_quant_static_scale(quant, row->idx);
+    if (quant->is_dynamic) {
+        float amax = 0.0f;
+        for (int64_t col = first; col < end; col += BUFFER_COLUMNS) {
+            const int64_t stop = end - col < BUFFER_COLUMNS ? end : col + BUFFER_COLUMNS;
+            activate_columns(op, row, col, stop, buffer, MOE_DTYPE_FP32);
+            amax = moe_quant_amax(buffer, MOE_DTYPE_FP32, stop - col, amax);
+        }
+        const float scale = moe_quant_scale(quant, amax);
+        moe_quant_store_scale(quant, row->idx, first / quant->group_k,
+                              moe_quant_num_groups(quant, op->inter), scale);
+        inverse = 1.0f / scale;
+    }
+    for (int64_t col = first; col < end; col += BUFFER_COLUMNS) {
+        const int64_t stop = end - col < BUFFER_COLUMNS ? end : col + BUFFER_COLUMNS;
+        if (!quant->is_dynamic || width > BUFFER_COLUMNS) {
+            activate_columns(op, row, col, stop, buffer, MOE_DTYPE_FP32);
+        }
+        moe_quant_encode(buffer, MOE_DTYPE_FP32, stop - col, inverse, (uint8_t *)row->output + col);
+    }
+}
+
+static void quantize_row(const struct moe_op_activation *op, const struct row *row)
+{
+    float buffer[BUFFER_COLUMNS];
+    const int64_t group = op->quant.is_dynamic ? op->quant.group_k : op->inter;
+    for (int64_t first = 0; first < op->inter; first += group) {
+        const int64_t left = op->inter - first;
+        quantize_group(op, row, first, left < group ? left : group, buffer);
+    }
+}
+
+/* ---------------------------------------------------------------- rows */
+
+/* Masked layout: is this one of its expert's rows in use? */
+static int is_used(const struct moe_op_activation *op, int64_t row_idx)
+{
+    return op->masked_m == NULL ||
+           row_idx % op->max_masked_rows < op->masked_m[row_idx / op->max_masked_rows];
 }
 
 int64_t MOE_CPU_NAME(moe_cpu_activation_num_tasks)(const void *op, const struct moe_tile *tile)
@@ -98,7 +219,18 @@ void MOE_CPU_NAME(moe_cpu_activation_run)(const void *op, const struct moe_tile 
     (void)scratch;
     const struct moe_op_activation *activation = op;
     const int64_t end = moe_cpu_block_end(activation->num_rows, tile->block_size, task);
-    for (int64_t row = task * tile->block_size; row < end; row++) {
-        activate_row(activation, find_row(activation, row));
+    for (int64_t row_idx = task * tile->block_size; row_idx < end; row_idx++) {
+        if (!is_used(activation, row_idx)) {
+            continue;
+        }
+        const struct row row = find_row(activation, row_idx);
+        if (activation->quant.dtype != 0) {
+            quantize_row(activation, &row);
+            continue;
+        }
+        const int64_t first = activate_plain(activation, &row);
+        activate_columns(activation, &row, first, activation->inter,
+                         moe_convert_at_mutable(row.output, activation->output_dtype, first),
+                         activation->output_dtype);
     }
 }

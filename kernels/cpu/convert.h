@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Elements in memory (fp32, fp16, bf16) to and from fp32 lanes. Loads are exact. Stores round to
- * nearest even, overflow to infinity, keep subnormals, and write every NaN as the positive quiet
- * NaN (0x7fc00000, 0x7e00, 0x7fc0). The portable and the AVX2 body give the same bits.
+ * Elements in memory (fp32, fp16, bf16, fp8 e4m3) to and from fp32 lanes. Loads are exact. Stores
+ * round to nearest even, overflow to infinity (fp8 saturates), keep subnormals, and write every NaN
+ * as the positive quiet NaN (0x7fc00000, 0x7e00, 0x7fc0, 0x7f). The portable and the AVX2 body give
+ * the same bits.
  */
 #ifndef MOE_CONVERT_H
 #define MOE_CONVERT_H
 
+#include "fp8.h"
 #include "moe_plugin.h"
 #include "vec8.h"
 
@@ -16,7 +18,10 @@
 /* Bytes of one element of fp32, fp16, bf16 or fp8. */
 static inline int64_t moe_convert_element_bytes(int32_t dtype)
 {
-    return dtype == MOE_DTYPE_FP32 ? 4 : dtype == MOE_DTYPE_FP8_E4M3 ? 1 : 2;
+    if (dtype == MOE_DTYPE_FP32) {
+        return 4;
+    }
+    return dtype == MOE_DTYPE_FP8_E4M3 ? 1 : 2;
 }
 
 /* Address of element idx. */
@@ -105,6 +110,9 @@ static inline float moe_convert_load_scalar(const void *from, int32_t dtype)
         memcpy(&value, from, sizeof(value));
         return value;
     }
+    if (dtype == MOE_DTYPE_FP8_E4M3) {
+        return moe_fp8_decode(*(const uint8_t *)from);
+    }
     uint16_t bits;
     memcpy(&bits, from, sizeof(bits));
     return dtype == MOE_DTYPE_BF16 ? moe_convert_from_bf16(bits) : moe_convert_from_fp16(bits);
@@ -116,6 +124,10 @@ static inline void moe_convert_store_scalar(void *to, int32_t dtype, float value
     if (dtype == MOE_DTYPE_FP32) {
         const uint32_t bits = value != value ? 0x7fc00000u : moe_float_bits(value);
         memcpy(to, &bits, sizeof(bits));
+        return;
+    }
+    if (dtype == MOE_DTYPE_FP8_E4M3) {
+        *(uint8_t *)to = moe_fp8_encode(value);
         return;
     }
     const uint16_t bits =
@@ -139,13 +151,18 @@ static inline struct moe_vec8 moe_convert_load_fp16(const void *from)
     return (struct moe_vec8){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from))};
 }
 
+/* Lanes whose upper halves are the elements rounded to bf16. The canonical NaN comes through
+ * unharmed. */
+static inline __m256i moe_convert_bump_bf16(struct moe_vec8 a)
+{
+    const __m256i bits = _mm256_castps_si256(a.v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+}
+
 static inline void moe_convert_store_bf16(void *to, struct moe_vec8 a)
 {
-    /* The canonical NaN goes through the rounding below unharmed. */
-    const __m256i bits = _mm256_castps_si256(moe_vec8_canonical(a).v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i bump = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    const __m256i high = _mm256_srli_epi32(_mm256_add_epi32(bits, bump), 16);
+    const __m256i high = _mm256_srli_epi32(moe_convert_bump_bf16(moe_vec8_canonical(a)), 16);
     const __m128i packed =
         _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
     _mm_storeu_si128((__m128i *)to, packed);
@@ -212,6 +229,9 @@ static inline struct moe_vec8 moe_convert_load(const void *from, int32_t dtype)
     if (dtype == MOE_DTYPE_BF16) {
         return moe_convert_load_bf16(from);
     }
+    if (dtype == MOE_DTYPE_FP8_E4M3) {
+        return moe_fp8_load(from);
+    }
     return dtype == MOE_DTYPE_FP16 ? moe_convert_load_fp16(from) : moe_convert_load_fp32(from);
 }
 
@@ -222,9 +242,52 @@ static inline void moe_convert_store(void *to, int32_t dtype, struct moe_vec8 a)
         moe_convert_store_bf16(to, a);
     } else if (dtype == MOE_DTYPE_FP16) {
         moe_convert_store_fp16(to, a);
+    } else if (dtype == MOE_DTYPE_FP8_E4M3) {
+        moe_fp8_store(to, a);
     } else {
         moe_convert_store_fp32(to, a);
     }
+}
+
+/*
+ * Sixteen consecutive elements to two vectors and back, for a dtype that is a constant. Which
+ * element sits in which lane is the dtype's and the build's matter: bf16 with AVX2 has the even
+ * elements in the first vector and the odd ones in the second. Only a store of the same dtype puts
+ * them right.
+ */
+MOE_INLINE void moe_convert_load_wide(const void *from, int32_t dtype, struct moe_vec8 lanes[2])
+{
+#if MOE_VEC8_AVX2
+    if (dtype == MOE_DTYPE_BF16) {
+        const __m256i packed = _mm256_loadu_si256((const __m256i *)from);
+        const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+        lanes[0].v = _mm256_castsi256_ps(_mm256_slli_epi32(packed, 16));
+        lanes[1].v = _mm256_castsi256_ps(_mm256_and_si256(packed, high));
+        return;
+    }
+#endif
+    lanes[0] = moe_convert_load(from, dtype);
+    lanes[1] = moe_convert_load(moe_convert_at(from, dtype, MOE_VEC8_LANES), dtype);
+}
+
+MOE_INLINE void moe_convert_store_wide(void *to, int32_t dtype, const struct moe_vec8 lanes[2])
+{
+#if MOE_VEC8_AVX2
+    if (dtype == MOE_DTYPE_BF16) {
+        struct moe_vec8 even = lanes[0];
+        struct moe_vec8 odd = lanes[1];
+        if (_mm256_movemask_ps(_mm256_cmp_ps(even.v, odd.v, _CMP_UNORD_Q)) != 0) {
+            even = moe_vec8_canonical(even);
+            odd = moe_vec8_canonical(odd);
+        }
+        const __m256i low = _mm256_srli_epi32(moe_convert_bump_bf16(even), 16);
+        const __m256i packed = _mm256_blend_epi16(low, moe_convert_bump_bf16(odd), 0xaa);
+        _mm256_storeu_si256((__m256i *)to, packed);
+        return;
+    }
+#endif
+    moe_convert_store(to, dtype, lanes[0]);
+    moe_convert_store(moe_convert_at_mutable(to, dtype, MOE_VEC8_LANES), dtype, lanes[1]);
 }
 
 /* The first `count` (0..8) of eight elements, the other lanes 0; reads nothing beyond them. */

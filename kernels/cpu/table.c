@@ -18,6 +18,7 @@ const struct moe_cpu_kernels MOE_CPU_NAME(moe_cpu_kernels) = {
     .align = MOE_CPU_KERNEL(align),
     .ep_preprocess = MOE_CPU_KERNEL(ep_preprocess),
     .pre_reorder = MOE_CPU_KERNEL(pre_reorder),
+    .quantize = MOE_CPU_KERNEL(quantize),
     .activation = MOE_CPU_KERNEL(activation),
     .gemm = MOE_CPU_KERNEL(gemm),
     .post_reorder = MOE_CPU_KERNEL(post_reorder),

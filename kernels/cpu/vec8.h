@@ -23,6 +23,9 @@
 
 #define MOE_VEC8_LANES 8
 
+/* A function that must become part of its caller: its arguments are constants there. */
+#define MOE_INLINE static inline __attribute__((always_inline))
+
 /* 1: sums of lanes in another order than the canonical one, for a second plugin with other bits. */
 #ifndef MOE_CPU_SUM_NEIGHBORS
 #define MOE_CPU_SUM_NEIGHBORS 0

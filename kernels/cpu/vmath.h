@@ -22,14 +22,13 @@
 
 /* One step of Horner's rule. The polynomials below are written out: compilers leave a loop over
  * coefficients a loop. */
-static inline struct moe_vec8 moe_vmath_step(struct moe_vec8 sum, struct moe_vec8 x,
-                                             float coefficient)
+MOE_INLINE struct moe_vec8 moe_vmath_step(struct moe_vec8 sum, struct moe_vec8 x, float coefficient)
 {
     return moe_vec8_fma(sum, x, moe_vec8_set1(coefficient));
 }
 
 /* e^x: x = n ln 2 + r, |r| <= ln 2 / 2, e^r = 1 + r + r^2 P(r). */
-static inline struct moe_vec8 moe_vmath_exp(struct moe_vec8 x)
+MOE_INLINE struct moe_vec8 moe_vmath_exp(struct moe_vec8 x)
 {
     /* Bounds that give 0 and infinity by themselves; a NaN passes both. */
     x = moe_vec8_max(moe_vec8_set1(-105.0f), moe_vec8_min(moe_vec8_set1(89.0f), x));
@@ -49,7 +48,7 @@ static inline struct moe_vec8 moe_vmath_exp(struct moe_vec8 x)
 }
 
 /* 1 / (1 + e^-x), from e^-|x| so that nothing overflows and small results keep their digits. */
-static inline struct moe_vec8 moe_vmath_logistic(struct moe_vec8 x)
+MOE_INLINE struct moe_vec8 moe_vmath_logistic(struct moe_vec8 x)
 {
     const struct moe_vec8 one = moe_vec8_set1(1.0f);
     const struct moe_vec8 e = moe_vmath_exp(moe_vec8_sub(moe_vec8_zero(), moe_vec8_abs(x)));
@@ -59,12 +58,12 @@ static inline struct moe_vec8 moe_vmath_logistic(struct moe_vec8 x)
 
 /*
  * 1 + e^-x, so that y / moe_vmath_one_plus_exp_neg(x) is y times the logistic function: what the
- * activations use, with half the operations of moe_vmath_logistic. e^-x overflows below -88.73, so the
- * quotient is 0 there; scores of experts, which are ranked, take moe_vmath_logistic.
- * x = s - n ln 2, |s| <= ln 2 / 2, and e^-x = 2^(n - 1) * 2 e^-s: the factor 2 in the polynomial lets n
- * reach 128, where the result overflows by itself.
+ * activations use, with half the operations of moe_vmath_logistic. e^-x overflows below -88.73, so
+ * the quotient is 0 there; scores of experts, which are ranked, take moe_vmath_logistic.
+ * x = s - n ln 2, |s| <= ln 2 / 2, and e^-x = 2^(n - 1) * 2 e^-s: the factor 2 in the polynomial
+ * lets n reach 128, where the result overflows by itself.
  */
-static inline struct moe_vec8 moe_vmath_one_plus_exp_neg(struct moe_vec8 x)
+MOE_INLINE struct moe_vec8 moe_vmath_one_plus_exp_neg(struct moe_vec8 x)
 {
     /* From 86 on e^-x is far below half a unit of 1; a NaN passes both. */
     x = moe_vec8_max(moe_vec8_set1(-89.0f),
@@ -88,7 +87,7 @@ static inline struct moe_vec8 moe_vmath_one_plus_exp_neg(struct moe_vec8 x)
  * is Phi(-a) = e^(-a^2 / 2) R(a), and (1 + 1.4 a) R(a) is a polynomial in (a - 3.5) / (a + 3.5) to
  * 5e-8.
  */
-static inline struct moe_vec8 moe_vmath_normal_cdf(struct moe_vec8 x)
+MOE_INLINE struct moe_vec8 moe_vmath_normal_cdf(struct moe_vec8 x)
 {
     const struct moe_vec8 one = moe_vec8_set1(1.0f);
     const struct moe_vec8 k = moe_vec8_set1(3.5f);

@@ -137,6 +137,8 @@ static inline int32_t kernel_dtype(enum ref_dtype dtype)
         return MOE_DTYPE_FP16;
     case REF_BF16:
         return MOE_DTYPE_BF16;
+    case REF_E4M3:
+        return MOE_DTYPE_FP8_E4M3;
     default:
         fail_msg("no kernel takes %s", ref_dtype_name(dtype));
         return 0;

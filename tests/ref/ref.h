@@ -242,23 +242,29 @@ int64_t ref_ep_preprocess(const struct ref_filter *filter, const int64_t *ids, i
 
 /* ---- Quantization and row movement ---- */
 
-/* One scale per row of [num_rows][width]: scale = max(amax, 1e-10) / 448 rounded to fp32, quantized
- * = e4m3(x / scale). */
-void ref_quantize_per_token(const double *x, int64_t num_rows, int64_t width, double *quantized,
-                            double *scales);
+/* quantized = e4m3(fp32(x * fp32(1 / scale))), saturated, NaN kept. x holds fp32 values. */
+void ref_quantize_static(const double *x, int64_t width, double scale, double *quantized);
 
-/* The same per group of 128 columns: scales [num_rows][ceil(width / 128)]; the last group may be
- * short. */
-void ref_quantize_groups(const double *x, int64_t num_rows, int64_t width, double *quantized,
-                         double *scales);
+/* The same with a scale per row of [num_rows][width] and group of group_k columns (0: all; the last
+ * group may be narrower): fp32(max(min(amax, FLT_MAX), 1e-10) / 448), amax without NaN, rounded up
+ * to a power of two if asked for. scales: [num_rows][number of groups]. */
+void ref_quantize(const double *x, int64_t num_rows, int64_t width, int64_t group_k,
+                  bool power_of_two, double *quantized, double *scales);
+
+enum ref_scale_layout { REF_SCALE_ROW_MAJOR, REF_SCALE_COLUMN_MAJOR, REF_SCALE_PACKED };
+
+/* Writes the scales of row `row` to their places in an array of 4-byte elements: row_major,
+ * column_major_tma and ue8m0_packed (powers of two; unused bytes of a row's last word are 0) of the
+ * ABI. */
+void ref_store_scales(enum ref_scale_layout layout, const double *scales, int64_t num_groups,
+                      int64_t row, int64_t stride, void *array);
 
 enum ref_quant {
     REF_QUANT_NONE,          /* out = round(x) */
-    REF_QUANT_STATIC,        /* out = round(x / scales[0]) */
-    REF_QUANT_TOKEN_STATIC,  /* out = round(x / scales[t]), scales given */
-    REF_QUANT_EXPERT_STATIC, /* out = round(x / scales[local expert]), scales given */
-    REF_QUANT_TOKEN,         /* dynamic per token: out_scales [rows] */
-    REF_QUANT_GROUP,         /* dynamic 1x128: out_scales [rows][ceil(hidden / 128)] */
+    REF_QUANT_STATIC,        /* scales[0] */
+    REF_QUANT_TOKEN_STATIC,  /* scales[t] */
+    REF_QUANT_EXPERT_STATIC, /* scales[local expert] */
+    REF_QUANT_DYNAMIC,       /* out_scales [rows][number of groups] */
 };
 
 struct ref_pre_reorder {
@@ -268,9 +274,11 @@ struct ref_pre_reorder {
     int64_t top_k;
     int64_t hidden;
     enum ref_quant quant;
+    int64_t group_k;            /* dynamic: columns of a group; 0: all */
+    bool power_of_two;          /* dynamic: scales are rounded up to powers of two */
     const double *scales;       /* given scales, or NULL */
     const int32_t *row_experts; /* [rows] local experts, for per-expert scales, or NULL */
-    enum ref_dtype out_dtype;   /* dynamic quantization: REF_E4M3 */
+    enum ref_dtype out_dtype;   /* quantization: REF_E4M3 */
     double *out;                /* [rows][hidden]; rows that no route goes to are left alone */
     double *out_scales;         /* dynamic scales, or NULL */
 };

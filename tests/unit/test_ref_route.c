@@ -141,18 +141,45 @@ static void test_quantize(void **state)
     double scales[2];
     row[128] = -0.875;
     row[129] = 0.1;
-    ref_quantize_per_token(row, 1, 130, quantized, scales);
+    ref_quantize(row, 1, 130, 0, false, quantized, scales);
     assert_true(scales[0] == 2.0);
     assert_true(quantized[1] == 448.0 && quantized[2] == -7.0 && quantized[3] == 0.5);
     assert_true(quantized[128] == -0.4375);
-    ref_quantize_groups(row, 1, 130, quantized, scales);
+    ref_quantize(row, 1, 130, 128, false, quantized, scales);
     assert_true(scales[0] == 2.0 && scales[1] == 0x1p-9); /* 0.875 / 448 */
     assert_true(quantized[128] == -448.0);
     assert_true(quantized[129] == 52.0); /* 51.2; neighbours are 52 and 48 */
+    row[129] = 1.0;
+    ref_quantize(row, 1, 130, 128, true, quantized, scales);
+    assert_true(scales[0] == 2.0 && scales[1] == 0x1p-8); /* up from 1 / 448 */
+    assert_true(quantized[129] == 256.0);
 
-    const double zeros[2] = {0.0, 0.0};
-    ref_quantize_per_token(zeros, 1, 2, quantized, scales);
-    assert_true(quantized[0] == 0.0 && scales[0] == (double)(float)(1e-10 / 448.0));
+    const double odd[4] = {0.0, NAN, INFINITY, -1.0};
+    ref_quantize(odd, 2, 2, 0, false, quantized, scales);
+    assert_true(quantized[0] == 0.0 && isnan(quantized[1]));
+    assert_true(scales[0] == (double)(1e-10f / 448.0f));
+    assert_true(quantized[2] == 448.0 && scales[1] == (double)(0x1.fffffep127f / 448.0f));
+    ref_quantize_static(row, 2, 0.5, quantized);
+    assert_true(quantized[1] == 448.0); /* 1792 saturates */
+}
+
+static void test_store_scales(void **state)
+{
+    (void)state;
+    const double scales[5] = {0x1p-3, 0x1p-2, 0x1p-1, 0x1p0, 0x1p1};
+    const unsigned char packed[16] = {9, 9, 9, 9, 124, 125, 126, 127, 9, 9, 9, 9, 128, 0, 0, 0};
+    const float row_major[12] = {0, 0, 0, 0, 0, 0, 0.125f, 0.25f, 0.5f, 1, 2, 0};
+    const float column_major[12] = {0, 0.125f, 0, 0.25f, 0, 0.5f, 0, 1, 0, 2, 0, 0};
+    unsigned char bytes[16];
+    float elements[12] = {0};
+    memset(bytes, 9, sizeof(bytes));
+    ref_store_scales(REF_SCALE_PACKED, scales, 5, 1, 2, bytes);
+    assert_memory_equal(bytes, packed, sizeof(packed));
+    ref_store_scales(REF_SCALE_ROW_MAJOR, scales, 5, 1, 6, elements);
+    assert_memory_equal(elements, row_major, sizeof(row_major));
+    memset(elements, 0, sizeof(elements));
+    ref_store_scales(REF_SCALE_COLUMN_MAJOR, scales, 5, 1, 2, elements);
+    assert_memory_equal(elements, column_major, sizeof(column_major));
 }
 
 static void test_pre_reorder(void **state)
@@ -181,11 +208,10 @@ static void test_pre_reorder(void **state)
     } cases[] = {
         {REF_QUANT_NONE, REF_BF16, {1000, -3, 9, 9, 1, 1, 1000, -3}},
         {REF_QUANT_NONE, REF_E4M3, {448, -3, 9, 9, 1, 1, 448, -3}},
-        {REF_QUANT_STATIC, REF_F32, {500, -1.5, 9, 9, 0.5, 0.501953125, 500, -1.5}},
-        {REF_QUANT_TOKEN_STATIC, REF_F32, {250, -0.75, 9, 9, 0.5, 0.501953125, 250, -0.75}},
-        {REF_QUANT_EXPERT_STATIC, REF_F32, {500, -1.5, 9, 9, 0.25, 0.2509765625, 250, -0.75}},
-        {REF_QUANT_TOKEN, REF_E4M3, {448, -1.375, 9, 9, 448, 448, 448, -1.375}},
-        {REF_QUANT_GROUP, REF_E4M3, {448, -1.375, 9, 9, 448, 448, 448, -1.375}},
+        {REF_QUANT_STATIC, REF_E4M3, {448, -1.5, 9, 9, 0.5, 0.5, 448, -1.5}},
+        {REF_QUANT_TOKEN_STATIC, REF_E4M3, {256, -0.75, 9, 9, 0.5, 0.5, 256, -0.75}},
+        {REF_QUANT_EXPERT_STATIC, REF_E4M3, {448, -1.5, 9, 9, 0.25, 0.25, 256, -0.75}},
+        {REF_QUANT_DYNAMIC, REF_E4M3, {448, -1.375, 9, 9, 448, 448, 448, -1.375}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         for (int c = 0; c < 8; c++) {
@@ -209,6 +235,7 @@ int main(void)
         cmocka_unit_test(test_align_capacity_is_tight),
         cmocka_unit_test(test_ep_preprocess),
         cmocka_unit_test(test_quantize),
+        cmocka_unit_test(test_store_scales),
         cmocka_unit_test(test_pre_reorder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
