@@ -60,7 +60,7 @@ static bool isa_stands_before(int32_t kernel)
 static const char *isa_name(int32_t position)
 {
     for (int32_t i = 0; i < MOE_NUM_KERNELS; i++) {
-        if (moe_kernels[i].isa[0] == '\0' || isa_stands_before(i)) {
+        if (moe_kernels[i].backend != MOE_BACKEND_CPU || isa_stands_before(i)) {
             continue;
         }
         if (position == 0) {

@@ -71,6 +71,9 @@ bool moe_tiles_fits(const struct moe_tile *tile, const struct moe_device *device
         why = "the processor lacks AVX2, FMA or F16C";
     } else if (device->backend == MOE_BACKEND_CUDA && device->sm < kernel->min_sm) {
         why = "the device's compute capability is too low";
+    } else if (device->backend == MOE_BACKEND_CUDA && kernel->isa[0] != '\0' &&
+               device->sm != kernel->min_sm) {
+        why = "its instructions exist on an older compute capability only";
     } else if (tile->smem_bytes > device->smem_bytes) {
         why = "it needs more shared memory than the device has";
     }

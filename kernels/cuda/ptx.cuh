@@ -23,6 +23,14 @@ static __device__ __forceinline__ void moe_ptx_griddep_launch()
 #endif
 }
 
+/* 9.7.3.14 rcp.approx.ftz.f32: 1 / x to one unit in the last place, for normal x. */
+static __device__ __forceinline__ float moe_ptx_rcp_approx(float x)
+{
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
 #if __CUDA_ARCH__ >= 900
 /* 9.7.13.4 barrier.cluster: all threads of the cluster; shared memory written before is visible
  * through mapa addresses after. */
@@ -71,5 +79,246 @@ static __device__ __forceinline__ void moe_ptx_mma_f16(float (&sums)[4], const u
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+/* From here on: sm_90a, what grouped GEMMs are made of. Shared-memory addresses are 32-bit. */
+
+/* 9.7.13.15 mbarrier. The count is that of arrivals per phase. */
+static __device__ __forceinline__ void moe_ptx_mbarrier_init(uint32_t barrier, uint32_t count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
+static __device__ __forceinline__ void moe_ptx_mbarrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* Arrives, and lets the phase wait for `bytes` of bulk copies besides. */
+static __device__ __forceinline__ void moe_ptx_mbarrier_expect(uint32_t barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+
+/* Until the phase of this parity has ended. The hardware suspends the thread between tries. */
+static __device__ __forceinline__ void moe_ptx_mbarrier_wait(uint32_t barrier, uint32_t parity)
+{
+    uint32_t has_ended;
+    do {
+        asm volatile("{\n"
+                     ".reg .pred done;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, done;\n"
+                     "}\n"
+                     : "=r"(has_ended)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (has_ended == 0);
+}
+
+/* 9.7.13.4 fence: initialized barriers become visible to the copy engine. */
+static __device__ __forceinline__ void moe_ptx_fence_mbarrier_init()
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/* 9.7.13.4 fence.proxy.async: what this thread wrote or copied to shared memory becomes visible to
+ * wgmma. */
+static __device__ __forceinline__ void moe_ptx_fence_async()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* 9.7.13.1 barrier of `count` threads; id 0 is __syncthreads. */
+static __device__ __forceinline__ void moe_ptx_barrier_sync(uint32_t id, uint32_t count)
+{
+    asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
+}
+
+/* 9.7.9.25.3 cp.async: 16 bytes, or zeros when `bytes` is 0; past L1. */
+static __device__ __forceinline__ void moe_ptx_copy16(uint32_t to, const void *from, uint32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(bytes)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void moe_ptx_copy_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until at most kGroups of this thread's groups of copies are in flight. */
+template <int kGroups> static __device__ __forceinline__ void moe_ptx_copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+#if __CUDA_ARCH__ == 900
+/* 9.7.9.27 cp.async.bulk.tensor: one box of a map of four dimensions. */
+static __device__ __forceinline__ void moe_ptx_copy_box(uint32_t to, const void *map, int32_t x0,
+                                                        int32_t x1, int32_t x2, int32_t x3,
+                                                        uint32_t barrier, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
+                 "l"(map), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+
+/* 9.7.9.28 */
+static __device__ __forceinline__ void moe_ptx_prefetch_map(const void *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/* 9.7.9.18 createpolicy: lines that go first when the L2 needs room. */
+static __device__ __forceinline__ uint64_t moe_ptx_policy_evict_first()
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+static __device__ __forceinline__ uint64_t moe_ptx_policy_evict_last()
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+/* 9.7.19.5 setmaxnreg: by all warps of a warpgroup. */
+template <int kRegisters> static __device__ __forceinline__ void moe_ptx_registers_more()
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <int kRegisters> static __device__ __forceinline__ void moe_ptx_registers_fewer()
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+/* 9.7.14.5.15 stmatrix, two transposed 8x8 matrices of 16-bit elements; lanes 0..15 give the rows
+ * where the columns go. */
+static __device__ __forceinline__ void moe_ptx_store_transposed(uint32_t to, uint32_t low,
+                                                                uint32_t high)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared::cta.b16 [%0], {%1, %2};" ::"r"(to),
+                 "r"(low), "r"(high)
+                 : "memory");
+}
+
+/* 9.7.9.8 ld.shared of 16 bytes. */
+static __device__ __forceinline__ void moe_ptx_load_shared16(uint32_t from, uint4 *out)
+{
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out->x), "=r"(out->y), "=r"(out->z), "=r"(out->w)
+                 : "r"(from)
+                 : "memory");
+}
+
+/* 9.7.15.7 wgmma: registers written before are seen by the next multiplication. */
+static __device__ __forceinline__ void moe_ptx_wgmma_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void moe_ptx_wgmma_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int kGroups> static __device__ __forceinline__ void moe_ptx_wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
+}
+
+/* Sums are read and written here as far as the compiler knows: no copy of one moves across. */
+template <int kSize> static __device__ __forceinline__ void moe_ptx_keep(float (&sums)[kSize])
+{
+#pragma unroll
+    for (int i = 0; i < kSize; i++) {
+        asm volatile("" : "+f"(sums[i])::"memory");
+    }
+}
+
+/*
+ * 9.7.15.5 wgmma.m64nNk16 of bf16 (f16) in shared memory, both K-major, described by 64-bit
+ * descriptors: sums = a * b + (accumulate ? sums : 0). The first N / 2 sums are used.
+ */
+#define MOE_PTX_NAMES_8     "%0, %1, %2, %3"
+#define MOE_PTX_NAMES_16    MOE_PTX_NAMES_8 ", %4, %5, %6, %7"
+#define MOE_PTX_NAMES_24    MOE_PTX_NAMES_16 ", %8, %9, %10, %11"
+#define MOE_PTX_NAMES_32    MOE_PTX_NAMES_24 ", %12, %13, %14, %15"
+#define MOE_PTX_NAMES_40    MOE_PTX_NAMES_32 ", %16, %17, %18, %19"
+#define MOE_PTX_NAMES_48    MOE_PTX_NAMES_40 ", %20, %21, %22, %23"
+#define MOE_PTX_NAMES_56    MOE_PTX_NAMES_48 ", %24, %25, %26, %27"
+#define MOE_PTX_NAMES_64    MOE_PTX_NAMES_56 ", %28, %29, %30, %31"
+#define MOE_PTX_NAMES_72    MOE_PTX_NAMES_64 ", %32, %33, %34, %35"
+#define MOE_PTX_NAMES_80    MOE_PTX_NAMES_72 ", %36, %37, %38, %39"
+#define MOE_PTX_NAMES_88    MOE_PTX_NAMES_80 ", %40, %41, %42, %43"
+#define MOE_PTX_NAMES_96    MOE_PTX_NAMES_88 ", %44, %45, %46, %47"
+#define MOE_PTX_NAMES_104   MOE_PTX_NAMES_96 ", %48, %49, %50, %51"
+#define MOE_PTX_NAMES_112   MOE_PTX_NAMES_104 ", %52, %53, %54, %55"
+#define MOE_PTX_NAMES_120   MOE_PTX_NAMES_112 ", %56, %57, %58, %59"
+#define MOE_PTX_NAMES_128   MOE_PTX_NAMES_120 ", %60, %61, %62, %63"
+#define MOE_PTX_SUM4(d, i)  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define MOE_PTX_SUMS_8(d)   MOE_PTX_SUM4(d, 0)
+#define MOE_PTX_SUMS_16(d)  MOE_PTX_SUMS_8(d), MOE_PTX_SUM4(d, 4)
+#define MOE_PTX_SUMS_24(d)  MOE_PTX_SUMS_16(d), MOE_PTX_SUM4(d, 8)
+#define MOE_PTX_SUMS_32(d)  MOE_PTX_SUMS_24(d), MOE_PTX_SUM4(d, 12)
+#define MOE_PTX_SUMS_40(d)  MOE_PTX_SUMS_32(d), MOE_PTX_SUM4(d, 16)
+#define MOE_PTX_SUMS_48(d)  MOE_PTX_SUMS_40(d), MOE_PTX_SUM4(d, 20)
+#define MOE_PTX_SUMS_56(d)  MOE_PTX_SUMS_48(d), MOE_PTX_SUM4(d, 24)
+#define MOE_PTX_SUMS_64(d)  MOE_PTX_SUMS_56(d), MOE_PTX_SUM4(d, 28)
+#define MOE_PTX_SUMS_72(d)  MOE_PTX_SUMS_64(d), MOE_PTX_SUM4(d, 32)
+#define MOE_PTX_SUMS_80(d)  MOE_PTX_SUMS_72(d), MOE_PTX_SUM4(d, 36)
+#define MOE_PTX_SUMS_88(d)  MOE_PTX_SUMS_80(d), MOE_PTX_SUM4(d, 40)
+#define MOE_PTX_SUMS_96(d)  MOE_PTX_SUMS_88(d), MOE_PTX_SUM4(d, 44)
+#define MOE_PTX_SUMS_104(d) MOE_PTX_SUMS_96(d), MOE_PTX_SUM4(d, 48)
+#define MOE_PTX_SUMS_112(d) MOE_PTX_SUMS_104(d), MOE_PTX_SUM4(d, 52)
+#define MOE_PTX_SUMS_120(d) MOE_PTX_SUMS_112(d), MOE_PTX_SUM4(d, 56)
+#define MOE_PTX_SUMS_128(d) MOE_PTX_SUMS_120(d), MOE_PTX_SUM4(d, 60)
+#define MOE_PTX_WGMMA_TYPE(n, type, a_name, b_name, accumulate_name)                  \
+    asm volatile("{\n"                                                                \
+                 ".reg .pred p;\n"                                                    \
+                 "setp.ne.b32 p, " accumulate_name ", 0;\n"                           \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type      \
+                 " {" MOE_PTX_NAMES_##n "}, " a_name ", " b_name ", p, 1, 1, 0, 0;\n" \
+                                        "}\n"                                         \
+                 : MOE_PTX_SUMS_##n(sums)                                             \
+                 : "l"(a), "l"(b), "r"(accumulate)                                    \
+                 : "memory")
+#define MOE_PTX_WGMMA(n, a_name, b_name, accumulate_name)                   \
+    if constexpr (kN == n) {                                                \
+        if constexpr (kIsHalf) {                                            \
+            MOE_PTX_WGMMA_TYPE(n, "f16", a_name, b_name, accumulate_name);  \
+        } else {                                                            \
+            MOE_PTX_WGMMA_TYPE(n, "bf16", a_name, b_name, accumulate_name); \
+        }                                                                   \
+    }
+template <int kN, bool kIsHalf, int kSize>
+static __device__ __forceinline__ void moe_ptx_wgmma(float (&sums)[kSize], uint64_t a, uint64_t b,
+                                                     uint32_t accumulate)
+{
+    static_assert(kN % 8 == 0 && kN <= 128 && kN / 2 <= kSize, "a multiple of 8 columns");
+    MOE_PTX_WGMMA(8, "%4", "%5", "%6")
+    MOE_PTX_WGMMA(16, "%8", "%9", "%10")
+    MOE_PTX_WGMMA(24, "%12", "%13", "%14")
+    MOE_PTX_WGMMA(32, "%16", "%17", "%18")
+    MOE_PTX_WGMMA(40, "%20", "%21", "%22")
+    MOE_PTX_WGMMA(48, "%24", "%25", "%26")
+    MOE_PTX_WGMMA(56, "%28", "%29", "%30")
+    MOE_PTX_WGMMA(64, "%32", "%33", "%34")
+    MOE_PTX_WGMMA(72, "%36", "%37", "%38")
+    MOE_PTX_WGMMA(80, "%40", "%41", "%42")
+    MOE_PTX_WGMMA(88, "%44", "%45", "%46")
+    MOE_PTX_WGMMA(96, "%48", "%49", "%50")
+    MOE_PTX_WGMMA(104, "%52", "%53", "%54")
+    MOE_PTX_WGMMA(112, "%56", "%57", "%58")
+    MOE_PTX_WGMMA(120, "%60", "%61", "%62")
+    MOE_PTX_WGMMA(128, "%64", "%65", "%66")
+}
+#endif
 
 #endif

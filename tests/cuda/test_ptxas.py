@@ -14,7 +14,8 @@ SERIALIZED = ("C7508", "C7510", "C7514", "C7519")  # ptxas: wgmma instructions a
 SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 ROW = re.compile(r"^MOE_TILE_BLOCK\((\w+),\s*(\w+),\s*(\d+)\)", re.MULTILINE)
-KERNEL = re.compile(r"^MOE_KERNEL\((\w+),[^,]+,\s*MOE_BACKEND_CUDA,[^,]*,\s*(\d+),", re.MULTILINE)
+GEMM_ROW = re.compile(r"^MOE_TILE_GEMM\((\w+),\s*((?:\d+,\s*)+\d+)\)", re.MULTILINE)
+KERNEL = re.compile(r"^MOE_KERNEL\((\w+),[^,]+,\s*MOE_BACKEND_CUDA,\s*\"(\w*)\",\s*(\d+),", re.MULTILINE)
 
 
 def problems_in(name, text):
@@ -37,13 +38,16 @@ def missing(tiles, texts):
     """Kernels of the tile table that no report names."""
     compiled = {match.groups() for text in texts for match in ENTRY.finditer(text)}
     architectures = {architecture for _, architecture in compiled}
-    min_sm = {kernel: int(sm) for kernel, sm in KERNEL.findall(tiles)}
+    needs = {kernel: (isa, int(sm)) for kernel, isa, sm in KERNEL.findall(tiles)}
+    rows = [(kernel, f"moe_{op}_{kernel}_{size}") for op, kernel, size in ROW.findall(tiles)]
+    rows += [(kernel, f"moe_GEMM_{kernel}_" + "_".join(re.findall(r"\d+", numbers))) for kernel, numbers in GEMM_ROW.findall(tiles)]
     found = []
-    for op, kernel, size in ROW.findall(tiles):
-        symbol = f"moe_{op}_{kernel}_{size}"
+    for kernel, symbol in rows:
         for architecture in sorted(architectures):
+            isa, min_sm = needs.get(kernel, ("none", 0))  # kernels of a CPU: no architecture
             number = int(re.sub(r"\D", "", architecture))
-            if kernel in min_sm and number >= min_sm[kernel] and (symbol, architecture) not in compiled:
+            runs = number >= min_sm if isa == "" else architecture == isa
+            if runs and (symbol, architecture) not in compiled:
                 found.append(f"{symbol} was not compiled for {architecture}")
     return found
 
@@ -58,6 +62,9 @@ def self_check():
     tiles = 'MOE_KERNEL(A, "a", MOE_BACKEND_CUDA, "", 90, 1)\nMOE_TILE_BLOCK(OP, A, 64)\nMOE_TILE_BLOCK(OP, A, 32)\n'
     entry = "Compiling entry function 'moe_OP_A_64' for 'sm_90a'\nCompiling entry function 'other' for 'sm_80'\n"
     assert missing(tiles, [entry]) == ["moe_OP_A_32 was not compiled for sm_90a"]
+    tiles = 'MOE_KERNEL(A, "a", MOE_BACKEND_CUDA, "sm_90a", 90, 1)\nMOE_TILE_GEMM(A, 8, 32,  64)\n'
+    entry = "Compiling entry function 'x' for 'sm_90a'\nCompiling entry function 'x' for 'sm_100'\n"
+    assert missing(tiles, [entry]) == ["moe_GEMM_A_8_32_64 was not compiled for sm_90a"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From accumulators to output rows. A consumer warpgroup has, per slab, 64 channels x block_m
+ * tokens; thread t holds channels 16 * (warp % 4) + lane / 4 (+ 8) of tokens 8 g + 2 * (lane % 4)
+ * (+ 1): sums[slab][4 g + 2 * (channel half) + (token half)].
+ *   acc * row weight, + bias, activation, one rounding; then, 32 tokens at a time, transposed
+ *   through shared memory (stmatrix), so that eight lanes write 128 bytes of a token's row.
+ * Activations other than silu, fp32 outputs and rows that are not 16-byte aligned go through shared
+ * memory as sums, and are finished and stored element by element.
+ */
+#ifndef MOE_GEMM_EPILOGUE_CUH
+#define MOE_GEMM_EPILOGUE_CUH
+
+#include "gemm_act.cuh"
+#include "gemm_work.cuh"
+#include "ptx.cuh"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+/* Where a warpgroup's results go. */
+struct moe_gemm_place {
+    uint32_t staging;       /* shared address of 8 KB of the warpgroup's own */
+    uint32_t barrier;       /* its named barrier */
+    int32_t first_channel;  /* of slab 0 */
+    int32_t slab_channels;  /* channels of a slab */
+    int32_t second_channel; /* of slab 1, without activation of two matrices */
+    int32_t second_column;  /* where slab 1's outputs begin, less second_channel */
+};
+
+static __device__ __forceinline__ float moe_gemm_widen(const struct moe_operand &operand,
+                                                       int64_t idx)
+{
+    if (operand.dtype == MOE_DTYPE_FP32) {
+        return static_cast<const float *>(operand.base)[idx];
+    }
+    if (operand.dtype == MOE_DTYPE_FP16) {
+        return __half2float(static_cast<const __half *>(operand.base)[idx]);
+    }
+    return __bfloat162float(static_cast<const __nv_bfloat16 *>(operand.base)[idx]);
+}
+
+/* NaN of any payload is stored as the positive quiet one. */
+static __device__ __forceinline__ uint32_t moe_gemm_narrow(float value, int32_t dtype)
+{
+    if (dtype == MOE_DTYPE_FP16) {
+        return value != value ? 0x7e00u : __half_as_ushort(__float2half_rn(value));
+    }
+    return value != value ? 0x7fc0u : __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+/* Biases of the thread's two channels of both slabs; 0 where there is none. */
+static __device__ __forceinline__ void moe_gemm_load_bias(const struct moe_op_gemm &op,
+                                                          const struct moe_gemm_place &place,
+                                                          int32_t expert, float (&bias)[2][2])
+{
+    const int32_t thread = static_cast<int32_t>(threadIdx.x) % 128;
+    const int32_t in_slab = thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+    for (int32_t slab = 0; slab < 2; slab++) {
+        const struct moe_operand &operand = op.bias[op.num_matrices == 2 ? slab : 0];
+#pragma unroll
+        for (int32_t half = 0; half < 2; half++) {
+            const int32_t channel =
+                (slab == 0 ? place.first_channel : place.second_channel) + in_slab + 8 * half;
+            const bool is_there = operand.base != nullptr && channel < op.n;
+            bias[slab][half] = is_there ? moe_gemm_widen(operand, expert * operand.expert_stride +
+                                                                      channel * operand.row_stride)
+                                        : 0.0f;
+        }
+    }
+}
+
+/* Output row of position `row` of a unit; -1: none. */
+static __device__ __forceinline__ int64_t moe_gemm_output_row(const struct moe_op_gemm &op,
+                                                              int64_t position)
+{
+    if (op.row_ids == nullptr) {
+        return position;
+    }
+    const int32_t id = op.row_ids[position];
+    if (id < 0 || id >= op.num_row_ids) {
+        return -1;
+    }
+    return op.scatter ? id : position;
+}
+
+static __device__ __forceinline__ float moe_gemm_row_weight(const struct moe_op_gemm &op,
+                                                            int64_t position)
+{
+    int64_t idx = position;
+    if (op.row_ids != nullptr) {
+        idx = op.row_ids[position];
+        if (idx < 0 || idx >= op.num_row_ids) {
+            return 0.0f;
+        }
+    }
+    return op.row_weights[idx];
+}
+
+/* acc * row weight + bias, two roundings. */
+static __device__ __forceinline__ float moe_gemm_affine(float sum, float weight, float bias)
+{
+    return __fadd_rn(__fmul_rn(sum, weight), bias);
+}
+
+/* Eight tokens, group g, of the fast path: silu of two matrices into slab 0, or none. */
+template <int kSums>
+static __device__ __forceinline__ void moe_gemm_finish(const struct moe_op_gemm &op,
+                                                       const struct moe_gemm_unit &unit, int32_t g,
+                                                       const float (&bias)[2][2],
+                                                       float (&sums)[2][kSums])
+{
+    const int32_t first = 8 * g + static_cast<int32_t>(threadIdx.x) % 4 * 2;
+#pragma unroll
+    for (int32_t token = 0; token < 2; token++) {
+        float weight = 1.0f;
+        if (op.row_weights != nullptr && first + token < unit.num_rows) {
+            weight = moe_gemm_row_weight(op, static_cast<int64_t>(unit.first_row) + first + token);
+        }
+#pragma unroll
+        for (int32_t half = 0; half < 2; half++) {
+            const int32_t i = 4 * g + 2 * half + token;
+            sums[0][i] = moe_gemm_affine(sums[0][i], weight, bias[0][half]);
+            sums[1][i] = moe_gemm_affine(sums[1][i], weight, bias[1][half]);
+            if (op.has_activation) {
+                sums[0][i] = sums[0][i] * moe_act_logistic(sums[0][i]) * sums[1][i];
+            }
+        }
+    }
+}
+
+/* Byte of token `token` (0..31), channels 8 * chunk .. + 7 of a slab in the staging area. */
+static __device__ __forceinline__ uint32_t moe_gemm_staged(int32_t slab, int32_t token,
+                                                           int32_t chunk)
+{
+    return static_cast<uint32_t>(slab * 4096 + token * 128 + ((chunk ^ (token & 7)) << 4));
+}
+
+/* Up to 32 staged tokens from `first` on to their rows, by the warpgroup. */
+static __device__ __forceinline__ void moe_gemm_store_staged(const struct moe_op_gemm &op,
+                                                             const struct moe_gemm_unit &unit,
+                                                             int32_t first,
+                                                             const struct moe_gemm_place &place,
+                                                             int32_t num_slabs)
+{
+    const int32_t thread = static_cast<int32_t>(threadIdx.x) % 128;
+    const int32_t chunk = thread % 8;
+#pragma unroll
+    for (int32_t turn = 0; turn < 2; turn++) {
+        const int32_t token = turn * 16 + thread / 8;
+        if (first + token >= unit.num_rows || chunk * 8 >= place.slab_channels) {
+            continue;
+        }
+        const int64_t row =
+            moe_gemm_output_row(op, static_cast<int64_t>(unit.first_row) + first + token);
+        if (row < 0) {
+            continue;
+        }
+        for (int32_t slab = 0; slab < num_slabs; slab++) {
+            const int32_t channel =
+                (slab == 0 ? place.first_channel : place.second_channel) + chunk * 8;
+            if (channel >= op.n) {
+                continue;
+            }
+            const int32_t column = slab == 0 ? channel : channel + place.second_column;
+            uint4 values;
+            moe_ptx_load_shared16(place.staging + moe_gemm_staged(slab, token, chunk), &values);
+            uint16_t *to = static_cast<uint16_t *>(op.output) + row * op.output_stride + column;
+            *reinterpret_cast<uint4 *>(to) = values;
+        }
+    }
+}
+
+/* The fast path: silu of two matrices or no activation, 16-bit rows in vectors. */
+template <int kBlockM, int kSums>
+static __device__ __forceinline__ void moe_gemm_store_fast(const struct moe_op_gemm &op,
+                                                           const struct moe_gemm_unit &unit,
+                                                           const struct moe_gemm_place &place,
+                                                           float (&sums)[2][kSums])
+{
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) % 128 / 32;
+    const int32_t num_slabs = op.has_activation ? 1 : 2;
+    float bias[2][2];
+    moe_gemm_load_bias(op, place, unit.expert, bias);
+#pragma unroll
+    for (int32_t base = 0; base < kBlockM; base += 32) {
+        if (base >= unit.num_rows) {
+            break;
+        }
+#pragma unroll
+        for (int32_t g = base / 8; g < base / 8 + 4 && g < kBlockM / 8; g++) {
+            if (8 * g >= unit.num_rows) {
+                break;
+            }
+            moe_gemm_finish(op, unit, g, bias, sums);
+#pragma unroll
+            for (int32_t slab = 0; slab < 2; slab++) {
+                if (slab >= num_slabs) {
+                    break;
+                }
+                const uint32_t low = moe_gemm_narrow(sums[slab][4 * g], op.output_dtype) |
+                                     moe_gemm_narrow(sums[slab][4 * g + 1], op.output_dtype) << 16;
+                const uint32_t high = moe_gemm_narrow(sums[slab][4 * g + 2], op.output_dtype) |
+                                      moe_gemm_narrow(sums[slab][4 * g + 3], op.output_dtype) << 16;
+                moe_ptx_store_transposed(place.staging + moe_gemm_staged(slab,
+                                                                         8 * g - base + lane % 8,
+                                                                         2 * warp + lane / 8 % 2),
+                                         low, high);
+            }
+        }
+        moe_ptx_barrier_sync(place.barrier, 128);
+        moe_gemm_store_staged(op, unit, base, place, num_slabs);
+        moe_ptx_barrier_sync(place.barrier, 128);
+    }
+}
+
+/* One output of the general path. */
+static __device__ __forceinline__ void moe_gemm_store_element(const struct moe_op_gemm &op,
+                                                              int64_t idx, float value)
+{
+    if (op.output_dtype == MOE_DTYPE_FP32) {
+        static_cast<float *>(op.output)[idx] = value != value ? __int_as_float(0x7fc00000) : value;
+    } else {
+        static_cast<uint16_t *>(op.output)[idx] =
+            static_cast<uint16_t>(moe_gemm_narrow(value, op.output_dtype));
+    }
+}
+
+/* Bias of a channel; 0: none. */
+static __device__ __forceinline__ float moe_gemm_bias(const struct moe_op_gemm &op, int32_t matrix,
+                                                      int32_t expert, int32_t channel)
+{
+    const struct moe_operand &bias = op.bias[matrix];
+    return bias.base == nullptr
+               ? 0.0f
+               : moe_gemm_widen(bias, expert * bias.expert_stride + channel * bias.row_stride);
+}
+
+/* One channel of one token, both slabs' sums given. */
+static __device__ __forceinline__ void moe_gemm_store_channel(
+    const struct moe_op_gemm &op, const struct moe_gemm_unit &unit, int32_t row,
+    const struct moe_gemm_place &place, int32_t channel, float sum0, float sum1)
+{
+    const int64_t position = static_cast<int64_t>(unit.first_row) + row;
+    const int64_t to = moe_gemm_output_row(op, position);
+    const int32_t first = place.first_channel + channel;
+    const int32_t second = place.second_channel + channel;
+    const bool has_two = op.num_matrices == 2;
+    const float weight = op.row_weights != nullptr ? moe_gemm_row_weight(op, position) : 1.0f;
+    const bool has_expert = unit.expert >= 0;
+    if (to < 0) {
+        return;
+    }
+    if (has_expert && first < op.n) {
+        sum0 = moe_gemm_affine(sum0, weight, moe_gemm_bias(op, 0, unit.expert, first));
+    }
+    if (has_expert && second < op.n) {
+        sum1 = moe_gemm_affine(sum1, weight, moe_gemm_bias(op, has_two, unit.expert, second));
+    }
+    if (op.has_activation && has_expert) {
+        sum0 =
+            has_two ? moe_act_gated(op.act, sum0, sum1) : moe_act_single(op.act.activation, sum0);
+        sum1 = moe_act_single(op.act.activation, sum1);
+    }
+    if (first < op.n) {
+        moe_gemm_store_element(op, to * op.output_stride + first, sum0);
+    }
+    if (second < op.n && !(op.has_activation && has_two)) {
+        moe_gemm_store_element(op, to * op.output_stride + place.second_column + second, sum1);
+    }
+}
+
+/* fp32 sums of eight tokens in the staging area: rows of 68 words keep the writes out of each
+ * other's banks. */
+#define MOE_GEMM_PITCH 68
+
+/* The general path: any activation, type and alignment, eight tokens at a time through shared
+ * memory, so that its code stands here once. */
+template <int kBlockM, int kSums>
+static __device__ __forceinline__ void moe_gemm_store_any(const struct moe_op_gemm &op,
+                                                          const struct moe_gemm_unit &unit,
+                                                          const struct moe_gemm_place &place,
+                                                          float *staging, float (&sums)[2][kSums])
+{
+    const int32_t thread = static_cast<int32_t>(threadIdx.x) % 128;
+    float *to = staging + thread % 4 * 2 * MOE_GEMM_PITCH + thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll 1
+    for (int32_t base = 0; base < unit.num_rows; base += 8) {
+#pragma unroll
+        for (int32_t i = 0; i < kSums; i++) {
+            if (i / 4 == base / 8) {
+                const int32_t word = i % 2 * MOE_GEMM_PITCH + i % 4 / 2 * 8;
+                to[word] = sums[0][i];
+                to[8 * MOE_GEMM_PITCH + word] = sums[1][i];
+            }
+        }
+        moe_ptx_barrier_sync(place.barrier, 128);
+#pragma unroll 1
+        for (int32_t row = thread / 64; row < 8 && base + row < unit.num_rows; row += 2) {
+            const int32_t channel = thread % 64;
+            const float *from = staging + row * MOE_GEMM_PITCH + channel;
+            if (channel < place.slab_channels) {
+                moe_gemm_store_channel(op, unit, base + row, place, channel, from[0],
+                                       from[8 * MOE_GEMM_PITCH]);
+            }
+        }
+        moe_ptx_barrier_sync(place.barrier, 128);
+    }
+}
+
+/* Everything of one unit, by one consumer warpgroup. */
+template <int kBlockM, int kSums>
+static __device__ __forceinline__ void moe_gemm_store_unit(const struct moe_cuda_gemm &args,
+                                                           const struct moe_gemm_unit &unit,
+                                                           const struct moe_gemm_place &place,
+                                                           float *staging, float (&sums)[2][kSums])
+{
+    const struct moe_op_gemm &op = args.op;
+    const bool is_simple =
+        !op.has_activation || (op.num_matrices == 2 && op.act.activation == MOE_ACTIVATION_SILU);
+    if (is_simple && unit.expert >= 0 && args.is_output_vectored &&
+        op.output_dtype != MOE_DTYPE_FP32) {
+        moe_gemm_store_fast<kBlockM>(op, unit, place, sums);
+    } else {
+        moe_gemm_store_any<kBlockM>(op, unit, place, staging, sums);
+    }
+}
+
+#endif

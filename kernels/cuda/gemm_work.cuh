@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What there is to do in a grouped GEMM, from device data alone. Every CTA counts the blocks of
+ * tokens of each segment into shared memory (a few microseconds' worth of counts for 512 experts),
+ * and each role turns unit numbers into expert, weight block and rows by itself.
+ *
+ * A segment's rows are split evenly over ceil(rows / block_m) blocks, in steps of 8. Units are
+ * ordered by segment; within one, group_m blocks of tokens take a weight block in turn before the
+ * next weight block, so that what runs at the same time shares both in the L2.
+ */
+#ifndef MOE_GEMM_WORK_CUH
+#define MOE_GEMM_WORK_CUH
+
+#include "cuda_args.h"
+
+/* Words in shared memory, num_segments + 1 of each. */
+struct moe_gemm_work {
+    int32_t *first_block; /* blocks of tokens of the segments before */
+    int32_t *first_row;
+    int32_t *num_rows;
+    int32_t num_blocks;         /* of all segments */
+    int32_t blocks_per_segment; /* expert_ids: of each; else 0 */
+    int32_t num_weight_blocks;
+    int32_t num_units;
+};
+
+struct moe_gemm_unit {
+    int32_t expert;       /* -1: outputs are zeros */
+    int32_t weight_block; /* of block_n weight rows */
+    int32_t first_row;    /* position of its first row */
+    int32_t num_rows;     /* 1..block_m */
+};
+
+/* Rows of a segment, of seg_indptr or masked_m; with neither all max_masked_rows are used. */
+static __device__ __forceinline__ void moe_gemm_segment(const struct moe_op_gemm &op,
+                                                        int32_t segment, int64_t *first,
+                                                        int64_t *count)
+{
+    if (op.seg_indptr != nullptr) {
+        const int64_t begin = op.seg_indptr[segment];
+        const int64_t end = op.seg_indptr[segment + 1];
+        *first = begin < 0 ? 0 : (begin > op.num_rows ? op.num_rows : begin);
+        *count = (end > op.num_rows ? op.num_rows : end) - *first;
+    } else {
+        const int64_t used = op.masked_m != nullptr ? op.masked_m[segment] : op.max_masked_rows;
+        *first = segment * op.max_masked_rows;
+        *count = used > op.max_masked_rows ? op.max_masked_rows : used;
+    }
+    *count = *count < 0 ? 0 : *count;
+}
+
+static __device__ __forceinline__ int32_t moe_gemm_ceil(int32_t a, int32_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* By all threads of the CTA; `scratch` has a word per warp. Ends with a barrier. */
+template <int kBlockM, int kThreads>
+static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_op_gemm &op,
+                                                          int32_t num_weight_blocks,
+                                                          int32_t *scratch,
+                                                          struct moe_gemm_work *work)
+{
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    const int32_t lane = thread % 32;
+    work->num_weight_blocks = num_weight_blocks;
+    work->blocks_per_segment = 0;
+    if (op.expert_ids != nullptr) {
+        int64_t padded = *op.num_tokens_post_pad;
+        padded = padded < 0 ? 0 : (padded > op.num_rows ? op.num_rows : padded);
+        work->blocks_per_segment = moe_gemm_ceil(op.block_size, kBlockM);
+        work->num_blocks = static_cast<int32_t>(padded / op.block_size) * work->blocks_per_segment;
+        work->num_units = work->num_blocks * num_weight_blocks;
+        __syncthreads();
+        return;
+    }
+    const int32_t num_segments = static_cast<int32_t>(op.num_segments);
+    const int32_t per_thread = moe_gemm_ceil(num_segments, kThreads);
+    const int32_t begin = thread * per_thread;
+    int32_t sum = 0;
+    for (int32_t i = begin; i < begin + per_thread && i < num_segments; i++) {
+        int64_t first, count;
+        moe_gemm_segment(op, i, &first, &count);
+        work->first_row[i] = static_cast<int32_t>(first);
+        work->num_rows[i] = static_cast<int32_t>(count);
+        sum += moe_gemm_ceil(static_cast<int32_t>(count), kBlockM);
+    }
+    int32_t before = sum;
+#pragma unroll
+    for (int32_t step = 1; step < 32; step *= 2) {
+        const int32_t other = __shfl_up_sync(0xffffffffu, before, step);
+        before += lane >= step ? other : 0;
+    }
+    if (lane == 31) {
+        scratch[thread / 32] = before;
+    }
+    __syncthreads();
+    before -= sum;
+    int32_t total = 0;
+    for (int32_t w = 0; w < kThreads / 32; w++) {
+        before += w < thread / 32 ? scratch[w] : 0;
+        total += scratch[w];
+    }
+    for (int32_t i = begin; i < begin + per_thread && i < num_segments; i++) {
+        work->first_block[i] = before;
+        before += moe_gemm_ceil(work->num_rows[i], kBlockM);
+    }
+    if (thread == 0) {
+        work->first_block[num_segments] = total;
+    }
+    work->num_blocks = total;
+    work->num_units = total * num_weight_blocks;
+    __syncthreads();
+}
+
+/* The segment that has block `block`: the last one that starts at or before it. */
+static __device__ __forceinline__ int32_t moe_gemm_find(const struct moe_gemm_work &work,
+                                                        int32_t num_segments, int32_t block)
+{
+    int32_t low = 0;
+    int32_t high = num_segments;
+    while (high - low > 1) {
+        const int32_t middle = (low + high) / 2;
+        if (work.first_block[middle] <= block) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+/* Unit `number`, below work.num_units. */
+template <int kBlockM, int kGroupM>
+static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_find_unit(
+    const struct moe_op_gemm &op, const struct moe_gemm_work &work, int32_t number)
+{
+    struct moe_gemm_unit unit;
+    int32_t segment = 0;
+    int32_t local = number;
+    int32_t num_blocks = work.num_blocks;
+    if (work.blocks_per_segment == 0) {
+        segment = moe_gemm_find(work, static_cast<int32_t>(op.num_segments),
+                                number / work.num_weight_blocks);
+        local -= work.first_block[segment] * work.num_weight_blocks;
+        num_blocks = work.first_block[segment + 1] - work.first_block[segment];
+    }
+    const int32_t first = local / (kGroupM * work.num_weight_blocks) * kGroupM;
+    const int32_t left = num_blocks - first;
+    const int32_t in_group = left < kGroupM ? left : kGroupM;
+    local -= first * work.num_weight_blocks;
+    int32_t block = first + local % in_group;
+    unit.weight_block = local / in_group;
+    int32_t rows;
+    if (work.blocks_per_segment == 0) {
+        unit.expert = segment;
+        unit.first_row = work.first_row[segment];
+        rows = work.num_rows[segment];
+    } else {
+        segment = block / work.blocks_per_segment;
+        block -= segment * work.blocks_per_segment;
+        num_blocks = work.blocks_per_segment;
+        const int32_t expert = op.expert_ids[segment];
+        unit.expert = expert >= 0 && expert < op.num_experts ? expert : -1;
+        unit.first_row = segment * op.block_size;
+        rows = op.block_size;
+    }
+    const int32_t per_block = (moe_gemm_ceil(rows, num_blocks) + 7) / 8 * 8;
+    const int32_t skipped = block * per_block;
+    unit.first_row += skipped;
+    unit.num_rows = rows - skipped < per_block ? rows - skipped : per_block;
+    return unit;
+}
+
+#endif

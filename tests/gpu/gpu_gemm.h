@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* gpu_gemm's parts: libcuda, problems and their launches. */
+#ifndef MOE_GPU_GEMM_H
+#define MOE_GPU_GEMM_H
+
+#include "cuda_args.h"
+#include "gpu_gemm_ref.h"
+#include "tile.h"
+
+#include <stddef.h>
+
+/* Rows of tiles.def with kernel sm90.gemm. */
+struct gemm_tile {
+    const char *symbol;
+    int32_t block_m, block_n, block_k, group_m, num_warps, num_stages;
+    CUfunction function;
+};
+extern struct gemm_tile gemm_tiles[];
+extern const int num_gemm_tiles;
+
+/* Any failure of the driver ends the program with a sentence. */
+void driver_open(const char *program);
+int driver_num_sms(void);
+CUstream driver_stream(void);
+void *driver_alloc(size_t bytes);
+void driver_free(void *memory);
+void driver_upload(void *to, const void *from, size_t bytes);
+void driver_download(void *to, const void *from, size_t bytes);
+void driver_poison(void *to, int byte, size_t bytes);
+void driver_synchronize(const char *what);
+CUfunction driver_function(const char *name); /* of gpu_gemm.fatbin or gpu_limits.fatbin */
+void driver_launch(CUfunction function, unsigned num_ctas, unsigned num_threads, void **args);
+void driver_launch_gemm(const struct gemm_tile *tile, const struct moe_cuda_gemm *args,
+                        int num_ctas, int is_chained);
+/* Median microseconds of a replay of what `record` queues. */
+double driver_time(void (*record)(void *self), void *self, int num_replays, double *low,
+                   double *high);
+
+/* The map of one matrix, as struct moe_cuda_gemm wants it for a tile. */
+void gemm_encode(CUtensorMap *map, const struct gemm_tile *tile, const struct moe_op_gemm *op,
+                 int matrix);
+
+void fill_random(void *to, int64_t count, float scale, uint64_t seed, int is_half);
+uint64_t random_bits(uint64_t *state);
+
+/* Timings; returns nothing but prints. */
+void gemm_time_models(double seconds);
+
+#endif
