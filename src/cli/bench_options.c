@@ -45,7 +45,9 @@ static const char details[] =
     "without a graph costs\n"
     "the host. The limits are those of the driver's memset and memcpy, and the nominal peak of the "
     "tensor cores: what a\n"
-    "host can know without kernels of its own. Operations that read are held against memset.";
+    "host can know without kernels of its own. Where memcpy is slower than memset, as with copy "
+    "engines, all operations\n"
+    "are held against memset.";
 
 /* Values as they stand on the command line. */
 struct texts {

@@ -195,12 +195,6 @@ static int run_layer(const struct run_options *options, struct run *run,
     if (moe_plugin_host_open(&options->host, &run->host, error) != 0) {
         return -1;
     }
-    if (run->host.device.backend != MOE_BACKEND_CPU) {
-        return MOE_CLI_FAIL(error,
-                            "moectl run keeps its tensors in ordinary memory, which backend %s "
-                            "cannot use; choose --backend cpu",
-                            moe_abi_backend_name(run->host.device.backend));
-    }
     if (moe_layer_run(&run->host, &run->request, &run->result, error) != 0) {
         return -1;
     }

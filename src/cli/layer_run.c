@@ -3,6 +3,8 @@
 #include "layer_run.h"
 
 #include "element.h"
+#include "gpu.h"
+#include "gpu_weights.h"
 #include "terminal.h"
 #include "ticker.h"
 
@@ -14,6 +16,14 @@
 enum { min_timed_calls = 3, max_timed_calls = 101 };
 static const double time_budget_s = 0.4; /* of all ranks */
 
+/* Memory that the backend works on, and where the host sees it: the same on a CPU. */
+struct mirror {
+    struct moe_gpu *gpu; /* whose memory `at` is; NULL: the host's */
+    void *at;
+    void *host; /* NULL: the host does not look at it */
+    uint64_t num_bytes;
+};
+
 /* A rank while it runs. */
 struct rank {
     struct moe_plugin_host *host;
@@ -21,10 +31,15 @@ struct rank {
     struct moe_plan *plan;
     struct moe_weights *weights;
     struct moe_plan_info info;
-    void *workspace;
-    void *prepared;
-    void *output; /* [T, H] of output_dtype */
-    void *logits; /* [T, E] of logits_dtype */
+    struct moe_gpu *gpu; /* NULL: the CPU backend */
+    struct moe_gpu_weights gpu_weights;
+    struct mirror workspace;
+    struct mirror prepared;
+    struct mirror tokens;       /* [T, H] of tokens.dtype */
+    struct mirror output;       /* [T, H] of output_dtype */
+    struct mirror logits;       /* [T, E] of logits_dtype */
+    struct mirror topk_ids;     /* int32 [T, k] */
+    struct mirror topk_weights; /* fp32 [T, k] */
 };
 
 static int32_t get_output_dtype(const struct moe_problem *problem)
@@ -44,31 +59,81 @@ static void *allocate(uint64_t bytes, uint64_t alignment)
     return posix_memalign(&memory, step, bytes > 0 ? (size_t)bytes : 1) == 0 ? memory : NULL;
 }
 
+/* Memory of the device is aligned to 256 bytes, which is more than any backend asks for. */
+static int take(struct mirror *mirror, struct moe_gpu *gpu, uint64_t num_bytes, uint64_t alignment,
+                int is_seen, const char *purpose, struct moe_cli_error *error)
+{
+    *mirror = (struct mirror){.gpu = gpu, .num_bytes = num_bytes};
+    if (gpu != NULL && moe_gpu_alloc(gpu, num_bytes, purpose, &mirror->at, error) != 0) {
+        return -1;
+    }
+    if (gpu == NULL || is_seen) {
+        mirror->host = allocate(num_bytes, alignment);
+        if (mirror->host == NULL) {
+            return moe_cli_fail_memory(error, purpose);
+        }
+    }
+    mirror->at = gpu != NULL ? mirror->at : mirror->host;
+    return 0;
+}
+
+static void give_back(struct mirror *mirror)
+{
+    if (mirror->gpu != NULL) {
+        moe_gpu_free(mirror->gpu, mirror->at);
+    }
+    free(mirror->host);
+}
+
+/* From the host's side to the backend's, and back. */
+static int send(const struct mirror *mirror, struct moe_cli_error *error)
+{
+    return mirror->gpu == NULL
+               ? 0
+               : moe_gpu_upload(mirror->gpu, mirror->at, mirror->host, mirror->num_bytes, error);
+}
+
+static int fetch(const struct mirror *mirror, struct moe_cli_error *error)
+{
+    return mirror->gpu == NULL
+               ? 0
+               : moe_gpu_download(mirror->gpu, mirror->host, mirror->at, mirror->num_bytes, error);
+}
+
 /* Describes the weights to the plugin, and prepares them when its backend asks for that. */
 static int bind_weights(struct rank *rank, struct moe_cli_error *error)
 {
     const struct moe_plugin_api *api = rank->host->api;
     struct moe_context *context = rank->host->context;
     const struct moe_rank_share *share = &rank->share;
+    const struct moe_weights_desc *desc = &share->weights;
     struct moe_weights_info info;
     struct moe_error cause;
     MOE_INIT(info);
     MOE_INIT(cause);
-    if (api->weights_query(context, &share->problem, &share->weights, &info, &cause) != 0) {
+    if (rank->gpu != NULL) {
+        if (moe_gpu_weights_init(&rank->gpu_weights, rank->gpu, &share->problem, desc, error) !=
+            0) {
+            return -1;
+        }
+        desc = &rank->gpu_weights.desc;
+    }
+    if (api->weights_query(context, &share->problem, desc, &info, &cause) != 0) {
         return moe_plugin_host_fail(error, "the weights are refused", &cause);
     }
     if (info.prepared_bytes > 0) {
-        rank->prepared = allocate(info.prepared_bytes, info.prepared_alignment);
-        if (rank->prepared == NULL) {
-            return moe_cli_fail_memory(error, "preparing the weights");
+        void *stream = rank->gpu != NULL ? moe_gpu_stream(rank->gpu) : NULL;
+        if (take(&rank->prepared, rank->gpu, info.prepared_bytes, info.prepared_alignment, 0,
+                 "preparing the weights", error) != 0) {
+            return -1;
         }
-        if (api->weights_prepare(context, &share->problem, &share->weights, rank->prepared,
-                                 info.prepared_bytes, NULL, &cause) != 0) {
+        if (api->weights_prepare(context, &share->problem, desc, rank->prepared.at,
+                                 info.prepared_bytes, stream, &cause) != 0) {
             return moe_plugin_host_fail(error, "the weights cannot be prepared", &cause);
         }
     }
-    if (api->weights_bind(context, &share->problem, &share->weights, rank->prepared,
-                          info.prepared_bytes, &rank->weights, &cause) != 0) {
+    if (api->weights_bind(context, &share->problem, desc, rank->prepared.at, info.prepared_bytes,
+                          &rank->weights, &cause) != 0) {
         return moe_plugin_host_fail(error, "the weights are refused", &cause);
     }
     return 0;
@@ -82,11 +147,40 @@ static void finish_rank(struct rank *rank)
     if (rank->plan != NULL) {
         rank->host->api->plan_destroy(rank->plan);
     }
-    free(rank->prepared);
-    free(rank->workspace);
-    free(rank->output);
-    free(rank->logits);
+    struct mirror *all[] = {&rank->workspace, &rank->prepared, &rank->tokens,      &rank->output,
+                            &rank->logits,    &rank->topk_ids, &rank->topk_weights};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; ++i) {
+        give_back(all[i]);
+    }
+    moe_gpu_weights_finish(&rank->gpu_weights);
+    moe_gpu_close(rank->gpu);
     moe_rank_share_finish(&rank->share);
+}
+
+static int make_buffers(struct rank *rank, const struct moe_layer_run_request *request,
+                        struct moe_cli_error *error)
+{
+    static const char purpose[] = "making room for the layer";
+    const struct moe_problem *problem = &rank->share.problem;
+    struct moe_gpu *gpu = rank->gpu;
+    const uint64_t num_tokens = (uint64_t)request->num_tokens;
+    const uint64_t num_routes = num_tokens * (uint64_t)problem->top_k;
+    const uint64_t row_elements = num_tokens * (uint64_t)problem->hidden;
+    const uint64_t logit_bytes = num_tokens * (uint64_t)problem->num_experts_global *
+                                 moe_element_bytes(get_logits_dtype(problem));
+    if (take(&rank->workspace, gpu, rank->info.workspace_bytes, rank->info.workspace_alignment, 0,
+             purpose, error) != 0 ||
+        take(&rank->output, gpu, row_elements * moe_element_bytes(get_output_dtype(problem)), 0, 1,
+             purpose, error) != 0 ||
+        take(&rank->logits, gpu, logit_bytes, 0, 1, purpose, error) != 0 ||
+        take(&rank->tokens, gpu, row_elements * moe_element_bytes(problem->tokens.dtype), 0, 1,
+             purpose, error) != 0 ||
+        take(&rank->topk_ids, gpu, num_routes * sizeof(int32_t), 0, 1, purpose, error) != 0 ||
+        take(&rank->topk_weights, gpu, num_routes * sizeof(float), 0, 1, purpose, error) != 0) {
+        return -1;
+    }
+    memcpy(rank->tokens.host, request->tokens, rank->tokens.num_bytes);
+    return send(&rank->tokens, error);
 }
 
 /* Takes the share of rank `rank_idx`, and makes a plan, weights and buffers for it. Finish the rank
@@ -97,6 +191,10 @@ static int begin_rank(struct moe_plugin_host *host, const struct moe_layer_run_r
 {
     memset(rank, 0, sizeof *rank);
     rank->host = host;
+    if (host->device.backend == MOE_BACKEND_CUDA &&
+        moe_gpu_open(host->device.ordinal, &rank->gpu, error) != 0) {
+        return -1;
+    }
     if (moe_rank_share_init(request->layer, &request->split, rank_idx, with_shared, &rank->share,
                             error) != 0) {
         return -1;
@@ -117,34 +215,25 @@ static int begin_rank(struct moe_plugin_host *host, const struct moe_layer_run_r
     if (bind_weights(rank, error) != 0) {
         return -1;
     }
-    const uint64_t num_tokens = (uint64_t)request->num_tokens;
-    rank->workspace = allocate(rank->info.workspace_bytes, rank->info.workspace_alignment);
-    rank->output = allocate(
-        num_tokens * (uint64_t)problem->hidden * moe_element_bytes(get_output_dtype(problem)), 0);
-    rank->logits = allocate(num_tokens * (uint64_t)problem->num_experts_global *
-                                moe_element_bytes(get_logits_dtype(problem)),
-                            0);
-    if (rank->workspace == NULL || rank->output == NULL || rank->logits == NULL) {
-        return moe_cli_fail_memory(error, "making room for the layer");
-    }
-    return 0;
+    return make_buffers(rank, request, error);
 }
 
 static void fill_args(const struct rank *rank, const struct moe_layer_run_request *request,
                       struct moe_layer_args *args)
 {
     MOE_INIT_CALL(*args);
-    args->call.workspace = rank->workspace;
+    args->call.stream = rank->gpu != NULL ? moe_gpu_stream(rank->gpu) : NULL;
+    args->call.workspace = rank->workspace.at;
     args->call.workspace_bytes = rank->info.workspace_bytes;
     args->call.num_tokens = request->num_tokens;
     args->weights = rank->weights;
-    args->tokens = request->tokens;
+    args->tokens = rank->tokens.at;
     args->ids_dtype = MOE_IDS_INT32;
     args->filter = rank->share.filter;
-    args->output = rank->output;
+    args->output = rank->output.at;
 }
 
-/* Calls the layer once. Returns its seconds, or -1 with a sentence. */
+/* Calls the layer once, and waits for it. Returns its seconds, or -1 with a sentence. */
 static double call_layer(const struct rank *rank, const struct moe_layer_args *args,
                          struct moe_cli_error *error)
 {
@@ -153,6 +242,9 @@ static double call_layer(const struct rank *rank, const struct moe_layer_args *a
     const double start_s = moe_terminal_now_s();
     if (rank->host->api->layer(rank->plan, args, &cause) != 0) {
         moe_plugin_host_fail(error, "the layer does not run", &cause);
+        return -1.0;
+    }
+    if (rank->gpu != NULL && moe_gpu_wait(rank->gpu, error) != 0) {
         return -1.0;
     }
     return moe_terminal_now_s() - start_s;
@@ -198,7 +290,7 @@ static void add_output(const struct rank *rank, int64_t num_tokens, float *sum)
     const struct moe_problem *problem = &rank->share.problem;
     const int32_t dtype = get_output_dtype(problem);
     for (int64_t i = 0; i < num_tokens * problem->hidden; ++i) {
-        sum[i] += moe_element_load(rank->output, dtype, i);
+        sum[i] += moe_element_load(rank->output.host, dtype, i);
     }
 }
 
@@ -247,19 +339,25 @@ static int run_block(struct moe_plugin_host *host, const struct moe_layer_run_re
     }
     fill_args(&rank, request, &args);
     if (rank_idx == 0) {
-        args.logits_out = rank.logits;
-        args.topk_ids_out = result->topk_ids;
-        args.topk_weights_out = result->topk_weights;
+        args.logits_out = rank.logits.at;
+        args.topk_ids_out = rank.topk_ids.at;
+        args.topk_weights_out = rank.topk_weights.at;
     }
     const double first_s = call_layer(&rank, &args, error);
-    if (first_s < 0.0) {
+    if (first_s < 0.0 || fetch(&rank.output, error) != 0) {
         goto done;
     }
     add_output(&rank, request->num_tokens, result->block_output);
     if (rank_idx == 0) {
         const struct moe_problem *problem = &rank.share.problem;
+        if (fetch(&rank.logits, error) != 0 || fetch(&rank.topk_ids, error) != 0 ||
+            fetch(&rank.topk_weights, error) != 0) {
+            goto done;
+        }
+        memcpy(result->topk_ids, rank.topk_ids.host, rank.topk_ids.num_bytes);
+        memcpy(result->topk_weights, rank.topk_weights.host, rank.topk_weights.num_bytes);
         for (int64_t i = 0; i < request->num_tokens * problem->num_experts_global; ++i) {
-            result->logits[i] = moe_element_load(rank.logits, get_logits_dtype(problem), i);
+            result->logits[i] = moe_element_load(rank.logits.host, get_logits_dtype(problem), i);
         }
         if (keep_choices(&rank, request->num_tokens, result, error) != 0) {
             goto done;
@@ -287,9 +385,12 @@ static int run_experts(struct moe_plugin_host *host, const struct moe_layer_run_
         goto done;
     }
     fill_args(&rank, request, &args);
-    args.topk_ids = result->topk_ids;
-    args.topk_weights = result->topk_weights;
-    if (call_layer(&rank, &args, error) < 0.0) {
+    memcpy(rank.topk_ids.host, result->topk_ids, rank.topk_ids.num_bytes);
+    memcpy(rank.topk_weights.host, result->topk_weights, rank.topk_weights.num_bytes);
+    args.topk_ids = rank.topk_ids.at;
+    args.topk_weights = rank.topk_weights.at;
+    if (send(&rank.topk_ids, error) != 0 || send(&rank.topk_weights, error) != 0 ||
+        call_layer(&rank, &args, error) < 0.0 || fetch(&rank.output, error) != 0) {
         goto done;
     }
     add_output(&rank, request->num_tokens, result->experts_output);
