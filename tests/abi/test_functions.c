@@ -243,22 +243,22 @@ struct bad_member {
         REFUSE(moe_problem, member, (last) + 1, #member), \
         REFUSE(moe_problem, member, INT32_MAX, #member),  \
         REFUSE(moe_problem, member, INT32_MIN, #member)
-/* Types that have a name but no kernels, and types that have no name. */
-#define BAD_DTYPE(member)                                           \
-    OUTSIDE(member, MOE_DTYPE_FP32 - 1, MOE_DTYPE_UE8M0),           \
-        LATER(moe_problem, member, MOE_DTYPE_FP8_E4M3, "fp8_e4m3"), \
-        LATER(moe_problem, member, MOE_DTYPE_INT8, "int8"),         \
-        LATER(moe_problem, member, MOE_DTYPE_INT4, "int4"),         \
-        LATER(moe_problem, member, MOE_DTYPE_MXFP4, "mxfp4"),       \
-        LATER(moe_problem, member, MOE_DTYPE_NVFP4, "nvfp4"),       \
+/* Types that have a name but no kernels, and types that have no name; fp8 is for scaled operands. */
+#define BAD_DTYPE(member)                                     \
+    OUTSIDE(member, MOE_DTYPE_FP32 - 1, MOE_DTYPE_UE8M0),     \
+        LATER(moe_problem, member, MOE_DTYPE_INT8, "int8"),   \
+        LATER(moe_problem, member, MOE_DTYPE_INT4, "int4"),   \
+        LATER(moe_problem, member, MOE_DTYPE_MXFP4, "mxfp4"), \
+        LATER(moe_problem, member, MOE_DTYPE_NVFP4, "nvfp4"), \
         LATER(moe_problem, member, MOE_DTYPE_UE8M0, "ue8m0")
-#define BAD_RECIPE(member)                                                                    \
-    BAD_DTYPE(member.dtype), LATER(moe_problem, member.scale_dtype, MOE_DTYPE_FP32, #member), \
-        LATER(moe_problem, member.scale_layout, MOE_SCALE_ROW_MAJOR, #member),                \
-        LATER(moe_problem, member.group_rows, 1, #member),                                    \
-        LATER(moe_problem, member.group_k, 128, #member),                                     \
-        LATER(moe_problem, member.zero_point, 1, #member),                                    \
-        LATER(moe_problem, member.packing, 1, #member),                                       \
+#define BAD_RECIPE(member)                                                                      \
+    BAD_DTYPE(member.dtype), REFUSE(moe_problem, member.dtype, MOE_DTYPE_FP8_E4M3, "fp8_e4m3"), \
+        LATER(moe_problem, member.scale_dtype, MOE_DTYPE_FP32, #member),                        \
+        LATER(moe_problem, member.scale_layout, MOE_SCALE_ROW_MAJOR, #member),                  \
+        LATER(moe_problem, member.group_rows, 1, #member),                                      \
+        LATER(moe_problem, member.group_k, 128, #member),                                       \
+        LATER(moe_problem, member.zero_point, 1, #member),                                      \
+        LATER(moe_problem, member.packing, 1, #member),                                         \
         LATER(moe_problem, member.dynamic, 1, #member)
 
 enum { FLOAT_ONE = 0x3F800000, FLOAT_NAN = 0x7FC00000, FLOAT_INF = 0x7F800000 };
@@ -298,13 +298,18 @@ static const struct bad_member bad_problems[] = {
     OUTSIDE(scaling_on, MOE_SCALING_NONE, MOE_SCALING_OUTPUT),
     OUTSIDE(determinism, MOE_DETERMINISM_CANONICAL, MOE_DETERMINISM_NONE),
     REFUSE(moe_problem, num_appended_experts, -1, "num_appended_experts"),
-    LATER(moe_problem, num_appended_experts, 1, "num_appended_experts"),
+    REFUSE(moe_problem, num_appended_experts, INT32_MAX, "num_appended_experts"),
+    REFUSE(moe_problem, num_physical_experts, -1, "num_physical_experts"),
+    REFUSE(moe_problem, num_physical_experts, ABI_EXPERTS - 1, "num_physical_experts"),
+    REFUSE(moe_problem, num_physical_experts, INT32_MAX, "num_physical_experts"),
     REFUSE(moe_problem, max_tokens, 0, "max_tokens"),
     REFUSE(moe_problem, max_tokens, -1, "max_tokens"),
     REFUSE(moe_problem, max_tokens, INT64_MAX, "max_tokens"),
     REFUSE(moe_problem, max_tokens, INT32_MAX, "max_tokens"),
     BAD_DTYPE(output_dtype),
+    REFUSE(moe_problem, output_dtype, MOE_DTYPE_FP8_E4M3, "fp8_e4m3"),
     BAD_DTYPE(logits_dtype),
+    LATER(moe_problem, logits_dtype, MOE_DTYPE_FP8_E4M3, "fp8_e4m3"),
     BAD_RECIPE(tokens),
     BAD_RECIPE(gate_up),
     BAD_RECIPE(intermediate),
@@ -352,6 +357,45 @@ static void test_bad_problems(void **state)
         num_wrong += is_wrong("supports", bad, status, &error);
     }
     assert_int_equal(num_wrong, 0);
+}
+
+/* A rank holds no more experts than there are ids: physical ones and appended ones. */
+static void test_experts_have_ids(void **state)
+{
+    (void)state;
+    static const struct {
+        int32_t num_experts;
+        int32_t num_physical_experts;
+        int32_t num_appended_experts;
+        int32_t status;
+    } cases[] = {
+        {ABI_EXPERTS, 0, 0, MOE_STATUS_OK},
+        {ABI_EXPERTS + 1, 0, 0, MOE_STATUS_INVALID_ARGUMENT},
+        {ABI_EXPERTS + 1, ABI_EXPERTS + 1, 0, MOE_STATUS_OK},
+        {ABI_EXPERTS + 2, ABI_EXPERTS + 1, 0, MOE_STATUS_INVALID_ARGUMENT},
+        {ABI_EXPERTS + 2, 0, 2, MOE_STATUS_OK},
+        {ABI_EXPERTS + 3, ABI_EXPERTS + 1, 2, MOE_STATUS_OK},
+        {ABI_EXPERTS + 4, ABI_EXPERTS + 1, 2, MOE_STATUS_INVALID_ARGUMENT},
+    };
+    struct moe_plan_options options;
+    MOE_INIT(options);
+    options.ops = (UINT64_C(1) << MOE_OP_ROUTE) | (UINT64_C(1) << MOE_OP_PRE_REORDER);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct moe_problem problem = host.problem;
+        struct moe_plan *plan = NULL;
+        struct moe_error error;
+        MOE_INIT(error);
+        problem.num_experts_global = ABI_EXPERTS;
+        problem.num_experts = cases[i].num_experts;
+        problem.num_physical_experts = cases[i].num_physical_experts;
+        problem.num_appended_experts = cases[i].num_appended_experts;
+        assert_int_equal(api->plan_create(host.context, &problem, &options, &plan, &error),
+                         cases[i].status);
+        if (cases[i].status != MOE_STATUS_OK) {
+            assert_non_null(strstr(error.message, "num_experts"));
+        }
+        api->plan_destroy(plan);
+    }
 }
 
 /* Members that an operation does not need are 0 or right: rows and workspace count with them. */
@@ -558,6 +602,7 @@ int main(void)
         cmocka_unit_test(test_status_names),
         cmocka_unit_test(test_plan_op_info_range),
         cmocka_unit_test(test_bad_problems),
+        cmocka_unit_test(test_experts_have_ids),
         cmocka_unit_test(test_bad_problems_of_single_operations),
         cmocka_unit_test(test_bad_strides_of_weights),
         cmocka_unit_test(test_bad_context_options),

@@ -65,7 +65,7 @@ python3 -B - "$folder" "$MOE_SOURCE_DIR/abi/moe_plugin.h" <<'EOF' || fail "numbe
 import csv, json, math, re, sys
 folder, header = sys.argv[1:]
 ops = re.findall(r'X\(MOE_OP_\w+, \d+, "(\w+)"\)', open(header).read())
-assert len(ops) == 13, ops
+assert len(ops) == 14, ops
 
 document = json.load(open(folder + "/all.json"))
 results = document["results"]
