@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * layer and experts on a GPU: a chain of launches on one stream, with everything between them in
- * the workspace. The first is an ordinary node; each of the others begins under the tail of the one
+ * layer on a GPU: a chain of launches on one stream, with everything between them in the workspace. The first is an ordinary node; each of the others begins under the tail of the one
  * before (PDL).
  *
  *   shared expert: GEMM1, GEMM2, its factor     (what does not depend on routing comes first)
@@ -12,7 +11,7 @@
  * Nothing is read back: how many rows each expert has stays on the device. Every stage is a pure
  * function of the one before, so tiles and chunks do not change a bit.
  */
-#include "cuda_args.h"
+#include "cuda_chain.h"
 #include "cuda_ops.h"
 #include "cuda_weights.h"
 #include "plan.h"
@@ -20,8 +19,6 @@
 #include "status.h"
 
 #include <string.h>
-
-enum { WORKSPACE_ALIGNMENT = 256 };
 
 /* Offsets into the workspace of a layer call with a number of tokens. */
 struct layer_layout {
@@ -39,13 +36,6 @@ struct layer_layout {
     uint64_t scratch;       /* of the sort */
     uint64_t total;
 };
-
-static uint64_t append(uint64_t *total, uint64_t bytes)
-{
-    uint64_t offset = *total;
-    *total += (bytes + WORKSPACE_ALIGNMENT - 1) / WORKSPACE_ALIGNMENT * WORKSPACE_ALIGNMENT;
-    return offset;
-}
 
 /* Workspace of the sort, with or without gating in front of it. */
 static uint64_t scratch_bytes(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
@@ -74,24 +64,26 @@ static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch
     uint64_t total = 0;
     memset(out, 0, sizeof(*out));
     if (problem->gating != MOE_GATING_NONE) {
-        out->logits = append(&total, tokens * (uint64_t)problem->num_experts_global *
-                                         (uint64_t)moe_dtype_bytes(problem->logits_dtype));
-        out->ids = append(&total, routes * sizeof(int32_t));
-        out->weights = append(&total, routes * sizeof(float));
+        out->logits = moe_cuda_append(&total, tokens * (uint64_t)problem->num_experts_global *
+                                                  (uint64_t)moe_dtype_bytes(problem->logits_dtype));
+        out->ids = moe_cuda_append(&total, routes * sizeof(int32_t));
+        out->weights = moe_cuda_append(&total, routes * sizeof(float));
     }
-    out->seg_indptr = append(&total, ((uint64_t)problem->num_experts + 1) * sizeof(int64_t));
-    out->src2dst = append(&total, routes * sizeof(int32_t));
-    out->dst2src = append(&total, routes * sizeof(int32_t));
-    out->inter = append(&total, routes * inter * inter_bytes);
-    out->rows = append(&total, routes * hidden * output_bytes);
+    out->seg_indptr =
+        moe_cuda_append(&total, ((uint64_t)problem->num_experts + 1) * sizeof(int64_t));
+    out->src2dst = moe_cuda_append(&total, routes * sizeof(int32_t));
+    out->dst2src = moe_cuda_append(&total, routes * sizeof(int32_t));
+    out->inter = moe_cuda_append(&total, routes * inter * inter_bytes);
+    out->rows = moe_cuda_append(&total, routes * hidden * output_bytes);
     if (problem->shared_inter > 0) {
-        out->shared_inter = append(&total, tokens * (uint64_t)problem->shared_inter * inter_bytes);
-        out->shared_rows = append(&total, tokens * hidden * output_bytes);
+        out->shared_inter =
+            moe_cuda_append(&total, tokens * (uint64_t)problem->shared_inter * inter_bytes);
+        out->shared_rows = moe_cuda_append(&total, tokens * hidden * output_bytes);
     }
     if ((problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
-        out->shared_factor = append(&total, tokens * sizeof(float));
+        out->shared_factor = moe_cuda_append(&total, tokens * sizeof(float));
     }
-    out->scratch = append(&total, scratch_bytes(plan, bucket, num_tokens));
+    out->scratch = moe_cuda_append(&total, scratch_bytes(plan, bucket, num_tokens));
     out->total = total;
 }
 
@@ -121,62 +113,14 @@ static void *at(const struct layer_run *layer, uint64_t offset)
     return (char *)layer->run.workspace + offset;
 }
 
-/* The part of a GEMM1 that depends on the problem and a width only. */
-static struct moe_op_gemm make_gemm1(const struct moe_problem *problem, int32_t inter)
-{
-    const bool ungated = (problem->flags & MOE_PROBLEM_UNGATED) != 0;
-    struct moe_op_gemm gemm = {
-        .row_ids_div = 1,
-        .input_dtype = problem->tokens.dtype,
-        .output_dtype = problem->intermediate.dtype,
-        .output_stride = inter,
-        .n = inter,
-        .k = problem->hidden,
-        .num_matrices = ungated ? 1 : 2,
-        .has_activation = 1,
-        .act = {problem->activation, ungated, problem->act_alpha, problem->act_limit},
-    };
-    return gemm;
-}
-
-static struct moe_op_gemm make_gemm2(const struct moe_problem *problem, int32_t inter)
-{
-    struct moe_op_gemm gemm = {
-        .row_ids_div = 1,
-        .input_dtype = problem->intermediate.dtype,
-        .output_dtype = problem->output_dtype,
-        .input_stride = inter,
-        .output_stride = problem->hidden,
-        .n = problem->hidden,
-        .k = inter,
-        .num_matrices = 1,
-    };
-    return gemm;
-}
-
-/* Launch a GEMM; all after it in this call is chained. */
-static int32_t run_gemm(struct moe_run *run, int32_t op_id, const struct moe_op_gemm *gemm,
-                        int32_t first_matrix, int32_t is_early, struct moe_error *error)
-{
-    const int32_t matrices[2] = {gemm->num_matrices == 1 && op_id == MOE_OP_GEMM1
-                                     ? first_matrix + 1 /* up */
-                                     : first_matrix,
-                                 first_matrix + 1};
-    MOE_TRY(moe_cuda_gemm(run, op_id, gemm, matrices, is_early, error));
-    run->is_chained = 1;
-    return MOE_STATUS_OK;
-}
-_Static_assert(MOE_CUDA_UP == MOE_CUDA_GATE + 1 && MOE_CUDA_SHARED_UP == MOE_CUDA_SHARED_GATE + 1,
-               "up follows gate");
-
 /* The shared expert is one segment that all tokens are in; nothing that a node before writes tells
  * its work, unless the host has the number of tokens on the device. */
 static int32_t run_shared(struct layer_run *layer, struct moe_error *error)
 {
     const struct moe_problem *problem = layer->problem;
     const struct moe_op_layer *op = layer->op;
-    struct moe_op_gemm gemm1 = make_gemm1(problem, problem->shared_inter);
-    struct moe_op_gemm gemm2 = make_gemm2(problem, problem->shared_inter);
+    struct moe_op_gemm gemm1 = moe_cuda_make_gemm1(problem, problem->shared_inter);
+    struct moe_op_gemm gemm2 = moe_cuda_make_gemm2(problem, problem->shared_inter);
     gemm1.num_segments = 1;
     gemm1.num_experts = 1;
     gemm1.masked_m = op->num_tokens_device;
@@ -185,7 +129,7 @@ static int32_t run_shared(struct layer_run *layer, struct moe_error *error)
     gemm1.input = op->tokens;
     gemm1.input_stride = op->token_stride;
     gemm1.output = at(layer, layer->layout.shared_inter);
-    MOE_TRY(run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_SHARED_GATE, 0, error));
+    MOE_TRY(moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_SHARED_GATE, 0, error));
     gemm2.num_segments = 1;
     gemm2.num_experts = 1;
     gemm2.masked_m = op->num_tokens_device;
@@ -193,7 +137,7 @@ static int32_t run_shared(struct layer_run *layer, struct moe_error *error)
     gemm2.num_rows = op->num_tokens;
     gemm2.input = gemm1.output;
     gemm2.output = at(layer, layer->layout.shared_rows);
-    return run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_SHARED_DOWN, 1, error);
+    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_SHARED_DOWN, 1, error);
 }
 
 /* factor[t] = sigma(x . w) */
@@ -288,6 +232,7 @@ static void fill_gating(struct layer_run *layer, const void *logits, int64_t log
         .load_counters = op->load_counters,
         .max_replicas = op->max_replicas,
         .first_appended_id = problem->num_physical_experts,
+        .first_token = op->first_token,
     };
     layer->topk_ids = gating->topk_ids;
     layer->topk_weights = gating->topk_weights;
@@ -335,8 +280,8 @@ static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
     const struct moe_problem *problem = layer->problem;
     const int32_t num_slots = moe_problem_num_slots(problem);
     const int64_t num_routes = layer->op->num_tokens * num_slots;
-    struct moe_op_gemm gemm1 = make_gemm1(problem, problem->inter);
-    struct moe_op_gemm gemm2 = make_gemm2(problem, problem->inter);
+    struct moe_op_gemm gemm1 = moe_cuda_make_gemm1(problem, problem->inter);
+    struct moe_op_gemm gemm2 = moe_cuda_make_gemm2(problem, problem->inter);
     gemm1.num_segments = problem->num_experts;
     gemm1.num_experts = problem->num_experts;
     gemm1.seg_indptr = at(layer, layer->layout.seg_indptr);
@@ -349,14 +294,14 @@ static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
     gemm1.input = layer->op->tokens;
     gemm1.input_stride = layer->op->token_stride;
     gemm1.output = at(layer, layer->layout.inter);
-    MOE_TRY(run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, 0, error));
+    MOE_TRY(moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, 0, error));
     gemm2.num_segments = problem->num_experts;
     gemm2.num_experts = problem->num_experts;
     gemm2.seg_indptr = gemm1.seg_indptr;
     gemm2.num_rows = num_routes;
     gemm2.input = gemm1.output;
     gemm2.output = at(layer, layer->layout.rows);
-    return run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_DOWN, 1, error);
+    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_DOWN, 1, error);
 }
 
 static int32_t run_combine(struct layer_run *layer, struct moe_error *error)
@@ -402,106 +347,4 @@ int32_t moe_cuda_layer(const struct moe_run *run, const struct moe_op_layer *op,
     MOE_TRY(run_routing(&layer, error));
     MOE_TRY(run_experts(&layer, error));
     return run_combine(&layer, error);
-}
-
-/* Workspace of experts: the segments of one pass, the intermediate of its rows. */
-struct experts_layout {
-    uint64_t seg_indptr;
-    uint64_t inter;
-    uint64_t total;
-};
-
-static void lay_out_experts(const struct moe_problem *problem, int64_t num_rows,
-                            struct experts_layout *out)
-{
-    const uint64_t row_bytes =
-        (uint64_t)problem->inter * (uint64_t)moe_dtype_bytes(problem->intermediate.dtype);
-    uint64_t total = 0;
-    out->seg_indptr = append(&total, ((uint64_t)problem->num_experts + 1) * sizeof(int64_t));
-    out->inter = append(&total, (uint64_t)num_rows * row_bytes);
-    out->total = total;
-}
-
-/* Rows that one pass of experts takes with the workspace of `num_tokens` tokens. */
-static int64_t pass_rows(const struct moe_plan *plan, int64_t num_tokens)
-{
-    return (num_tokens > 0 ? num_tokens : 1) * moe_problem_num_slots(&plan->problem);
-}
-
-uint64_t moe_cuda_experts_workspace(const struct moe_plan *plan, int64_t num_tokens)
-{
-    struct experts_layout layout;
-    lay_out_experts(&plan->problem, pass_rows(plan, num_tokens), &layout);
-    return layout.total;
-}
-
-/* The segments of the rows [first, last), counted from `first`: the host's own for all rows. */
-static int32_t clip_segments(struct moe_run *run, const struct moe_op_experts *op, int64_t first,
-                             int64_t last, int64_t *out, const int64_t **segments,
-                             struct moe_error *error)
-{
-    *segments = op->seg_indptr;
-    if (first == 0 && last == op->num_rows) {
-        return MOE_STATUS_OK;
-    }
-    const struct moe_cuda_clip_segments args = {
-        .seg_indptr = op->seg_indptr,
-        .out = out,
-        .first = first,
-        .last = last,
-        .num_segments = run->plan->problem.num_experts,
-    };
-    const struct moe_cuda_launch launch = {
-        .tile = MOE_CUDA_CLIP_SEGMENTS,
-        .grid_x = 1,
-        .grid_y = 1,
-        .num_threads = MOE_CUDA_HELPER_THREADS,
-        .is_chained = run->is_chained,
-        .args = &args,
-    };
-    *segments = out;
-    MOE_TRY(moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error));
-    run->is_chained = 1;
-    return MOE_STATUS_OK;
-}
-
-int32_t moe_cuda_experts(const struct moe_run *run, const struct moe_op_experts *op,
-                         struct moe_error *error)
-{
-    const struct moe_plan *plan = run->plan;
-    const struct moe_problem *problem = &plan->problem;
-    const int64_t rows_per_pass = pass_rows(plan, plan->chunk_tokens);
-    const int64_t token_bytes = moe_dtype_bytes(problem->tokens.dtype);
-    const int64_t output_bytes = moe_dtype_bytes(problem->output_dtype);
-    struct experts_layout layout;
-    struct moe_run own = *run;
-    struct moe_op_gemm gemm1 = make_gemm1(problem, problem->inter);
-    struct moe_op_gemm gemm2 = make_gemm2(problem, problem->inter);
-    own.weights = op->weights;
-    lay_out_experts(problem, op->num_rows < rows_per_pass ? op->num_rows : rows_per_pass, &layout);
-    char *workspace = run->workspace;
-    gemm1.num_segments = problem->num_experts;
-    gemm1.num_experts = problem->num_experts;
-    gemm1.input_stride = op->row_stride;
-    gemm1.output = workspace + layout.inter;
-    gemm2.num_segments = problem->num_experts;
-    gemm2.num_experts = problem->num_experts;
-    gemm2.input = gemm1.output;
-    gemm2.output_stride = op->output_stride;
-    for (int64_t first = 0; first < op->num_rows; first += rows_per_pass) {
-        const int64_t last =
-            op->num_rows - first < rows_per_pass ? op->num_rows : first + rows_per_pass;
-        MOE_TRY(clip_segments(&own, op, first, last,
-                              (int64_t *)(void *)(workspace + layout.seg_indptr), &gemm1.seg_indptr,
-                              error));
-        gemm1.num_rows = last - first;
-        gemm1.input = (const char *)op->rows + first * op->row_stride * token_bytes;
-        gemm1.row_weights = op->row_weights != NULL ? op->row_weights + first : NULL;
-        gemm2.seg_indptr = gemm1.seg_indptr;
-        gemm2.num_rows = last - first;
-        gemm2.output = (char *)op->output + first * op->output_stride * output_bytes;
-        MOE_TRY(run_gemm(&own, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, 0, error));
-        MOE_TRY(run_gemm(&own, MOE_OP_GEMM2, &gemm2, MOE_CUDA_DOWN, 1, error));
-    }
-    return MOE_STATUS_OK;
 }

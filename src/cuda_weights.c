@@ -3,6 +3,7 @@
 
 #include "context.h"
 #include "cuda_args.h"
+#include "cuda_chain.h"
 #include "cuda_state.h"
 #include "problem.h"
 #include "status.h"
@@ -10,7 +11,7 @@
 #include <stddef.h>
 #include <string.h>
 
-enum { TMA_BYTES = 16, PREPARED_ALIGNMENT = 256, MAX_GRID_YZ = 65535, PACK_SQUARE = 32 };
+enum { TMA_BYTES = 16, MAX_GRID_YZ = 65535, PACK_SQUARE = 32 };
 
 /* A matrix of the description and its bias. */
 struct part {
@@ -101,7 +102,8 @@ static uint64_t packed_bytes(const struct packing *packing)
     const uint64_t bytes =
         (uint64_t)packing->shape.num_experts * (uint64_t)packing->shape.num_rows *
         (uint64_t)packing->shape.num_columns * (uint64_t)moe_dtype_bytes(packing->operand->dtype);
-    return (bytes + PREPARED_ALIGNMENT - 1) / PREPARED_ALIGNMENT * PREPARED_ALIGNMENT;
+    return (bytes + MOE_CUDA_WORKSPACE_ALIGNMENT - 1) / MOE_CUDA_WORKSPACE_ALIGNMENT *
+           MOE_CUDA_WORKSPACE_ALIGNMENT;
 }
 
 /* The weight (or, with `is_bias`, the bias) of a part: is it packed, and with which shape? */

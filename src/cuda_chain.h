@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What layer and experts share: their GEMMs, and pieces of the workspace. */
+#ifndef MOE_CUDA_CHAIN_H
+#define MOE_CUDA_CHAIN_H
+
+#include "backend.h"
+
+#define MOE_CUDA_WORKSPACE_ALIGNMENT 256
+
+/* A piece of the workspace: its offset; `total` grows by it. */
+static inline uint64_t moe_cuda_append(uint64_t *total, uint64_t bytes)
+{
+    const uint64_t offset = *total;
+    *total += (bytes + MOE_CUDA_WORKSPACE_ALIGNMENT - 1) / MOE_CUDA_WORKSPACE_ALIGNMENT *
+              MOE_CUDA_WORKSPACE_ALIGNMENT;
+    return offset;
+}
+
+/* The part of a GEMM that depends on the problem and the experts' width only: activation fused in
+ * GEMM1, outputs packed. */
+struct moe_op_gemm moe_cuda_make_gemm1(const struct moe_problem *problem, int32_t inter);
+struct moe_op_gemm moe_cuda_make_gemm2(const struct moe_problem *problem, int32_t inter);
+
+/*
+ * Launch a GEMM with the bound weights `first_matrix` (MOE_CUDA_GATE, ...; up follows gate); all
+ * after it in this call is chained. `is_early`: as in struct moe_cuda_gemm.
+ */
+int32_t moe_cuda_run_gemm(struct moe_run *run, int32_t op_id, const struct moe_op_gemm *gemm,
+                          int32_t first_matrix, int32_t is_early, struct moe_error *error);
+
+#endif
