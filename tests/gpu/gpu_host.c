@@ -32,7 +32,7 @@
     X(cuEventElapsedTime, cuEventElapsedTime_v2)                \
     X(cuModuleLoadData, cuModuleLoadData)                       \
     X(cuModuleGetFunction, cuModuleGetFunction)                 \
-    X(cuLaunchKernel, cuLaunchKernel)
+    X(cuLaunchKernelEx, cuLaunchKernelEx)
 
 static struct {
 #define MEMBER(function, symbol) __typeof__(&function) function;
@@ -40,7 +40,7 @@ static struct {
 #undef MEMBER
 } cuda;
 
-static CUfunction limit_empty, limit_read, limit_write, limit_copy;
+static CUfunction limit_empty, limit_chain, limit_read, limit_write, limit_copy, limit_random;
 static void *limit_sink;
 
 static void stop(const char *what, const char *why)
@@ -279,6 +279,8 @@ void gpu_limits_open(const char *program)
     check(cuda.cuModuleLoadData(&module, image), path);
     free(image);
     check(cuda.cuModuleGetFunction(&limit_empty, module, "gpu_empty"), "gpu_empty");
+    check(cuda.cuModuleGetFunction(&limit_chain, module, "gpu_chain"), "gpu_chain");
+    check(cuda.cuModuleGetFunction(&limit_random, module, "gpu_random"), "gpu_random");
     check(cuda.cuModuleGetFunction(&limit_read, module, "gpu_read"), "gpu_read");
     check(cuda.cuModuleGetFunction(&limit_write, module, "gpu_write"), "gpu_write");
     check(cuda.cuModuleGetFunction(&limit_copy, module, "gpu_copy"), "gpu_copy");
@@ -286,22 +288,45 @@ void gpu_limits_open(const char *program)
 }
 
 static void launch(CUstream stream, CUfunction function, unsigned num_ctas, unsigned num_threads,
-                   void **args)
+                   void **args, int is_pdl)
 {
-    check(cuda.cuLaunchKernel(function, num_ctas, 1, 1, num_threads, 1, 1, 0, stream, args, NULL),
-          "cuLaunchKernel");
+    CUlaunchAttribute attribute = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION};
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+    const CUlaunchConfig config = {.gridDimX = num_ctas,
+                                   .gridDimY = 1,
+                                   .gridDimZ = 1,
+                                   .blockDimX = num_threads,
+                                   .blockDimY = 1,
+                                   .blockDimZ = 1,
+                                   .hStream = stream,
+                                   .attrs = &attribute,
+                                   .numAttrs = is_pdl ? 1 : 0};
+    check(cuda.cuLaunchKernelEx(&config, function, args, NULL), "cuLaunchKernelEx");
 }
 
 void gpu_limits_empty(CUstream stream)
 {
-    launch(stream, limit_empty, 1, 32, NULL);
+    launch(stream, limit_empty, 1, 32, NULL, 0);
+}
+
+void gpu_limits_chain(CUstream stream, void *at, int is_pdl)
+{
+    void *args[] = {&at};
+    launch(stream, limit_chain, 1, 32, args, is_pdl);
+}
+
+void gpu_fill_random(CUstream stream, void *to, size_t num_words, uint64_t random_seed,
+                     int32_t is_fp32)
+{
+    void *args[] = {&to, &num_words, &random_seed, &is_fp32};
+    launch(stream, limit_random, 132 * 4, 512, args, 0);
 }
 
 void gpu_limits_read(CUstream stream, const void *from, size_t bytes)
 {
     int64_t num_vectors = (int64_t)(bytes / 16);
     void *args[] = {&from, &num_vectors, &limit_sink};
-    launch(stream, limit_read, 132 * 4, 512, args);
+    launch(stream, limit_read, 132 * 4, 512, args, 0);
 }
 
 void gpu_limits_write(CUstream stream, void *to, size_t bytes)
@@ -309,14 +334,14 @@ void gpu_limits_write(CUstream stream, void *to, size_t bytes)
     int64_t num_vectors = (int64_t)(bytes / 16);
     uint32_t value = 12345;
     void *args[] = {&to, &num_vectors, &value};
-    launch(stream, limit_write, 132 * 4, 512, args);
+    launch(stream, limit_write, 132 * 4, 512, args, 0);
 }
 
 void gpu_limits_copy(CUstream stream, const void *from, void *to, size_t bytes)
 {
     int64_t num_vectors = (int64_t)(bytes / 16);
     void *args[] = {&from, &to, &num_vectors};
-    launch(stream, limit_copy, 132 * 4, 512, args);
+    launch(stream, limit_copy, 132 * 4, 512, args, 0);
 }
 
 uint64_t gpu_random(uint64_t *state)

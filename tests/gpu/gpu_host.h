@@ -55,9 +55,17 @@ struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *s
 /* Kernels of gpu_limits.cu, from gpu_limits.fatbin beside the program. */
 void gpu_limits_open(const char *program);
 void gpu_limits_empty(CUstream stream);
+/* Reads the word at `at` and writes one 128 bytes further, so that calls make a chain; `is_pdl`:
+ * launched by programmatic dependence (sm_90). */
+void gpu_limits_chain(CUstream stream, void *at, int is_pdl);
 void gpu_limits_read(CUstream stream, const void *from, size_t bytes);
 void gpu_limits_write(CUstream stream, void *to, size_t bytes);
 void gpu_limits_copy(CUstream stream, const void *from, void *to, size_t bytes);
+
+/* Random numbers between 2^-7 and 2^5 of either sign, as pairs of bf16 or (is_fp32) as fp32. Queued
+ * on the stream. gpu_limits_open comes before. */
+void gpu_fill_random(CUstream stream, void *to, size_t num_words, uint64_t random_seed,
+                     int32_t is_fp32);
 
 /* splitmix64 */
 uint64_t gpu_random(uint64_t *state);

@@ -8,6 +8,39 @@ extern "C" __global__ void gpu_empty()
 {
 }
 
+/* Reads a word, and writes one 128 bytes further: what a node of a chain of dependent kernels costs
+ * when it does next to nothing. */
+extern "C" __global__ void gpu_chain(uint32_t *at)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+    if (threadIdx.x == 0) {
+        volatile uint32_t *word = at;
+        word[32] = word[0] + 1u;
+    }
+}
+
+/* Numbers between 2^-7 and 2^5 of either sign: pairs of bf16, or fp32. */
+extern "C" __global__ void __launch_bounds__(512)
+    gpu_random(uint32_t *to, uint64_t num_words, uint64_t seed, int32_t is_fp32)
+{
+    const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
+    for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < num_words;
+         i += stride) {
+        uint64_t bits = (seed + i) * 0x9e3779b97f4a7c15u;
+        bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
+        bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
+        bits ^= bits >> 31;
+        const uint32_t word = static_cast<uint32_t>(bits);
+        const uint32_t low = 120u + static_cast<uint32_t>(bits >> 32) % 12u;
+        const uint32_t high = 120u + static_cast<uint32_t>(bits >> 48) % 12u;
+        to[i] = is_fp32 != 0 ? (word & 0x807fffffu) | high << 23
+                             : (word & 0x807f807fu) | high << 23 | low << 7;
+    }
+}
+
 /* Eight independent 16-byte loads per thread and turn. */
 extern "C" __global__ void __launch_bounds__(512)
     gpu_read(const uint4 *from, int64_t num_vectors, uint32_t *sink)
