@@ -137,6 +137,44 @@ static int make_cases(struct moe_bench_session *session, struct moe_cli_error *e
     return 0;
 }
 
+/* Takes operation `op_idx` and its cases out. */
+static void drop_op(struct moe_bench_session *session, size_t op_idx)
+{
+    const size_t num_sizes = session->options->tokens.num_values;
+    const size_t num_all = session->num_cases + (size_t)session->num_ops;
+    const size_t empty_idx = session->num_cases + op_idx, first_idx = op_idx * num_sizes;
+    struct moe_bench_case *cases = session->cases;
+    memmove(cases + empty_idx, cases + empty_idx + 1, (num_all - empty_idx - 1) * sizeof *cases);
+    memmove(cases + first_idx, cases + first_idx + num_sizes,
+            (num_all - 1 - first_idx - num_sizes) * sizeof *cases);
+    for (size_t i = op_idx; i + 1 < (size_t)session->num_ops; ++i) {
+        session->ops[i] = session->ops[i + 1];
+    }
+    session->num_cases -= num_sizes;
+    session->num_ops -= 1;
+}
+
+/* Calls each operation once: `supports` knows the problem, and only the call its arguments. */
+static int try_ops(struct moe_bench_session *session, struct moe_cli_error *error)
+{
+    const size_t num_sizes = session->options->tokens.num_values;
+    for (size_t i = 0; i < (size_t)session->num_ops;) {
+        struct moe_error cause;
+        MOE_INIT(cause);
+        const int32_t status =
+            moe_bench_case_call(&session->cases[i * num_sizes], &session->data, &cause);
+        if (status == MOE_STATUS_UNSUPPORTED) {
+            if (refuse(session, session->ops[i], cause.message, error) != 0) {
+                return -1;
+            }
+            drop_op(session, i);
+        } else {
+            ++i; /* another failure is told when it is measured */
+        }
+    }
+    return session->gpu != NULL ? moe_gpu_wait(session->gpu, error) : 0;
+}
+
 /* Threads that draw numbers for a GPU. */
 static int count_cpus(void)
 {
@@ -178,7 +216,9 @@ int moe_bench_session_init(struct moe_bench_session *session,
         return -1;
     }
     return moe_bench_data_fill(&session->data, &session->host, session->cases, session->num_cases,
-                               (uint64_t)options->seed, error);
+                               (uint64_t)options->seed, error) != 0
+               ? -1
+               : try_ops(session, error);
 }
 
 void moe_bench_session_finish(struct moe_bench_session *session)

@@ -369,6 +369,32 @@ static CUresult CUDAAPI fake_cuLaunchKernelEx(const CUlaunchConfig *config, CUfu
     return CUDA_SUCCESS;
 }
 
+/* What the documentation asks of a map of plain elements. */
+static CUresult CUDAAPI fake_cuTensorMapEncodeTiled(
+    CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address,
+    const cuuint64_t *sizes, const cuuint64_t *strides, const cuuint32_t *box,
+    const cuuint32_t *element_strides, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+    CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill)
+{
+    ENTER(cuTensorMapEncodeTiled);
+    (void)type;
+    (void)interleave;
+    (void)swizzle;
+    (void)promotion;
+    (void)fill;
+    if ((uintptr_t)map % 64 != 0 || (uintptr_t)address % 16 != 0 || rank < 1 || rank > 5) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    for (cuuint32_t i = 0; i < rank; i++) {
+        if (sizes[i] == 0 || sizes[i] > (UINT64_C(1) << 32) || box[i] == 0 || box[i] > 256 ||
+            element_strides[i] == 0 || (i + 1 < rank && strides[i] % 16 != 0)) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+    }
+    memset(map, 0x5a, sizeof(*map));
+    return CUDA_SUCCESS;
+}
+
 CUresult cuGetProcAddress_v2(const char *name, void **out, int version, cuuint64_t flags,
                              CUdriverProcAddressQueryResult *found)
 {
