@@ -353,6 +353,7 @@ static CUresult CUDAAPI fake_cuLaunchKernelEx(const CUlaunchConfig *config, CUfu
     launch->block[1] = config->blockDimY;
     launch->block[2] = config->blockDimZ;
     launch->cluster = 0;
+    launch->is_chained = 0;
     launch->smem_bytes = config->sharedMemBytes;
     launch->num_attributes = config->numAttrs;
     launch->stream = config->hStream;
@@ -360,11 +361,18 @@ static CUresult CUDAAPI fake_cuLaunchKernelEx(const CUlaunchConfig *config, CUfu
         if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) {
             launch->cluster = config->attrs[i].value.clusterDim.x;
         }
+        if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) {
+            launch->is_chained = config->attrs[i].value.programmaticStreamSerializationAllowed != 0;
+        }
     }
     if (!is_launchable(kernel, launch)) {
         launch->num_refused++;
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (driver.num_launches < FAKE_MAX_LAUNCHES) {
+        driver.launches[driver.num_launches] = *launch;
+    }
+    driver.num_launches++;
     fake_host_launch(config->hStream);
     return CUDA_SUCCESS;
 }

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-enum { FAKE_MAX_CALLS = 4096, FAKE_MAX_STACK = 16 };
+enum { FAKE_MAX_LAUNCHES = 64, FAKE_MAX_CALLS = 4096, FAKE_MAX_STACK = 16 };
 
 /* What cuLaunchKernelEx was asked for last. */
 struct fake_launch {
@@ -20,6 +20,7 @@ struct fake_launch {
     uint32_t cluster; /* 0: no attribute */
     uint32_t smem_bytes;
     uint32_t num_attributes;
+    uint32_t is_chained;  /* begins under the tail of the node before */
     uint32_t num_refused; /* launches that a device would refuse; they return INVALID_VALUE */
     void *stream;
 };
@@ -51,6 +52,9 @@ struct fake_driver {
     const char *misused;   /* the last of these */
     void *stack[FAKE_MAX_STACK];
     struct fake_launch launch;
+    struct fake_launch launches[FAKE_MAX_LAUNCHES]; /* all since num_launches was set to 0 */
+    int32_t num_launches;
+    int32_t reserved;
 };
 
 /* The one driver of the library, which exports this function under the name fake_driver_get.
