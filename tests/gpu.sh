@@ -5,6 +5,7 @@
 # Everything there is to do on a machine with an NVIDIA GPU, from a build tree that was made elsewhere and carried there: the
 # machine needs libc and the driver (and compute-sanitizer and cuobjdump for their stages).
 #   check     every operation and tile against the CPU backend, bit for bit
+#   large     T 4096 and 65536, offsets beyond 2^31 bytes, against naive float64 kernels
 #   sanitize  the same with few cases under compute-sanitizer: memcheck, initcheck, synccheck, racecheck
 #   sass      the machine code: no local memory, 128-bit loads and stores where rows move
 #   bench     times, as table and bench.json, with the limits of the device measured in the same run
@@ -14,7 +15,7 @@
 set -u
 
 if [ $# -lt 2 ]; then
-    echo "usage: sh tests/gpu.sh BUILD_DIR OUT_DIR [check|sanitize|sass|bench|report ...]" >&2
+    echo "usage: sh tests/gpu.sh BUILD_DIR OUT_DIR [check|large|sanitize|sass|bench|report ...]" >&2
     exit 2
 fi
 bin_dir=$1/bin
@@ -24,12 +25,12 @@ if [ ! -x "$bin_dir/gpu_check" ]; then
     echo "tests/gpu.sh: $bin_dir/gpu_check is missing: build with MOE_ENABLE_CUDA=ON" >&2
     exit 2
 fi
-[ $# -gt 0 ] || set -- check sanitize sass bench report
+[ $# -gt 0 ] || set -- check large sanitize sass bench report
 for stage in "$@"; do
     case $stage in
-    check | sanitize | sass | bench | report) ;;
+    check | large | sanitize | sass | bench | report) ;;
     *)
-        echo "tests/gpu.sh: unknown stage \"$stage\"; valid: check, sanitize, sass, bench, report" >&2
+        echo "tests/gpu.sh: unknown stage \"$stage\"; valid: check, large, sanitize, sass, bench, report" >&2
         exit 2
         ;;
     esac
@@ -59,6 +60,14 @@ stage_check() {
     fi
 }
 
+stage_large() {
+    if timeout "$stage_seconds" "$bin_dir/gpu_large" >"$out_dir/large.log" 2>&1; then
+        result large passed "$(last_line "$out_dir/large.log")"
+    else
+        result large failed "$(last_line "$out_dir/large.log")"
+    fi
+}
+
 # A tool that cannot work on the machine says so before the first kernel runs.
 stage_sanitize() {
     if ! command -v compute-sanitizer >/dev/null 2>&1; then
@@ -67,13 +76,20 @@ stage_sanitize() {
     fi
     verdict=passed
     text=
+    started=$(date +%s)
     for tool in memcheck initcheck synccheck racecheck; do
         log=$out_dir/sanitize-$tool.log
         options="--tool $tool"
         # A kernel is looked up in one module after the other; that one has it not is no error.
         [ "$tool" != memcheck ] || options="$options --report-api-errors no"
+        left=$((120 - $(date +%s) + started))
+        if [ "$left" -lt 5 ]; then
+            verdict=failed
+            text="$text $tool:NO-TIME-LEFT"
+            continue
+        fi
         # shellcheck disable=SC2086
-        if timeout 120 compute-sanitizer $options --error-exitcode 1 "$bin_dir/gpu_check" 2 >"$log" 2>&1; then
+        if timeout "$left" compute-sanitizer $options --error-exitcode 1 "$bin_dir/gpu_check" 2 >"$log" 2>&1; then
             text="$text $tool"
         elif grep -q "Device not supported" "$log"; then
             result sanitize skipped "compute-sanitizer does not support this machine's device"

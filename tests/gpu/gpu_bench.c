@@ -19,31 +19,16 @@ enum { MAX_TILES = 1000, NUM_REPLAYS = 21, MANY_NODES = 100, FEW_NODES = 20, MAN
 #define FLUSH_BYTES ((size_t)256 << 20)
 #define SETS_BYTES  6e9 /* at most, of all sets of one case */
 
-struct gpu_host bench_host;
 FILE *bench_json;
 static int is_json_open;
 static int wants_tiles;
 static char **wanted; /* operations; all when there are none */
 static int num_wanted;
-static int is_refused[64]; /* operations without a kernel: said once */
 
 void bench_json_begin(void)
 {
     fputs(is_json_open ? ",\n  " : "[\n  ", bench_json);
     is_json_open = 1;
-}
-
-void bench_run(const struct bench *bench, const struct bench_set *set, CUstream stream)
-{
-    struct moe_error error;
-    struct moe_call call;
-    MOE_INIT(error);
-    memset(&call, 0, sizeof(call));
-    call.num_tokens = bench->num_tokens;
-    call.stream = stream;
-    call.workspace = bench->workspace;
-    call.workspace_bytes = bench->workspace_bytes;
-    gpu_host_check(bench->op->run(bench, set, call, &error), &error, bench->op->name);
 }
 
 static void record_bench(void *self, CUstream stream)
@@ -91,37 +76,6 @@ static void report(const struct bench *bench, const struct gpu_timing *timing, d
     }
 }
 
-/* A plan for one operation, and its workspace. Returns 0 when there is no kernel for it. */
-static int make_plan(struct bench *bench, const struct moe_problem *problem)
-{
-    struct moe_error error;
-    struct moe_plan_options options;
-    struct moe_plan_info info;
-    MOE_INIT(error);
-    MOE_INIT(options);
-    MOE_INIT(info);
-    options.ops = UINT64_C(1) << bench->op->op;
-    const int32_t status =
-        bench_host.api->plan_create(bench_host.cuda, problem, &options, &bench->plan, &error);
-    if (status == MOE_STATUS_UNSUPPORTED) {
-        if (!is_refused[bench->op->op]++) {
-            printf("%-15s not measured: %s\n", bench->op->name, error.message);
-        }
-        return 0;
-    }
-    gpu_host_check(status, &error, bench->op->name);
-    gpu_host_check(bench_host.api->plan_info(bench->plan, &info, &error), &error, "plan_info");
-    bench->workspace_bytes = info.workspace_bytes;
-    bench->workspace = info.workspace_bytes > 0 ? gpu_alloc(info.workspace_bytes) : NULL;
-    return 1;
-}
-
-static void drop_plan(struct bench *bench)
-{
-    gpu_free(bench->workspace);
-    bench_host.api->plan_destroy(bench->plan);
-}
-
 static void time_plan(struct bench *bench)
 {
     struct moe_error error;
@@ -147,27 +101,12 @@ static void time_tiles(struct bench *bench, const struct moe_problem *problem)
             continue;
         }
         gpu_force_tile(&bench_host, &tile, op_name(bench->op->op));
-        if (make_plan(bench, problem)) {
+        if (bench_make_plan(bench, problem)) {
             time_plan(bench);
-            drop_plan(bench);
+            bench_drop_plan(bench);
         }
         gpu_force_tile(&bench_host, NULL, NULL);
     }
-}
-
-static void describe(const struct bench *bench, struct moe_problem *problem)
-{
-    MOE_INIT(*problem);
-    problem->num_experts = bench->num_experts;
-    problem->top_k = bench->top_k;
-    problem->hidden = bench->hidden;
-    problem->inter = bench->inter;
-    problem->max_tokens = bench->num_tokens;
-    problem->tokens.dtype = MOE_DTYPE_BF16;
-    problem->activation = MOE_ACTIVATION_SILU;
-    problem->gating = MOE_GATING_SOFTMAX;
-    problem->flags = MOE_PROBLEM_RENORMALIZE;
-    problem->logits_dtype = MOE_DTYPE_FP32;
 }
 
 static int is_wanted(const struct bench_op *op)
@@ -196,8 +135,8 @@ static void bench_one(const struct bench_op *op, const struct shape *shape, int6
                            .inter = shape->inter,
                            .num_tokens = num_tokens,
                            .zipf = zipf};
-    describe(&bench, &problem);
-    if (!is_wanted(op) || !make_plan(&bench, &problem)) {
+    bench_describe(&bench, &problem);
+    if (!is_wanted(op) || !bench_make_plan(&bench, &problem)) {
         return;
     }
     const double set_bytes = 1.3 * op->bytes(&bench) + 1.0;
@@ -205,9 +144,12 @@ static void bench_one(const struct bench_op *op, const struct shape *shape, int6
     bench.num_nodes = num_tokens <= MANY_TOKENS ? MANY_NODES : FEW_NODES;
     bench.num_sets = num_sets > BENCH_MAX_SETS ? BENCH_MAX_SETS : num_sets < 2 ? 2 : (int)num_sets;
     bench_make_sets(&bench, &problem);
-    time_plan(&bench);
-    drop_plan(&bench);
-    if (wants_tiles) {
+    const int is_run = bench_try(&bench);
+    if (is_run) {
+        time_plan(&bench);
+    }
+    bench_drop_plan(&bench);
+    if (wants_tiles && is_run) {
         time_tiles(&bench, &problem);
     }
     bench_free_sets(&bench);

@@ -57,6 +57,14 @@ void bench_measure_limits(void);
 /* Starts and ends a line of the JSON array. */
 void bench_json_begin(void);
 
+/* The problem of a case. */
+void bench_describe(const struct bench *bench, struct moe_problem *problem);
+
+/* A plan for its operation, and workspace. Returns 0 when there is no kernel for it, and says so
+ * once. */
+int bench_make_plan(struct bench *bench, const struct moe_problem *problem);
+void bench_drop_plan(struct bench *bench);
+
 /* The sets that a case's calls rotate through; random data. */
 void bench_make_sets(struct bench *bench, const struct moe_problem *problem);
 void bench_free_sets(struct bench *bench);
@@ -64,6 +72,10 @@ void bench_free_sets(struct bench *bench);
 /* Microseconds of the host for a call of the operation without a graph: the median. */
 double bench_host_us(const struct bench *bench);
 
+/* Runs the first set's call. Returns 0 when it is refused as unsupported, and says so once. */
+int bench_try(const struct bench *bench);
+
+/* Queues the call. */
 void bench_run(const struct bench *bench, const struct bench_set *set, CUstream stream);
 
 #endif

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+struct gpu_host bench_host;
+
 #define BEGIN(args) \
     (MOE_INIT_CALL(args), call.struct_size = (args).call.struct_size, (args).call = call)
 
@@ -250,3 +252,40 @@ const struct bench_op bench_ops[] = {
     {"sum_reduce", MOE_OP_SUM_REDUCE, 1, bytes_reorder, run_sum_reduce},
 };
 const int bench_num_ops = sizeof(bench_ops) / sizeof(bench_ops[0]);
+
+static int32_t run(const struct bench *bench, const struct bench_set *set, CUstream stream,
+                   struct moe_error *error)
+{
+    struct moe_call call;
+    memset(&call, 0, sizeof(call));
+    call.num_tokens = bench->num_tokens;
+    call.stream = stream;
+    call.workspace = bench->workspace;
+    call.workspace_bytes = bench->workspace_bytes;
+    return bench->op->run(bench, set, call, error);
+}
+
+void bench_run(const struct bench *bench, const struct bench_set *set, CUstream stream)
+{
+    struct moe_error error;
+    MOE_INIT(error);
+    gpu_host_check(run(bench, set, stream, &error), &error, bench->op->name);
+}
+
+int bench_try(const struct bench *bench)
+{
+    static const struct bench_op *refused;
+    struct moe_error error;
+    MOE_INIT(error);
+    const int32_t status = run(bench, &bench->sets[0], bench_host.stream, &error);
+    if (status == MOE_STATUS_UNSUPPORTED) {
+        if (refused != bench->op) {
+            printf("%-15s not measured: %s\n", bench->op->name, error.message);
+            refused = bench->op;
+        }
+        return 0;
+    }
+    gpu_host_check(status, &error, bench->op->name);
+    gpu_synchronize(bench_host.stream);
+    return 1;
+}

@@ -10,6 +10,7 @@
 enum { NUM_DRAWS = 4 }; /* different routes; sets take them in turn */
 
 static uint64_t seed = 7;
+static int is_refused[MOE_NUM_OPS]; /* no kernel: said once */
 
 /* (0, 1] */
 static double draw_unit(void)
@@ -128,33 +129,67 @@ static void make_set(const struct bench *bench, const int32_t *ids, struct bench
     }
 }
 
+int bench_make_plan(struct bench *bench, const struct moe_problem *problem)
+{
+    struct moe_error error;
+    struct moe_plan_options options;
+    struct moe_plan_info info;
+    MOE_INIT(error);
+    MOE_INIT(options);
+    MOE_INIT(info);
+    options.ops = UINT64_C(1) << bench->op->op;
+    const int32_t status =
+        bench_host.api->plan_create(bench_host.cuda, problem, &options, &bench->plan, &error);
+    if (status == MOE_STATUS_UNSUPPORTED) {
+        if (!is_refused[bench->op->op]++) {
+            printf("%-15s not measured: %s\n", bench->op->name, error.message);
+        }
+        return 0;
+    }
+    gpu_host_check(status, &error, bench->op->name);
+    gpu_host_check(bench_host.api->plan_info(bench->plan, &info, &error), &error, "plan_info");
+    bench->workspace_bytes = info.workspace_bytes;
+    bench->workspace = info.workspace_bytes > 0 ? gpu_alloc(info.workspace_bytes) : NULL;
+    return 1;
+}
+
+void bench_drop_plan(struct bench *bench)
+{
+    gpu_free(bench->workspace);
+    bench_host.api->plan_destroy(bench->plan);
+}
+
+void bench_describe(const struct bench *bench, struct moe_problem *problem)
+{
+    MOE_INIT(*problem);
+    problem->num_experts = bench->num_experts;
+    problem->top_k = bench->top_k;
+    problem->hidden = bench->hidden;
+    problem->inter = bench->inter;
+    problem->max_tokens = bench->num_tokens;
+    problem->tokens.dtype = MOE_DTYPE_BF16;
+    problem->activation = MOE_ACTIVATION_SILU;
+    problem->gating = MOE_GATING_SOFTMAX;
+    problem->flags = MOE_PROBLEM_RENORMALIZE;
+    problem->logits_dtype = MOE_DTYPE_FP32;
+}
+
 /* Destinations by ep_preprocess itself. */
 static void make_destinations(struct bench *bench, const struct moe_problem *problem)
 {
     static struct bench sort;
-    struct moe_error error;
-    struct moe_plan_options options;
-    MOE_INIT(error);
-    MOE_INIT(options);
-    options.ops = UINT64_C(1) << MOE_OP_EP_PREPROCESS;
     sort = *bench;
     for (int i = 0; i < bench_num_ops; i++) {
         sort.op = bench_ops[i].op == MOE_OP_EP_PREPROCESS ? &bench_ops[i] : sort.op;
     }
-    struct moe_plan_info info;
-    MOE_INIT(info);
-    gpu_host_check(
-        bench_host.api->plan_create(bench_host.cuda, problem, &options, &sort.plan, &error), &error,
-        "plan");
-    gpu_host_check(bench_host.api->plan_info(sort.plan, &info, &error), &error, "plan_info");
-    sort.workspace_bytes = info.workspace_bytes;
-    sort.workspace = info.workspace_bytes > 0 ? gpu_alloc(info.workspace_bytes) : NULL;
+    if (!bench_make_plan(&sort, problem)) {
+        return;
+    }
     for (int i = 0; i < bench->num_sets; i++) {
         bench_run(&sort, &bench->sets[i], bench_host.stream);
     }
     gpu_synchronize(bench_host.stream);
-    gpu_free(sort.workspace);
-    bench_host.api->plan_destroy(sort.plan);
+    bench_drop_plan(&sort);
 }
 
 void bench_make_sets(struct bench *bench, const struct moe_problem *problem)

@@ -17,6 +17,7 @@
     X(cuMemFree, cuMemFree_v2)                                  \
     X(cuMemcpyHtoD, cuMemcpyHtoD_v2)                            \
     X(cuMemcpyDtoH, cuMemcpyDtoH_v2)                            \
+    X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2)                  \
     X(cuMemsetD8, cuMemsetD8_v2)                                \
     X(cuStreamCreate, cuStreamCreate)                           \
     X(cuStreamSynchronize, cuStreamSynchronize)                 \
@@ -42,6 +43,8 @@ static struct {
 
 static CUfunction limit_empty, limit_chain, limit_read, limit_write, limit_copy, limit_random;
 static void *limit_sink;
+
+enum { MAX_FATBIN_BYTES = 4 << 20 };
 
 static void stop(const char *what, const char *why)
 {
@@ -261,29 +264,42 @@ struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *s
     return timing;
 }
 
-void gpu_limits_open(const char *program)
+void *gpu_module_open(const char *program, const char *name)
 {
     char path[4096];
     CUmodule module;
-    beside(program, "gpu_limits.fatbin", path, sizeof(path));
+    beside(program, name, path, sizeof(path));
     FILE *file = fopen(path, "rb");
     if (file == NULL) {
         stop(path, "cannot be opened");
     }
-    char *image = calloc(1, 1 << 20);
-    size_t bytes = fread(image, 1, (1 << 20) - 1, file);
+    char *image = calloc(1, MAX_FATBIN_BYTES);
+    const size_t bytes = fread(image, 1, MAX_FATBIN_BYTES, file);
     fclose(file);
-    if (bytes == 0) {
-        stop(path, "is empty");
+    if (bytes == 0 || bytes == MAX_FATBIN_BYTES) {
+        stop(path, "is empty or too large");
     }
     check(cuda.cuModuleLoadData(&module, image), path);
     free(image);
-    check(cuda.cuModuleGetFunction(&limit_empty, module, "gpu_empty"), "gpu_empty");
-    check(cuda.cuModuleGetFunction(&limit_chain, module, "gpu_chain"), "gpu_chain");
-    check(cuda.cuModuleGetFunction(&limit_random, module, "gpu_random"), "gpu_random");
-    check(cuda.cuModuleGetFunction(&limit_read, module, "gpu_read"), "gpu_read");
-    check(cuda.cuModuleGetFunction(&limit_write, module, "gpu_write"), "gpu_write");
-    check(cuda.cuModuleGetFunction(&limit_copy, module, "gpu_copy"), "gpu_copy");
+    return module;
+}
+
+CUfunction gpu_module_function(void *module, const char *symbol)
+{
+    CUfunction function;
+    check(cuda.cuModuleGetFunction(&function, module, symbol), symbol);
+    return function;
+}
+
+void gpu_limits_open(const char *program)
+{
+    void *module = gpu_module_open(program, "gpu_limits.fatbin");
+    limit_empty = gpu_module_function(module, "gpu_empty");
+    limit_chain = gpu_module_function(module, "gpu_chain");
+    limit_random = gpu_module_function(module, "gpu_random");
+    limit_read = gpu_module_function(module, "gpu_read");
+    limit_write = gpu_module_function(module, "gpu_write");
+    limit_copy = gpu_module_function(module, "gpu_copy");
     limit_sink = gpu_alloc(16);
 }
 
@@ -302,6 +318,12 @@ static void launch(CUstream stream, CUfunction function, unsigned num_ctas, unsi
                                    .attrs = &attribute,
                                    .numAttrs = is_pdl ? 1 : 0};
     check(cuda.cuLaunchKernelEx(&config, function, args, NULL), "cuLaunchKernelEx");
+}
+
+void gpu_launch(CUstream stream, CUfunction function, unsigned num_ctas, unsigned num_threads,
+                void **args)
+{
+    launch(stream, function, num_ctas, num_threads, args, 0);
 }
 
 void gpu_limits_empty(CUstream stream)
@@ -342,6 +364,13 @@ void gpu_limits_copy(CUstream stream, const void *from, void *to, size_t bytes)
     int64_t num_vectors = (int64_t)(bytes / 16);
     void *args[] = {&from, &to, &num_vectors};
     launch(stream, limit_copy, 132 * 4, 512, args, 0);
+}
+
+void gpu_driver_copy(CUstream stream, const void *from, void *to, size_t bytes)
+{
+    check(cuda.cuMemcpyDtoDAsync((CUdeviceptr)(uintptr_t)to, (CUdeviceptr)(uintptr_t)from, bytes,
+                                 stream),
+          "cuMemcpyDtoDAsync");
 }
 
 uint64_t gpu_random(uint64_t *state)

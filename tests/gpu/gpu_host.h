@@ -52,6 +52,12 @@ struct gpu_timing {
 struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self,
                                  int num_replays, size_t flush_bytes);
 
+/* A fatbin beside the program, its kernels, and a launch. */
+void *gpu_module_open(const char *program, const char *name);
+CUfunction gpu_module_function(void *module, const char *symbol);
+void gpu_launch(CUstream stream, CUfunction function, unsigned num_ctas, unsigned num_threads,
+                void **args);
+
 /* Kernels of gpu_limits.cu, from gpu_limits.fatbin beside the program. */
 void gpu_limits_open(const char *program);
 void gpu_limits_empty(CUstream stream);
@@ -61,6 +67,8 @@ void gpu_limits_chain(CUstream stream, void *at, int is_pdl);
 void gpu_limits_read(CUstream stream, const void *from, size_t bytes);
 void gpu_limits_write(CUstream stream, void *to, size_t bytes);
 void gpu_limits_copy(CUstream stream, const void *from, void *to, size_t bytes);
+/* The driver's own copy. */
+void gpu_driver_copy(CUstream stream, const void *from, void *to, size_t bytes);
 
 /* Random numbers between 2^-7 and 2^5 of either sign, as pairs of bf16 or (is_fp32) as fp32. Queued
  * on the stream. gpu_limits_open comes before. */
