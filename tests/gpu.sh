@@ -6,16 +6,18 @@
 # machine needs libc and the driver (and compute-sanitizer and cuobjdump for their stages).
 #   check     every operation and tile against the CPU backend, bit for bit
 #   large     T 4096 and 65536, offsets beyond 2^31 bytes, against naive float64 kernels
-#   sanitize  the same with few cases under compute-sanitizer: memcheck, initcheck, synccheck, racecheck
+#   layer     whole layers against the CPU backend and double arithmetic, and what has to be the same bits
+#   sanitize  check with few cases under compute-sanitizer: memcheck, initcheck, synccheck, racecheck
 #   sass      the machine code: no local memory, 128-bit loads and stores where rows move
 #   bench     times, as table and bench.json, with the limits of the device measured in the same run
+#   layer_bench  times of whole layers with their parts, as table and layer.json
 #   report    gpu-report.json and a table of what the other stages left in OUT_DIR
 # No STAGE: all, in this order. Each ends within 9 minutes. Exit 0: all passed; 1: one failed; 2: wrong arguments. A stage whose
 # tool is missing or refuses the machine is reported as skipped.
 set -u
 
 if [ $# -lt 2 ]; then
-    echo "usage: sh tests/gpu.sh BUILD_DIR OUT_DIR [check|large|sanitize|sass|bench|report ...]" >&2
+    echo "usage: sh tests/gpu.sh BUILD_DIR OUT_DIR [check|large|layer|sanitize|sass|bench|layer_bench|report ...]" >&2
     exit 2
 fi
 bin_dir=$1/bin
@@ -25,12 +27,12 @@ if [ ! -x "$bin_dir/gpu_check" ]; then
     echo "tests/gpu.sh: $bin_dir/gpu_check is missing: build with MOE_ENABLE_CUDA=ON" >&2
     exit 2
 fi
-[ $# -gt 0 ] || set -- check large sanitize sass bench report
+[ $# -gt 0 ] || set -- check large layer sanitize sass bench layer_bench report
 for stage in "$@"; do
     case $stage in
-    check | large | sanitize | sass | bench | report) ;;
+    check | large | layer | sanitize | sass | bench | layer_bench | report) ;;
     *)
-        echo "tests/gpu.sh: unknown stage \"$stage\"; valid: check, large, sanitize, sass, bench, report" >&2
+        echo "tests/gpu.sh: unknown stage \"$stage\"; valid: check, large, layer, sanitize, sass, bench, layer_bench, report" >&2
         exit 2
         ;;
     esac
@@ -137,6 +139,22 @@ stage_sass() {
         result sass failed "${problems# }"
     else
         result sass passed "$num_files files: no local memory, 128-bit loads and stores"
+    fi
+}
+
+stage_layer() {
+    if timeout "$stage_seconds" "$bin_dir/gpu_layer" check >"$out_dir/layer.log" 2>&1; then
+        result layer passed "$(last_line "$out_dir/layer.log")"
+    else
+        result layer failed "$(last_line "$out_dir/layer.log")"
+    fi
+}
+
+stage_layer_bench() {
+    if timeout "$stage_seconds" "$bin_dir/gpu_layer" bench "$out_dir/layer.json" >"$out_dir/layer_bench.log" 2>&1; then
+        result layer_bench passed "$(grep -c ' us ' "$out_dir/layer_bench.log") times; $(sed -n 2p "$out_dir/layer_bench.log")"
+    else
+        result layer_bench failed "$(last_line "$out_dir/layer_bench.log")"
     fi
 }
 
