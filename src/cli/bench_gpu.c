@@ -8,6 +8,9 @@
 #include <string.h>
 
 enum {
+    /* Between the halves of a copy: at a distance of a power of two both would meet in the same
+     * memory banks. */
+    GAP_BYTES = 37 << 20,
     OTHER_BYTES = 1 << 24, /* at least, and CACHES times the cache */
     CACHES = 16,
     LIMIT_NODES = 4,  /* of a graph that measures a limit */
@@ -43,7 +46,8 @@ int moe_bench_gpu_init(struct moe_bench_gpu *bench, struct moe_gpu *gpu,
         bench->other_bytes = (uint64_t)device->l2_bytes * CACHES;
     }
     if (moe_gpu_clock(gpu, &clock_hz, error) != 0 ||
-        moe_gpu_alloc(gpu, bench->other_bytes, "measuring the limits", &bench->other, error) != 0) {
+        moe_gpu_alloc(gpu, bench->other_bytes + GAP_BYTES, "measuring the limits", &bench->other,
+                      error) != 0) {
         return -1;
     }
     if (dtype == MOE_DTYPE_BF16 || dtype == MOE_DTYPE_FP16) {
@@ -76,7 +80,7 @@ static int record_copies(void *self, struct moe_cli_error *error)
 {
     const struct moe_bench_gpu *bench = self;
     unsigned char *halves[] = {bench->other,
-                               (unsigned char *)bench->other + bench->other_bytes / 2};
+                               (unsigned char *)bench->other + bench->other_bytes / 2 + GAP_BYTES};
     for (int i = 0; i < LIMIT_NODES; ++i) {
         if (moe_gpu_copy(bench->gpu, halves[i % 2], halves[1 - i % 2], bench->other_bytes / 2,
                          error) != 0) {

@@ -3,8 +3,9 @@
  * Measuring on a GPU.
  *   limits  memset and memcpy inside the device, by the driver: the highest rates of writing and of
  *           copying (bytes read plus bytes written) that a host without kernels of its own can
- *           measure; the larger of the two holds for all operations. Tensor-core operations are the nominal number of the device: its
- *           multiprocessors x its highest clock x what one does per cycle in 16-bit types.
+ *           measure. Operations that read are held against memset, those that move rows against
+ *           memcpy. For tensor cores it is the nominal number of the device: its multiprocessors x
+ *           its highest clock x what one does per cycle in 16-bit types.
  *   times   a graph of dependent calls (plain edges between the plugin's launches), each on the
  *           next inputs, outputs, routes and weights; between replays other memory is written, so
  *           that nothing is left in the cache. A sample is the time of a replay over its calls.

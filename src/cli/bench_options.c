@@ -45,9 +45,7 @@ static const char details[] =
     "without a graph costs\n"
     "the host. The limits are those of the driver's memset and memcpy, and the nominal peak of the "
     "tensor cores: what a\n"
-    "host can know without kernels of its own. Where memcpy is slower than memset, as with copy "
-    "engines, all operations\n"
-    "are held against memset.";
+    "host can know without kernels of its own. Operations that read are held against memset.";
 
 /* Values as they stand on the command line. */
 struct texts {
@@ -303,6 +301,7 @@ enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char 
         MOE_PLUGIN_HOST_ROW_PLUGIN(options->host),
         MOE_PLUGIN_HOST_ROW_CONFIG(options->host),
         MOE_PLUGIN_HOST_ROW_BACKEND(options->host),
+        MOE_PLUGIN_HOST_ROW_ORDINAL(options->host),
         MOE_PLUGIN_HOST_ROW_THREADS(options->host),
         MOE_PLUGIN_HOST_ROW_VERBOSE(options->host),
     };

@@ -365,17 +365,6 @@ static int measure_overhead(struct moe_bench_session *session, int32_t op_idx,
     return measure_lookup(session, bench_case->op, &overhead->lookup_s, error);
 }
 
-/* The driver's memcpy may run on copy engines that do not reach what kernels reach: no limit then. */
-static enum moe_bench_limit choose_bandwidth(const struct moe_bench_session *session, int32_t op)
-{
-    const struct moe_bench_summary *limits = session->limit_summaries;
-    const enum moe_bench_limit bandwidth = moe_bench_case_bandwidth(op);
-    return session->gpu != NULL &&
-                   limits[MOE_BENCH_LIMIT_READ].p90 > limits[MOE_BENCH_LIMIT_COPY].p90
-               ? MOE_BENCH_LIMIT_READ
-               : bandwidth;
-}
-
 static void conclude(struct moe_bench_session *session)
 {
     for (int limit = 0; limit < MOE_BENCH_NUM_LIMITS; ++limit) {
@@ -385,7 +374,7 @@ static void conclude(struct moe_bench_session *session)
     for (size_t i = 0; i < session->num_cases; ++i) {
         struct moe_bench_case *bench_case = &session->cases[i];
         const struct moe_bench_cost *cost = &bench_case->cost;
-        const enum moe_bench_limit bandwidth = choose_bandwidth(session, bench_case->op);
+        const enum moe_bench_limit bandwidth = moe_bench_case_bandwidth(bench_case->op);
         const double bytes_s = cost->moved_bytes / session->limit_summaries[bandwidth].p90;
         const double peak = session->limit_summaries[MOE_BENCH_LIMIT_FMA].p90;
         const double flops_s = peak > 0.0 ? cost->flops / peak : 0.0; /* 0: not known */

@@ -313,7 +313,7 @@ static int write_answers(const struct question *question, const struct moe_args_
     moe_cli_json_init(&json, stdout);
     moe_cli_json_begin_object(&json, NULL);
     moe_host_report_put_plugin(&json, question->host);
-    moe_host_report_put_device(&json, question->device);
+    moe_host_report_put_device(&json, "device", question->device);
     moe_host_report_put_problem(&json, question->problem);
     moe_cli_json_begin_array(&json, "answers");
     for (size_t i = 0; i < tokens->num_values; ++i) {

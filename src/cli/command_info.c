@@ -40,6 +40,7 @@ static enum moe_args_outcome parse(int argc, char **argv, struct info_options *o
         MOE_PLUGIN_HOST_ROW_CONFIG(options->host),
         MOE_PLUGIN_HOST_ROW_PLUGIN(options->host),
         MOE_PLUGIN_HOST_ROW_BACKEND(options->host),
+        MOE_PLUGIN_HOST_ROW_ORDINAL(options->host),
         MOE_PLUGIN_HOST_ROW_THREADS(options->host),
         MOE_PLUGIN_HOST_ROW_VERBOSE(options->host),
     };
@@ -96,6 +97,22 @@ static void print_backends(const struct moe_plugin_host *host)
     }
 }
 
+static int next_gpu(const struct moe_plugin_host *host, int32_t ordinal, struct moe_device *device)
+{
+    MOE_INIT(*device);
+    return host->api->device_probe(MOE_BACKEND_CUDA, ordinal, device, NULL) == MOE_STATUS_OK;
+}
+
+static void print_gpus(const struct moe_plugin_host *host)
+{
+    struct moe_device device;
+    char text[MOE_HOST_REPORT_TEXT_BYTES];
+    for (int32_t i = 0; next_gpu(host, i, &device); ++i) {
+        print_label(i == 0 ? "GPUs" : "");
+        printf("%" PRId32 ": %s\n", i, moe_host_report_format_device(&device, text));
+    }
+}
+
 static void print_facts(const struct moe_plugin_host *host, const struct facts *facts)
 {
     const struct moe_plugin_api *api = host->api;
@@ -113,6 +130,7 @@ static void print_facts(const struct moe_plugin_host *host, const struct facts *
     printf("%" PRIu32 ".%" PRIu32 ", layout %016" PRIx64 "\n", api->abi_major, api->abi_minor,
            api->layout_hash);
     print_backends(host);
+    print_gpus(host);
     print_label("device");
     printf("%s\n", moe_host_report_format_device(&host->device, text));
     print_label("configuration");
@@ -144,6 +162,16 @@ static void put_backends(struct moe_cli_json *json, const struct moe_plugin_host
     moe_cli_json_end_array(json);
 }
 
+static void put_gpus(struct moe_cli_json *json, const struct moe_plugin_host *host)
+{
+    struct moe_device device;
+    moe_cli_json_begin_array(json, "gpus");
+    for (int32_t i = 0; next_gpu(host, i, &device); ++i) {
+        moe_host_report_put_device(json, NULL, &device);
+    }
+    moe_cli_json_end_array(json);
+}
+
 static int write_facts(const struct moe_plugin_host *host, const struct facts *facts)
 {
     const struct moe_config_info *config = &facts->config;
@@ -152,7 +180,8 @@ static int write_facts(const struct moe_plugin_host *host, const struct facts *f
     moe_cli_json_begin_object(&json, NULL);
     moe_host_report_put_plugin(&json, host);
     put_backends(&json, host);
-    moe_host_report_put_device(&json, &host->device);
+    put_gpus(&json, host);
+    moe_host_report_put_device(&json, "device", &host->device);
     moe_cli_json_begin_object(&json, "configuration");
     moe_cli_json_put_int(&json, "num_rules", config->num_rules);
     moe_cli_json_put_int(&json, "num_layers", config->num_layers);

@@ -106,6 +106,7 @@ static enum moe_args_outcome parse(int argc, char **argv, struct run_options *op
         MOE_PLUGIN_HOST_ROW_CONFIG(options->host),
         MOE_PLUGIN_HOST_ROW_PLUGIN(options->host),
         MOE_PLUGIN_HOST_ROW_BACKEND(options->host),
+        MOE_PLUGIN_HOST_ROW_ORDINAL(options->host),
         MOE_PLUGIN_HOST_ROW_THREADS(options->host),
         MOE_PLUGIN_HOST_ROW_VERBOSE(options->host),
     };

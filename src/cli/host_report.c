@@ -125,9 +125,10 @@ void moe_host_report_put_plugin(struct moe_cli_json *json, const struct moe_plug
     moe_cli_json_end_object(json);
 }
 
-void moe_host_report_put_device(struct moe_cli_json *json, const struct moe_device *device)
+void moe_host_report_put_device(struct moe_cli_json *json, const char *key,
+                                const struct moe_device *device)
 {
-    moe_cli_json_begin_object(json, "device");
+    moe_cli_json_begin_object(json, key);
     moe_cli_json_put_text(json, "backend", moe_abi_backend_name(device->backend));
     moe_cli_json_put_text(json, "name", device->name);
     if (device->backend == MOE_BACKEND_CUDA) {

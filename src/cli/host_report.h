@@ -29,9 +29,10 @@ enum { MOE_HOST_REPORT_SOURCE_BYTES = 1024 };
 const char *moe_host_report_format_source(int is_rule, const char *rule, const char *file,
                                           int32_t line, char *text);
 
-/* Members "plugin", "device", "problem" of the object that is open. */
+/* Members "plugin", `key`, "problem" of the object that is open (NULL: of the array). */
 void moe_host_report_put_plugin(struct moe_cli_json *json, const struct moe_plugin_host *host);
-void moe_host_report_put_device(struct moe_cli_json *json, const struct moe_device *device);
+void moe_host_report_put_device(struct moe_cli_json *json, const char *key,
+                                const struct moe_device *device);
 void moe_host_report_put_problem(struct moe_cli_json *json, const struct moe_problem *problem);
 
 #endif

@@ -125,6 +125,7 @@ int moe_plugin_host_create_context(struct moe_plugin_host *host,
     struct moe_context_options context_options;
     MOE_INIT(context_options);
     context_options.backend = moe_abi_find_backend(options->backend);
+    context_options.ordinal = (int32_t)options->ordinal;
     context_options.num_threads = (int32_t)options->num_threads;
     context_options.config_sources = sources;
     context_options.num_config_sources = (int32_t)options->configs.num_texts;

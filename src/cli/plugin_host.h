@@ -17,6 +17,7 @@ struct moe_plugin_host_options {
     struct moe_args_texts configs; /* YAML files, later ones overlay earlier ones */
     const char *backend;           /* name in MOE_BACKEND_LIST */
     int64_t num_threads;           /* 0: as many as the process may use */
+    int64_t ordinal;               /* of the GPU */
     int is_verbose;                /* the plugin's log goes to stderr */
 };
 struct moe_plugin_host_options moe_plugin_host_default_options(void);
@@ -36,6 +37,11 @@ struct moe_plugin_host_options moe_plugin_host_default_options(void);
     {                                                                                        \
         .name = "backend", .choices = moe_abi_backend_choices(), .text = &(options).backend, \
         .help = "where to run; auto: a GPU if there is one"                                  \
+    }
+#define MOE_PLUGIN_HOST_ROW_ORDINAL(options)                                                 \
+    {                                                                                        \
+        .name = "ordinal", .value_name = "N", .number = &(options).ordinal, .min_value = 0,  \
+        .max_value = INT32_MAX, .help = "number of the GPU, as `moectl info` lists them (0)" \
     }
 #define MOE_PLUGIN_HOST_ROW_THREADS(options)                                                    \
     {                                                                                           \

@@ -260,7 +260,7 @@ int moe_run_report_write_json(const struct moe_run_report *report, FILE *out)
     moe_cli_json_begin_object(&json, NULL);
     put_input(&json, report);
     moe_host_report_put_plugin(&json, report->host);
-    moe_host_report_put_device(&json, &report->host->device);
+    moe_host_report_put_device(&json, "device", &report->host->device);
     put_choices(&json, result);
     if (report->check != NULL) {
         put_check(&json, report->check);

@@ -87,8 +87,9 @@ static struct block *find_block(uintptr_t at, size_t num_bytes)
 static CUresult CUDAAPI fake_cuMemGetInfo(size_t *available, size_t *total)
 {
     ENTER(cuMemGetInfo);
+    const char *bytes = getenv("FAKE_MEMORY_BYTES"); /* that are left; without it, 8 GiB */
     *total = (size_t)8 << 30;
-    *available = *total;
+    *available = bytes != NULL ? (size_t)atoll(bytes) : *total;
     return CUDA_SUCCESS;
 }
 
