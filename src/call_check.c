@@ -200,6 +200,43 @@ int32_t moe_call_check_segments(const char *op, const struct moe_plan *plan,
     return MOE_STATUS_OK;
 }
 
+int32_t moe_call_check_destinations(const char *op, const int32_t *src2dst, int64_t num_routes,
+                                    int64_t num_rows, struct moe_error *error)
+{
+    for (int64_t route = 0; route < num_routes; route++) {
+        if (src2dst[route] >= num_rows) {
+            return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                                 "%s: src2dst[%lld] is %d, but there are %lld rows", op,
+                                 (long long)route, src2dst[route], (long long)num_rows);
+        }
+    }
+    return MOE_STATUS_OK;
+}
+
+int32_t moe_call_check_masked(const char *op, const struct moe_problem *problem,
+                              const int32_t *masked_m, int64_t max_masked_rows, int64_t num_rows,
+                              struct moe_error *error)
+{
+    if (masked_m == NULL) {
+        if (max_masked_rows != 0) {
+            return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                                 "%s: max_masked_rows is %lld without masked_m; leave it 0", op,
+                                 (long long)max_masked_rows);
+        }
+        return MOE_STATUS_OK;
+    }
+    MOE_TRY(moe_call_check_array(op, "masked_m", masked_m, sizeof(int32_t), 1, error));
+    if (max_masked_rows < 0 || max_masked_rows > INT32_MAX ||
+        max_masked_rows * problem->num_experts != num_rows) {
+        return moe_error_set(
+            error, MOE_STATUS_INVALID_ARGUMENT,
+            "%s: num_rows is %lld and max_masked_rows %lld; with masked_m num_rows "
+            "is max_masked_rows times the %d experts",
+            op, (long long)num_rows, (long long)max_masked_rows, problem->num_experts);
+    }
+    return MOE_STATUS_OK;
+}
+
 int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan,
                                const struct moe_weights *weights, struct moe_error *error)
 {

@@ -47,6 +47,17 @@ int32_t moe_call_read_filter(const char *op, const struct moe_problem *problem,
 int32_t moe_call_check_segments(const char *op, const struct moe_plan *plan,
                                 const int64_t *seg_indptr, struct moe_error *error);
 
+/* Every destination lies in the rows, or is negative: a CPU can look, so a wrong one is refused
+ * before anything is written. */
+int32_t moe_call_check_destinations(const char *op, const int32_t *src2dst, int64_t num_routes,
+                                    int64_t num_rows, struct moe_error *error);
+
+/* Masked layout: num_rows is num_experts times max_masked_rows. Without masked_m the other number
+ * has no meaning and must be 0. */
+int32_t moe_call_check_masked(const char *op, const struct moe_problem *problem,
+                              const int32_t *masked_m, int64_t max_masked_rows, int64_t num_rows,
+                              struct moe_error *error);
+
 /* Weights: bound in the plan's context, for its problem. */
 int32_t moe_call_check_weights(const char *op, const struct moe_plan *plan,
                                const struct moe_weights *weights, struct moe_error *error);

@@ -92,34 +92,6 @@ static void fill_gemm_weights(const struct moe_problem *problem,
         (struct moe_op_act){problem->activation, ungated, problem->act_alpha, problem->act_limit};
 }
 
-/* Rows in fixed strides per expert: how many there are follows from the strides. */
-static int32_t check_masked(const char *op, const struct moe_problem *problem,
-                            const int32_t *masked_m, int64_t max_masked_rows, int64_t num_rows,
-                            struct moe_error *error)
-{
-    MOE_TRY(moe_call_check_array(op, "masked_m", masked_m, sizeof(int32_t), 1, error));
-    if (max_masked_rows < 0 || max_masked_rows > INT32_MAX ||
-        max_masked_rows * problem->num_experts != num_rows) {
-        return moe_error_set(
-            error, MOE_STATUS_INVALID_ARGUMENT,
-            "%s: num_rows is %lld and max_masked_rows %lld; with masked_m num_rows "
-            "is max_masked_rows times the %d experts",
-            op, (long long)num_rows, (long long)max_masked_rows, problem->num_experts);
-    }
-    return MOE_STATUS_OK;
-}
-
-/* Without masked_m its second number has no meaning. */
-static int32_t check_not_masked(const char *op, int64_t max_masked_rows, struct moe_error *error)
-{
-    if (max_masked_rows == 0) {
-        return MOE_STATUS_OK;
-    }
-    return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                         "%s: max_masked_rows is %lld without masked_m; leave it 0", op,
-                         (long long)max_masked_rows);
-}
-
 /* Where the experts of the rows come from. */
 static int32_t fill_gemm_segments(const struct moe_plan *plan,
                                   const struct moe_grouped_gemm_args *own, struct moe_op_gemm *gemm,
@@ -140,9 +112,10 @@ static int32_t fill_gemm_segments(const struct moe_plan *plan,
         gemm->num_segments = problem->num_experts;
         gemm->masked_m = own->masked_m;
         gemm->max_masked_rows = own->max_masked_rows;
-        return check_masked(op, problem, own->masked_m, own->max_masked_rows, own->num_rows, error);
+        return moe_call_check_masked(op, problem, own->masked_m, own->max_masked_rows,
+                                     own->num_rows, error);
     }
-    MOE_TRY(check_not_masked(op, own->max_masked_rows, error));
+    MOE_TRY(moe_call_check_masked(op, problem, NULL, own->max_masked_rows, own->num_rows, error));
     if (!gathered) {
         MOE_TRY(moe_call_check_array(op, "seg_indptr", own->seg_indptr, sizeof(int64_t), 1, error));
         MOE_TRY(moe_call_check_segments(op, plan, own->seg_indptr, error));
@@ -278,11 +251,11 @@ static int32_t check_experts_segments(const struct moe_plan *plan,
                              own->seg_indptr != NULL ? "both seg_indptr and masked_m are set"
                                                      : "seg_indptr and masked_m are NULL");
     }
+    MOE_TRY(moe_call_check_masked(op, &plan->problem, own->masked_m, own->max_masked_rows,
+                                  own->num_rows, error));
     if (own->masked_m != NULL) {
-        return check_masked(op, &plan->problem, own->masked_m, own->max_masked_rows, own->num_rows,
-                            error);
+        return MOE_STATUS_OK;
     }
-    MOE_TRY(check_not_masked(op, own->max_masked_rows, error));
     MOE_TRY(moe_call_check_array(op, "seg_indptr", own->seg_indptr, sizeof(int64_t), 1, error));
     return moe_call_check_segments(op, plan, own->seg_indptr, error);
 }

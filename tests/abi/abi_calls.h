@@ -224,7 +224,23 @@ static inline void abi_fill_quantize(const struct abi_host *host, union abi_args
 {
     args->quantize.tokens = host->memory->in.tokens;
     args->quantize.output = host->memory->out.rows;
-    args->quantize.quantization.dtype = MOE_DTYPE_FP8_E4M3;
+    args->quantize.output_scales = host->memory->out.scales;
+    args->quantize.quantization = (struct moe_recipe){.dtype = MOE_DTYPE_FP8_E4M3,
+                                                      .scale_dtype = MOE_DTYPE_FP32,
+                                                      .scale_layout = MOE_SCALE_ROW_MAJOR,
+                                                      .group_rows = 1,
+                                                      .group_k = 5,
+                                                      .dynamic = 1};
+}
+
+/* A static scale per expert. */
+static inline void abi_fill_pre_reorder_quantized(const struct abi_host *host, union abi_args *args)
+{
+    abi_fill_pre_reorder(host, args);
+    args->pre_reorder.topk_ids = host->memory->in.topk_ids;
+    args->pre_reorder.input_scales = host->memory->in.scales;
+    args->pre_reorder.quantization.dtype = MOE_DTYPE_FP8_E4M3;
+    args->pre_reorder.quantization.scale_dtype = MOE_DTYPE_FP32;
 }
 
 static inline void abi_fill_activation(const struct abi_host *host, union abi_args *args)
@@ -232,6 +248,13 @@ static inline void abi_fill_activation(const struct abi_host *host, union abi_ar
     args->activation.input = host->memory->in.gate_up_rows;
     args->activation.num_rows = ABI_ROUTES;
     args->activation.output = host->memory->out.rows;
+}
+
+static inline void abi_fill_activation_masked(const struct abi_host *host, union abi_args *args)
+{
+    abi_fill_activation(host, args);
+    args->activation.masked_m = host->memory->in.batch_counts;
+    args->activation.max_masked_rows = ABI_ROUTES / ABI_EXPERTS;
 }
 
 static inline void abi_fill_gemm1(const struct abi_host *host, union abi_args *args)
@@ -323,8 +346,13 @@ static const struct abi_call abi_calls[] = {
      " topk_ids src2dst masked_m ", abi_fill_route_of_ids, abi_run_route},
     {"pre_reorder", "moe_pre_reorder_args", sizeof(struct moe_pre_reorder_args), MOE_STATUS_OK,
      " tokens src2dst rows ", abi_fill_pre_reorder, abi_run_pre_reorder},
-    {"quantize", "moe_quantize_args", sizeof(struct moe_quantize_args), MOE_STATUS_UNSUPPORTED, " ",
-     abi_fill_quantize, abi_run_quantize},
+    {"pre_reorder, quantized", "moe_pre_reorder_args", sizeof(struct moe_pre_reorder_args),
+     MOE_STATUS_OK, " tokens src2dst rows input_scales ", abi_fill_pre_reorder_quantized,
+     abi_run_pre_reorder},
+    {"quantize", "moe_quantize_args", sizeof(struct moe_quantize_args), MOE_STATUS_OK,
+     " tokens output output_scales ", abi_fill_quantize, abi_run_quantize},
+    {"activation, masked", "moe_activation_args", sizeof(struct moe_activation_args), MOE_STATUS_OK,
+     " input output masked_m ", abi_fill_activation_masked, abi_run_activation},
     {"activation", "moe_activation_args", sizeof(struct moe_activation_args), MOE_STATUS_OK,
      " input output ", abi_fill_activation, abi_run_activation},
     {"grouped_gemm, gate and up", "moe_grouped_gemm_args", sizeof(struct moe_grouped_gemm_args),

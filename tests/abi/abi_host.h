@@ -70,6 +70,7 @@ struct abi_inputs {
     int32_t physical_ids[ABI_EXPERTS * ABI_REPLICAS];
     int32_t num_replicas[ABI_EXPERTS];
     int32_t batch_counts[ABI_EXPERTS];
+    float scales[ABI_EXPERTS];
     int32_t spare[ABI_SORTED]; /* for members that are not implemented */
 };
 
@@ -91,6 +92,7 @@ struct abi_outputs {
     int32_t m_indices[ABI_SORTED];
     int32_t masked_m[ABI_EXPERTS];
     int64_t load_counters[ABI_EXPERTS];
+    float scales[ABI_TOKENS * ABI_HIDDEN];
 };
 
 /* All memory that a run call is given. */
@@ -265,10 +267,13 @@ static inline int abi_host_open(struct abi_host *host, const struct moe_host *se
                                 int32_t num_threads)
 {
     struct moe_context_options options;
+    struct moe_plan_options plan_options;
     struct moe_error error;
     memset(host, 0, sizeof(*host));
     MOE_INIT(error);
     MOE_INIT(options);
+    MOE_INIT(plan_options);
+    plan_options.ops = (UINT64_C(1) << MOE_NUM_OPS) - 1;
     options.backend = MOE_BACKEND_CPU;
     options.flags = MOE_CONTEXT_IGNORE_ENVIRONMENT;
     options.num_threads = num_threads;
@@ -294,7 +299,8 @@ static inline int abi_host_open(struct abi_host *host, const struct moe_host *se
         host->api->context_create(&host->services, &options, &host->context, &error) != 0 ||
         host->api->weights_bind(host->context, &host->problem, &host->desc, NULL, 0, &host->weights,
                                 &error) != 0 ||
-        host->api->plan_create(host->context, &host->problem, NULL, &host->plan, &error) != 0) {
+        host->api->plan_create(host->context, &host->problem, &plan_options, &host->plan, &error) !=
+            0) {
         fprintf(stderr, "abi_host_open: %s\n", error.message);
         return 0;
     }

@@ -202,7 +202,7 @@ static void test_status_names(void **state)
 static void test_plan_op_info_range(void **state)
 {
     (void)state;
-    static const int32_t ops[] = {-1, MOE_NUM_OPS, INT32_MAX, INT32_MIN, MOE_OP_QUANTIZE};
+    static const int32_t ops[] = {-1, MOE_NUM_OPS, INT32_MAX, INT32_MIN};
     static const int64_t tokens[] = {-1, ABI_MAX_TOKENS + 1, INT64_MAX, INT64_MIN};
     struct moe_choice choice;
     MOE_INIT(choice);
@@ -355,7 +355,6 @@ static void test_unknown_flags(void **state)
     plan_options.flags = 0;
     plan_options.ops = UINT64_C(1) << MOE_NUM_OPS;
     assert_invalid(api->plan_create(host.context, &host.problem, &plan_options, &plan, error));
-    assert_null(plan);
     sink.flags = 1;
     assert_invalid(api->explain(host.context, NULL, &host.problem, 1, &sink, error));
     source.path = "text";

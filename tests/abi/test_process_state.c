@@ -184,11 +184,13 @@ static void live(int32_t num_threads)
 {
     struct abi_host host;
     struct moe_context_options options;
+    struct moe_plan_options plan_options;
     struct moe_error error;
     int num_new_threads = num_threads - 1;
     memset(&host, 0, sizeof(host));
     MOE_INIT(error);
     MOE_INIT(options);
+    MOE_INIT(plan_options);
     options.backend = MOE_BACKEND_CPU;
     options.num_threads = num_threads; /* and the environment is read */
     abi_services_init(&host.services);
@@ -218,8 +220,9 @@ static void live(int32_t num_threads)
                                             &host.weights, &error),
                      0);
     check_step("weights_bind", num_new_threads);
-    assert_int_equal(host.api->plan_create(host.context, &host.problem, NULL, &host.plan, &error),
-                     0);
+    plan_options.ops = (UINT64_C(1) << MOE_NUM_OPS) - 1;
+    assert_int_equal(
+        host.api->plan_create(host.context, &host.problem, &plan_options, &host.plan, &error), 0);
     check_step("plan_create", num_new_threads);
     for (size_t i = 0; i < ABI_NUM_CALLS; i++) {
         union abi_args args;

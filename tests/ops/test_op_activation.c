@@ -225,7 +225,8 @@ static void bad_rows_are_refused(void **state)
     }
     struct moe_activation_args masked = good;
     masked.masked_m = rows_in_use;
-    op_expect_refusal(MOE_STATUS_UNSUPPORTED, &watch, op_invoke_activation, &masked, &masked.call);
+    op_expect_refusal(MOE_STATUS_INVALID_ARGUMENT, &watch, op_invoke_activation, &masked,
+                      &masked.call);
     op_expect_success(&watch, op_invoke_activation, &good, &good.call);
     op_api()->plan_destroy((struct moe_plan *)(uintptr_t)watch.plan);
     support_guard_finish(&output);
