@@ -117,8 +117,23 @@ def brief(words):
     return words + [word for pair in missing for word in pair]
 
 
+def is_done(words, done, moectl):
+    """Commands for a GPU run on the driver that plays one, whose kernels do nothing; a build without it has no driver."""
+    if "cuda" not in words:
+        return done.returncode == 0
+    if not fake_driver(moectl).is_dir():
+        return done.returncode == 2 and "cuda" in done.stderr
+    return done.returncode == 0 or (words[1] == "run" and done.returncode == 1) or "has no cuda kernel in this version" in done.stderr
+
+
+def fake_driver(moectl):
+    return moectl.parent.parent / "tests/fake_driver"
+
+
 def run(words, moectl, folder):
     environment = {name: value for name, value in os.environ.items() if name != "MOE_PLUGIN_CONFIG"}
+    if "cuda" in words:
+        environment.update(LD_LIBRARY_PATH=str(fake_driver(moectl)), FAKE_L2_BYTES="1000000")
     return subprocess.run([str(moectl)] + words, cwd=folder, env=environment, text=True, stdin=subprocess.DEVNULL,
                           capture_output=True)
 
@@ -149,7 +164,7 @@ def check_commands(document, moectl, plugin, folder):
     for words, line in document.command_lines():
         if words[0] in MOECTL and len(words) > 1 and "..." not in words:
             done = run(brief([stand_ins.get(word, word) for word in words[1:]]), moectl, folder)
-            if done.returncode != 0:
+            if not is_done(words, done, moectl):
                 yield f"{document.at(line)}: {' '.join(words)} ends with {done.returncode}:\n{done.stdout}{done.stderr}"
         elif words[0] == "sh" and len(words) > 1:
             script = document.root / words[1]
