@@ -424,6 +424,8 @@ int layer_check(const struct gpu_host *gpu, uint64_t first_seed)
         struct outputs outputs = make_outputs(&test);
         const double largest = check_counts(&test, &outputs);
         check_bits(&test, &outputs, other);
+        num_failed += layer_check_experts(host, &test, &seed);
+        num_checked += 2;
         printf("%-16s %4d comparisons, %d failed, relative L2 up to %.2e\n", shapes[i].name,
                num_checked - checked_before, num_failed - failed_before, largest);
         fflush(stdout);
