@@ -5,10 +5,7 @@
  * decides only which chains advance together, never the order inside one, so every shape gives the
  * same bits.
  *
- * Streaming, for weights that come from memory and meet few rows: 1 to 3 rows x 2 channels,
- * converted in registers. Two channels at a time keep the reads nearly sequential, and the lines of
- * channels further on are fetched into the second level cache (fetched into the first level they
- * would evict each other: rows of 4 KiB share its sets).
+ * Streaming, for weights that come from memory and meet few rows: gemm_stream.h.
  * Cached, for fp32 weights that meet many rows: 3 rows x 4 channels, 12 accumulators and 7 loads
  * for 12 FMAs in 16 registers.
  */
@@ -30,9 +27,10 @@ enum {
 /* Up to eight channels of weights, each contiguous along k. */
 struct gemm_channels {
     const unsigned char *from;
-    int64_t channel_bytes;  /* from one channel to the next */
-    int64_t count;          /* 1..8; the sums of channels past them hold anything */
-    int64_t prefetch_bytes; /* distance to what is needed later; 0: nothing to fetch ahead */
+    int64_t channel_bytes;     /* from one channel to the next */
+    int64_t count;             /* 1..8; the sums of channels past them hold anything */
+    const unsigned char *next; /* as many channels that are needed later; NULL: none known */
+    int64_t next_bytes;        /* from one of them to the next */
 };
 
 /*
@@ -82,68 +80,6 @@ static inline void gemm_fetch_lines(struct gemm_fetch *fetch)
     }
 }
 
-/* ---- streaming ---- */
-
-struct gemm_pair {
-    struct moe_vec8 c0, c1;
-};
-
-GEMM_INLINE struct gemm_pair gemm_pair_load(const float *from)
-{
-    return (struct gemm_pair){moe_vec8_load(from), moe_vec8_load(from + MOE_VEC8_LANES)};
-}
-
-GEMM_INLINE void gemm_pair_store(float *to, struct gemm_pair pair)
-{
-    moe_vec8_store(to, pair.c0);
-    moe_vec8_store(to + MOE_VEC8_LANES, pair.c1);
-}
-
-GEMM_INLINE void gemm_pair_fma(struct gemm_pair *acc, const float *a, struct gemm_pair w)
-{
-    const struct moe_vec8 row = moe_vec8_load(a);
-    acc->c0 = moe_vec8_fma(row, w.c0, acc->c0);
-    acc->c1 = moe_vec8_fma(row, w.c1, acc->c1);
-}
-
-/* num_rows (1..3) x 2 channels, `k` a multiple of 8. */
-GEMM_INLINE void gemm_stream_tile(int num_rows, int32_t dtype, const unsigned char *w0,
-                                  const unsigned char *w1, int64_t prefetch_bytes, int64_t k,
-                                  const float *a, int64_t pitch, float *acc, int64_t acc_pitch)
-{
-    const int64_t element_bytes = dtype == MOE_DTYPE_FP32 ? 4 : 2;
-    const int64_t line = GEMM_LINE_BYTES / element_bytes;
-    struct gemm_pair acc0 = gemm_pair_load(acc);
-    struct gemm_pair acc1 = num_rows > 1 ? gemm_pair_load(acc + acc_pitch) : acc0;
-    struct gemm_pair acc2 = num_rows > 2 ? gemm_pair_load(acc + 2 * acc_pitch) : acc0;
-    for (int64_t first = 0; first < k; first += line) {
-        const int64_t end = k - first < line ? k : first + line;
-        if (prefetch_bytes != 0) {
-            __builtin_prefetch(w0 + prefetch_bytes + first * element_bytes, 0, GEMM_PREFETCH_L2);
-            __builtin_prefetch(w1 + prefetch_bytes + first * element_bytes, 0, GEMM_PREFETCH_L2);
-        }
-#pragma GCC unroll 4
-        for (int64_t i = first; i < end; i += MOE_VEC8_LANES) {
-            const struct gemm_pair w = {moe_convert_load(w0 + i * element_bytes, dtype),
-                                        moe_convert_load(w1 + i * element_bytes, dtype)};
-            gemm_pair_fma(&acc0, a + i, w);
-            if (num_rows > 1) {
-                gemm_pair_fma(&acc1, a + pitch + i, w);
-            }
-            if (num_rows > 2) {
-                gemm_pair_fma(&acc2, a + 2 * pitch + i, w);
-            }
-        }
-    }
-    gemm_pair_store(acc, acc0);
-    if (num_rows > 1) {
-        gemm_pair_store(acc + acc_pitch, acc1);
-    }
-    if (num_rows > 2) {
-        gemm_pair_store(acc + 2 * acc_pitch, acc2);
-    }
-}
-
 /*
  * Rows of the next register tile: 4 = 2 + 2, so that one row is left over only if it is the only
  * one.
@@ -151,33 +87,6 @@ GEMM_INLINE void gemm_stream_tile(int num_rows, int32_t dtype, const unsigned ch
 static inline int64_t gemm_next_rows(int64_t num_left)
 {
     return num_left == 4 ? 2 : num_left < 3 ? num_left : 3;
-}
-
-GEMM_INLINE void gemm_stream_typed(int32_t dtype, const struct gemm_channels *channels, int64_t k,
-                                   const struct gemm_rows *rows)
-{
-    for (int64_t channel = 0; channel < channels->count; channel += 2) {
-        const unsigned char *w0 = gemm_channel_at(channels, channel);
-        const unsigned char *w1 = gemm_channel_at(channels, channel + 1);
-        int64_t prefetch_bytes = channels->prefetch_bytes;
-        for (int64_t row = 0; row < rows->count;) {
-            const int64_t num_rows = gemm_next_rows(rows->count - row);
-            const float *a = rows->a + row * rows->pitch;
-            float *acc = rows->acc + row * rows->acc_pitch + channel * MOE_VEC8_LANES;
-            if (num_rows == 1) {
-                gemm_stream_tile(1, dtype, w0, w1, prefetch_bytes, k, a, rows->pitch, acc,
-                                 rows->acc_pitch);
-            } else if (num_rows == 2) {
-                gemm_stream_tile(2, dtype, w0, w1, prefetch_bytes, k, a, rows->pitch, acc,
-                                 rows->acc_pitch);
-            } else {
-                gemm_stream_tile(3, dtype, w0, w1, prefetch_bytes, k, a, rows->pitch, acc,
-                                 rows->acc_pitch);
-            }
-            row += num_rows;
-            prefetch_bytes = 0;
-        }
-    }
 }
 
 /* ---- cached ---- */
@@ -277,48 +186,29 @@ static inline void gemm_cached(const struct gemm_channels *channels, int64_t k,
     }
 }
 
-/* ---- both, with the last columns ---- */
+/* ---- with the last columns ---- */
 
 /* The columns from `whole` to k as a step of eight with zeros behind them. */
-static inline void gemm_dot_last(int32_t dtype, const struct gemm_channels *channels, int64_t whole,
-                                 int64_t k, const struct gemm_rows *rows)
+static inline void gemm_dot_last(const struct gemm_channels *channels, int64_t whole, int64_t k,
+                                 const struct gemm_rows *rows)
 {
     float last[GEMM_CHANNELS * MOE_VEC8_LANES];
     for (int64_t c = 0; c < channels->count; c++) {
-        const unsigned char *at =
-            gemm_channel_at(channels, c) + whole * moe_convert_element_bytes(dtype);
-        moe_vec8_store(last + c * MOE_VEC8_LANES, moe_convert_load_partial(at, dtype, k - whole));
+        const unsigned char *at = gemm_channel_at(channels, c) + whole * (int64_t)sizeof(float);
+        moe_vec8_store(last + c * MOE_VEC8_LANES,
+                       moe_convert_load_partial(at, MOE_DTYPE_FP32, k - whole));
     }
     const struct gemm_channels step = {(const unsigned char *)last, MOE_VEC8_LANES * sizeof(float),
-                                       channels->count, 0};
+                                       channels->count, NULL, 0};
     struct gemm_rows rest = *rows;
     rest.a += whole;
     gemm_cached(&step, MOE_VEC8_LANES, &rest, NULL);
 }
 
 /*
- * acc[row][channel][lane] += products of `k` columns, for weights of any dtype. The inputs hold
- * zeros up to a multiple of 8 columns; nothing is read beyond column k of a channel.
- */
-static inline void gemm_dot_streamed(int32_t dtype, const struct gemm_channels *channels, int64_t k,
-                                     const struct gemm_rows *rows)
-{
-    const int64_t whole = k / MOE_VEC8_LANES * MOE_VEC8_LANES;
-    if (dtype == MOE_DTYPE_BF16) {
-        gemm_stream_typed(MOE_DTYPE_BF16, channels, whole, rows);
-    } else if (dtype == MOE_DTYPE_FP16) {
-        gemm_stream_typed(MOE_DTYPE_FP16, channels, whole, rows);
-    } else {
-        gemm_stream_typed(MOE_DTYPE_FP32, channels, whole, rows);
-    }
-    if (whole < k) {
-        gemm_dot_last(dtype, channels, whole, k, rows);
-    }
-}
-
-/*
- * The same for fp32 weights that are in the cache, or come there by `fetch` (NULL: nothing to
- * fetch).
+ * acc[row][channel][lane] += products of `k` columns, for fp32 weights that are in the cache, or
+ * come there by `fetch` (NULL: nothing to fetch). The inputs hold zeros up to a multiple of 8
+ * columns; nothing is read beyond column k of a channel.
  */
 static inline void gemm_dot_cached(const struct gemm_channels *channels, int64_t k,
                                    const struct gemm_rows *rows, struct gemm_fetch *fetch)
@@ -326,7 +216,7 @@ static inline void gemm_dot_cached(const struct gemm_channels *channels, int64_t
     const int64_t whole = k / MOE_VEC8_LANES * MOE_VEC8_LANES;
     gemm_cached(channels, whole, rows, fetch);
     if (whole < k) {
-        gemm_dot_last(MOE_DTYPE_FP32, channels, whole, k, rows);
+        gemm_dot_last(channels, whole, k, rows);
     }
 }
 

@@ -13,16 +13,19 @@
  * After the last chunk:
  *   4. lanes -> sum -> row weight, bias, activation
  *   5. rounding and store, eight channels at a time
- * fp8 weights and rows with their scales: gemm_fp8.h.
+ * fp8 weights and rows with their scales: gemm_stream.h.
  * Limits: block_n is a multiple of 8 that divides 128, block_k a multiple of 128.
  */
 #include "gemm_panel.h"
 
 #include "act.h"
+#include "gemm_blocks.h"
 #include "gemm_columns.h"
 #include "gemm_dot.h"
-#include "gemm_fp8.h"
 #include "gemm_pack.h"
+#include "gemm_stream.h"
+
+#include <stdbool.h>
 
 /* Channels that share a scale lie in one block of channels, columns that do in one chunk. */
 #define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages)                             \
@@ -297,27 +300,36 @@ static int64_t sum_floats(const struct moe_gemm_block *block)
     return block->scaling == GEMM_SCALE_BLOCKS ? 1 : MOE_VEC8_LANES;
 }
 
-static void advance_streamed(const struct moe_gemm_block *block,
+/* What follows the last channels of a block of `matrix`: the other matrix, or the next block. */
+static const unsigned char *after_block(const struct moe_gemm_block *block, int32_t matrix,
+                                        int64_t first_k)
+{
+    const struct moe_op_gemm *op = block->op;
+    const bool is_last = matrix + 1 == op->num_matrices;
+    const int64_t channel = is_last ? block->first + block->block_n : block->first;
+    return channel + GEMM_CHANNELS > op->n
+               ? NULL
+               : operand_at(&op->weight[is_last ? 0 : matrix + 1], block->expert, channel, first_k);
+}
+
+static void advance_streamed(const struct moe_gemm_block *block, int32_t matrix, int64_t first_k,
                              const struct gemm_weight_block *weights, struct gemm_rows rows,
                              const struct gemm_scales *scales)
 {
-    const int64_t num_fetchable = block->op->n - block->first; /* channels from here on */
     const int64_t channel_bytes = weights->row_stride * moe_convert_element_bytes(weights->dtype);
     for (int64_t n = 0; n < block->count; n += GEMM_CHANNELS) {
         const int64_t left = block->count - n;
+        const unsigned char *from = (const unsigned char *)weights->from + n * channel_bytes;
         const struct gemm_channels channels = {
-            .from = (const unsigned char *)weights->from + n * channel_bytes,
+            .from = from,
             .channel_bytes = channel_bytes,
             .count = left < GEMM_CHANNELS ? left : GEMM_CHANNELS,
-            .prefetch_bytes =
-                n + 2 * GEMM_CHANNELS <= num_fetchable ? GEMM_CHANNELS * channel_bytes : 0,
+            .next = left > GEMM_CHANNELS ? from + GEMM_CHANNELS * channel_bytes
+                                         : after_block(block, matrix, first_k),
+            .next_bytes = channel_bytes, /* matrices of a layer are laid out alike */
         };
-        if (block->scaling == GEMM_SCALE_NONE) {
-            gemm_dot_streamed(weights->dtype, &channels, weights->k, &rows);
-        } else {
-            gemm_fp8_streamed((enum gemm_scaling)block->scaling, &channels, weights->k, &rows,
-                              scales);
-        }
+        gemm_streamed(weights->dtype, (enum gemm_scaling)block->scaling, &channels, weights->k,
+                      &rows, scales);
         rows.acc += GEMM_CHANNELS * sum_floats(block);
     }
 }
@@ -376,7 +388,7 @@ static void advance_matrix(const struct moe_gemm_block *block,
     struct gemm_fetch fetch = {0};
     switch (choose_method(block, matrix, num_rows)) {
     case METHOD_STREAMED:
-        advance_streamed(block, &weights, rows, &scales);
+        advance_streamed(block, matrix, first_k, &weights, rows, &scales);
         break;
     case METHOD_COLUMNS:
         for (int64_t m = 0; m < num_rows; m++) {
