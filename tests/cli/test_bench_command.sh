@@ -40,7 +40,6 @@ refuse "--layer needs --model" --layer 1
 refuse "config.json" --model "$folder"
 refuse "choose smaller numbers" --shape 16777216,1,16777216,16777216
 refuse "MB of memory are available" --op layer --shape 4096,1,65536,65536 -M 1
-refuse "--op quantize:" --op quantize --shape 8,2,64,32 -M 1
 refuse "--tokens" -M 0
 refuse "--plugin" --plugin
 

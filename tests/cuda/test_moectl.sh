@@ -34,6 +34,10 @@ small="--backend cuda --shape 8,2,72,40 -M 1,33 --min-time 5 --weight-mb 10"
 "$moectl" bench $small --format csv --json >"$folder/out" 2>"$folder/err" && fail "--format csv --json was taken"
 grep -q "choose one" "$folder/err" || fail "no sentence for --format csv --json: $(cat "$folder/err")"
 
+# What the backend has no kernel for.
+"$moectl" bench --backend cuda --shape 8,2,72,40 -M 1 --op gemm1 --dtype fp32 >"$folder/out" 2>"$folder/err" && fail "gemm1 in fp32 was taken"
+grep -q -- "--op gemm1:" "$folder/err" || fail "no sentence for gemm1 in fp32: $(cat "$folder/err")"
+
 # A driver that offers too little memory: a sentence with the purpose, no crash.
 FAKE_MEMORY_BYTES=1000000 "$moectl" bench --backend cuda --shape 8,2,72,40 -M 1 --op pre_reorder >"$folder/out" 2>"$folder/err" &&
     fail "bench ran without memory"
