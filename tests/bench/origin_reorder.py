@@ -8,6 +8,7 @@ origin draws them with repetitions, which writes fewer rows than it counts.
 Needs a GPU and its driver, nothing else. With torch, results are checked element by element and torch's own indexing is timed; with
 Triton too, a kernel of the origin's shape (one program per token, blocks of 512) is timed beside it.
 `call` is a call on a cold cache between two events, as Triton's do_bench has it; `graph` is one of 20 dependent calls of a graph.
+Those repeat one set of buffers, so what fits into the cache comes from there (gpu_bench rotates buffers; compare `call` with peers).
 """
 import random
 import sys
