@@ -7,17 +7,20 @@
 #   check     every operation and tile against the CPU backend, bit for bit
 #   large     T 4096 and 65536, offsets beyond 2^31 bytes, against naive float64 kernels
 #   layer     whole layers against the CPU backend and double arithmetic, and what has to be the same bits
+#   golden    moectl run --backend cuda on the layers of tests/data/golden
 #   sanitize  check with few cases under compute-sanitizer: memcheck, initcheck, synccheck, racecheck
 #   sass      the machine code: no local memory, 128-bit loads and stores where rows move
 #   bench     times, as table and bench.json, with the limits of the device measured in the same run
+#   wide      the same for 8 to 512 experts, k 1 to 10 and skewed routing, as wide.json
 #   layer_bench  times of whole layers with their parts, as table and layer.json
 #   report    gpu-report.json and a table of what the other stages left in OUT_DIR
 # No STAGE: all, in this order. Each ends within 9 minutes. Exit 0: all passed; 1: one failed; 2: wrong arguments. A stage whose
 # tool is missing or refuses the machine is reported as skipped.
 set -u
 
+stages="check large layer golden sanitize sass bench wide layer_bench report"
 if [ $# -lt 2 ]; then
-    echo "usage: sh tests/gpu.sh BUILD_DIR OUT_DIR [check|large|layer|sanitize|sass|bench|layer_bench|report ...]" >&2
+    echo "usage: sh tests/gpu.sh BUILD_DIR OUT_DIR [STAGE...], stages: $stages" >&2
     exit 2
 fi
 bin_dir=$1/bin
@@ -27,16 +30,18 @@ if [ ! -x "$bin_dir/gpu_check" ]; then
     echo "tests/gpu.sh: $bin_dir/gpu_check is missing: build with MOE_ENABLE_CUDA=ON" >&2
     exit 2
 fi
-[ $# -gt 0 ] || set -- check large layer sanitize sass bench layer_bench report
+# shellcheck disable=SC2086
+[ $# -gt 0 ] || set -- $stages
 for stage in "$@"; do
-    case $stage in
-    check | large | layer | sanitize | sass | bench | layer_bench | report) ;;
+    case " $stages " in
+    *" $stage "*) ;;
     *)
-        echo "tests/gpu.sh: unknown stage \"$stage\"; valid: check, large, layer, sanitize, sass, bench, layer_bench, report" >&2
+        echo "tests/gpu.sh: unknown stage \"$stage\"; valid: $stages" >&2
         exit 2
         ;;
     esac
 done
+golden_dir=$(dirname "$0")/data/golden
 mkdir -p "$out_dir"
 export PATH="$PATH:/usr/local/cuda/bin"
 stage_seconds=540
@@ -166,6 +171,34 @@ stage_bench() {
     fi
 }
 
+stage_wide() {
+    if timeout "$stage_seconds" "$bin_dir/gpu_bench" "$out_dir/wide.json" wide >"$out_dir/wide.log" 2>&1; then
+        result wide passed "$(grep -c ' us ' "$out_dir/wide.log") times"
+    else
+        result wide failed "$(last_line "$out_dir/wide.log")"
+    fi
+}
+
+# Every family's layer against the outputs that transformers gave.
+stage_golden() {
+    wrong=
+    num_families=0
+    : >"$out_dir/golden.log"
+    for family in "$golden_dir"/*/; do
+        [ -f "$family/golden.safetensors" ] || continue
+        num_families=$((num_families + 1))
+        timeout 60 "$bin_dir/moectl" run --backend cuda --model "$family" --check "$family/golden.safetensors" \
+            >>"$out_dir/golden.log" 2>&1 || wrong="$wrong $(basename "$family")"
+    done
+    if [ "$num_families" -eq 0 ]; then
+        result golden skipped "no checkpoints in $golden_dir"
+    elif [ -n "$wrong" ]; then
+        result golden failed "not right:$wrong"
+    else
+        result golden passed "$num_families families"
+    fi
+}
+
 # Results as JSON strings, and the times as they are.
 stage_report() {
     {
@@ -177,15 +210,20 @@ stage_report() {
             sed 's/\\/\\\\/g; s/"/\\"/g; s/^\([^\t]*\)\t\([^\t]*\)\t\(.*\)$/{"stage": "\1", "verdict": "\2", "text": "\3"}/' "$file"
             separator=,
         done
-        printf '], "bench": '
-        if [ -s "$out_dir/bench.json" ]; then
-            cat "$out_dir/bench.json"
-        else
-            printf 'null'
-        fi
+        printf ']'
+        for times in bench wide layer; do
+            printf ', "%s": ' "$times"
+            if [ -s "$out_dir/$times.json" ]; then
+                cat "$out_dir/$times.json"
+            else
+                printf 'null'
+            fi
+        done
         printf '}\n'
     } >"$out_dir/gpu-report.json"
-    [ ! -s "$out_dir/bench.log" ] || cat "$out_dir/bench.log"
+    for times in bench wide; do
+        [ ! -s "$out_dir/$times.log" ] || cat "$out_dir/$times.log"
+    done
 }
 
 for stage in "$@"; do
@@ -194,6 +232,6 @@ done
 
 echo
 for file in "$out_dir"/*.result; do
-    [ ! -f "$file" ] || awk -F '\t' '{printf "%-9s %-8s %s\n", $1, $2, $3}' "$file"
+    [ ! -f "$file" ] || awk -F '\t' '{printf "%-11s %-8s %s\n", $1, $2, $3}' "$file"
 done
 [ "$num_failed" -eq 0 ]
