@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _POSIX_C_SOURCE 200809L
 /* What the device can do at best in this run: streams, and what a node of a graph and a launch
  * cost when nothing is done in them. */
 #include "gpu_bench.h"
