@@ -166,7 +166,8 @@ struct moe_cuda_post_reorder {
  *   num_warps   warps of a CTA: 8 with one consumer warpgroup, 12 with two
  *   num_stages  stages of the ring
  * Launch: grid (num_sms, 1), 32 * num_warps threads, no cluster, dynamic shared memory of
- * MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES. Any grid gives the same bits.
+ * MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES. A CTA fills a multiprocessor, so that
+ * the CTAs of a chained launch spread evenly. Any grid gives the same bits.
  */
 
 /* Two slabs of weight rows per consumer warpgroup; a slab is what one box brings. */
@@ -183,13 +184,13 @@ struct moe_cuda_post_reorder {
 
 #define MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) (((block_m) + (block_n)) * (block_k)*2)
 
-/* Shared memory of a CTA: alignment, ring, staging, two barriers per stage, scratch of the scan,
+/* Shared memory of a CTA: alignment, ring, staging, two barriers and a unit per stage, scratch,
  * three words per segment (first tile, first position, positions). Segments: num_segments, with
  * expert_ids 0. */
 #define MOE_CUDA_GEMM_FIXED_BYTES(block_m, block_n, block_k, num_warps, num_stages) \
     (1024 + (num_stages)*MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) +     \
-     MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) * MOE_CUDA_GEMM_STAGING_BYTES + (num_stages)*16 + 256)
-#define MOE_CUDA_GEMM_SEGMENT_BYTES(num_segments) (12 * ((int32_t)(num_segments) + 1))
+     MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) * MOE_CUDA_GEMM_STAGING_BYTES + (num_stages)*32 + 256)
+#define MOE_CUDA_GEMM_SEGMENT_BYTES(num_segments) (12 * ((num_segments) + 1))
 
 /*
  * weight[i], i below op.num_matrices (a second map that is not used: anything): op.weight[i] as a
@@ -205,7 +206,8 @@ struct moe_cuda_post_reorder {
  * and n divide by 8; weight dtype is input_dtype, bf16 or fp16; output bf16, fp16 or fp32; biases
  * have a base, not a table; no scales, no output_quant. has_activation: num_matrices 2, or 1 with
  * act.ungated. Exactly one of seg_indptr, masked_m, expert_ids; row_ids with either. Segments of
- * seg_indptr are experts, num_segments = num_experts, as are those of masked_m.
+ * seg_indptr are experts, num_segments = num_experts, as are those of masked_m. None of the three:
+ * as masked_m with all max_masked_rows in use (a shared expert: one segment of all tokens).
  */
 struct moe_cuda_gemm {
     CUtensorMap weight[2];

@@ -12,8 +12,8 @@
  *   columns, in steps of 8. 4 row weight, bias and activation on registers, gate and up of a
  *   channel being in the same thread. 5 transposed through shared memory to whole pieces of rows.
  *   The ring runs on from unit to unit.
- * Arithmetic: each output is one chain over k in steps of 16, so the bits depend on neither tile nor
- *   neighbours.
+ * Arithmetic: each output is one chain over k in steps of 16, so the bits depend on neither tile
+ *   nor neighbours.
  * Limits: those of struct moe_cuda_gemm.
  */
 #if __CUDA_ARCH__ == 900

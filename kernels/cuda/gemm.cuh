@@ -21,8 +21,8 @@ template <int kM, int kN, int kK, int kGroup, int kWarps, int kStages> struct mo
     static constexpr int kWeightBytes = kN * kK * 2;
     static constexpr int kStageBytes = MOE_CUDA_GEMM_STAGE_BYTES(kM, kN, kK);
     static constexpr int kTokenWarps = 3;
-    /* Stages whose tokens are in flight before the oldest is waited for. */
-    static constexpr int kLag = kStages > 5 ? 4 : kStages - 2;
+    /* Step of a unit at which its token warps look up the next one. */
+    static constexpr int kLookAhead = 2;
     static_assert(kM % 8 == 0 && kM <= 128, "tokens of a unit");
     static_assert(kK % MOE_CUDA_GEMM_BOX_K == 0 && kSlabRows <= 64 && kSlabRows % 16 == 0, "boxes");
     static_assert(kStageBytes % 1024 == 0 && kWeightBytes % 1024 == 0, "swizzle atoms");
@@ -37,6 +37,7 @@ template <typename Tile> struct moe_gemm_ring {
     uint32_t slots; /* shared address of stage 0 */
     uint32_t full;  /* of its barriers, 8 bytes each */
     uint32_t empty;
+    uint32_t units; /* of the units that begin in a stage, 16 bytes each */
     int32_t stage;
     uint32_t parity;
 
@@ -51,6 +52,10 @@ template <typename Tile> struct moe_gemm_ring {
     __device__ __forceinline__ uint32_t empty_barrier() const
     {
         return empty + 8 * static_cast<uint32_t>(stage);
+    }
+    __device__ __forceinline__ uint32_t unit_place() const
+    {
+        return units + 16 * static_cast<uint32_t>(stage);
     }
     __device__ __forceinline__ void advance()
     {
@@ -72,6 +77,35 @@ static __device__ __forceinline__ uint64_t moe_gemm_descriptor(uint32_t address)
     return (address & 0x3ffffu) >> 4 | UINT64_C(1) << 16 | UINT64_C(64) << 32 | UINT64_C(1) << 62;
 }
 
+/* Units of this CTA. */
+static __device__ __forceinline__ int32_t moe_gemm_first()
+{
+    return static_cast<int32_t>(blockIdx.x);
+}
+
+static __device__ __forceinline__ int32_t moe_gemm_stride()
+{
+    return static_cast<int32_t>(gridDim.x);
+}
+
+/* The producer of weights tells the consumers what the unit is that begins in a stage. */
+static __device__ __forceinline__ void moe_gemm_write_unit(uint32_t place,
+                                                           const struct moe_gemm_unit &unit)
+{
+    moe_ptx_store_shared16(place, make_uint4(static_cast<uint32_t>(unit.expert),
+                                             static_cast<uint32_t>(unit.weight_block),
+                                             static_cast<uint32_t>(unit.first_row),
+                                             static_cast<uint32_t>(unit.num_rows)));
+}
+
+static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_read_unit(uint32_t place)
+{
+    uint4 words;
+    moe_ptx_load_shared16(place, &words);
+    return {static_cast<int32_t>(words.x), static_cast<int32_t>(words.y),
+            static_cast<int32_t>(words.z), static_cast<int32_t>(words.w), 0};
+}
+
 /* The producer of weights, one thread: boxes of every stage of every unit. */
 template <typename Tile>
 static __device__ __forceinline__ void moe_gemm_load_weights(const struct moe_cuda_gemm &args,
@@ -80,22 +114,27 @@ static __device__ __forceinline__ void moe_gemm_load_weights(const struct moe_cu
 {
     const struct moe_op_gemm &op = args.op;
     const int32_t num_steps = moe_gemm_ceil(op.k, Tile::kBlockK);
-    const uint64_t policy = moe_ptx_policy_evict_first();
+    const uint64_t policy_once = moe_ptx_policy_evict_first();
+    const uint64_t policy_shared = moe_ptx_policy_normal();
     const bool has_two = op.num_matrices == 2;
-    for (int32_t u = static_cast<int32_t>(blockIdx.x); u < work.num_units;
-         u += static_cast<int32_t>(gridDim.x)) {
-        const struct moe_gemm_unit unit =
-            moe_gemm_find_unit<Tile::kBlockM, Tile::kGroupM>(op, work, u);
-        if (unit.expert < 0) {
-            continue;
-        }
+    for (int32_t u = moe_gemm_first(); u < work.num_units; u += moe_gemm_stride()) {
+        const struct moe_gemm_unit unit = moe_gemm_find_unit<Tile::kGroupM>(op, work, u);
+        const uint64_t policy = unit.is_shared ? policy_shared : policy_once;
         const int32_t first = unit.weight_block * (has_two ? Tile::kBlockN / 2 : Tile::kBlockN);
         for (int32_t step = 0; step < num_steps; step++) {
             moe_ptx_mbarrier_wait(ring.empty_barrier(), ring.parity ^ 1);
+            if (step == 0) {
+                moe_gemm_write_unit(ring.unit_place(), unit);
+            }
+            if (unit.expert < 0) { /* a stage without data tells the consumers */
+                moe_ptx_mbarrier_arrive(ring.full_barrier());
+                ring.advance();
+                break;
+            }
             moe_ptx_mbarrier_expect(ring.full_barrier(), Tile::kWeightBytes);
-            uint32_t to = ring.slot();
 #pragma unroll
             for (int32_t slab = 0; slab < 2 * Tile::kConsumers; slab++) {
+                const uint32_t to = ring.slot() + slab * Tile::kSlabBytes;
                 const void *map = &args.weight[has_two ? slab % 2 : 0];
                 const int32_t row = first + (has_two ? slab / 2 : slab) * Tile::kSlabRows;
                 if (args.is_k_blocked) {
@@ -109,79 +148,82 @@ static __device__ __forceinline__ void moe_gemm_load_weights(const struct moe_cu
                                          ring.full_barrier(), policy);
                     }
                 }
-                to += Tile::kSlabBytes;
             }
             ring.advance();
         }
     }
 }
 
-/* What a token warp keeps between stages: its arrivals lag behind its copies. */
-template <typename Tile> struct moe_gemm_arrivals {
-    int32_t num_pending;
-    int32_t stage; /* the next to arrive at */
+/* Rows that a lane of a token warp copies pieces of, as input rows; -1: none. */
+template <typename Tile> struct moe_gemm_sources {
+    static constexpr int kRowsPerTurn = 4 * Tile::kTokenWarps;
+    static constexpr int kTurns = (Tile::kBlockM + kRowsPerTurn - 1) / kRowsPerTurn;
+    int32_t rows[kTurns];
 };
 
 template <typename Tile>
-static __device__ __forceinline__ void moe_gemm_arrive(const struct moe_gemm_ring<Tile> &ring,
-                                                       struct moe_gemm_arrivals<Tile> *arrivals)
+static __device__ __forceinline__ void moe_gemm_find_sources(const struct moe_op_gemm &op,
+                                                             const struct moe_gemm_unit &unit,
+                                                             int32_t own_row,
+                                                             struct moe_gemm_sources<Tile> *sources)
 {
-    moe_ptx_fence_async();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-        moe_ptx_mbarrier_arrive(ring.full + 8 * static_cast<uint32_t>(arrivals->stage));
+#pragma unroll
+    for (int32_t turn = 0; turn < sources->kTurns; turn++) {
+        const int32_t row = turn * sources->kRowsPerTurn + own_row;
+        sources->rows[turn] = -1;
+        if (row < unit.num_rows && unit.expert >= 0) {
+            sources->rows[turn] =
+                op.row_ids != nullptr ? op.row_ids[unit.first_row + row] : unit.first_row + row;
+        }
     }
-    arrivals->stage = arrivals->stage + 1 == Tile::kNumStages ? 0 : arrivals->stage + 1;
-    arrivals->num_pending--;
 }
 
-/* The producers of tokens, kTokenWarps warps: eight lanes copy 128 bytes of a row. */
+/* The producers of tokens, kTokenWarps warps: eight lanes copy 128 bytes of a row. The rows of the
+ * next unit are looked up while this one's are copied. */
 template <typename Tile>
 static __device__ __forceinline__ void moe_gemm_load_tokens(const struct moe_cuda_gemm &args,
                                                             const struct moe_gemm_work &work,
                                                             struct moe_gemm_ring<Tile> ring,
                                                             int32_t token_warp)
 {
-    constexpr int kRowsPerTurn = 4 * Tile::kTokenWarps;
-    constexpr int kTurns = (Tile::kBlockM + kRowsPerTurn - 1) / kRowsPerTurn;
+    using Sources = struct moe_gemm_sources<Tile>;
     const struct moe_op_gemm &op = args.op;
     const int32_t num_steps = moe_gemm_ceil(op.k, Tile::kBlockK);
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
     const int32_t chunk = lane % 8;
     const int32_t own_row = token_warp * 4 + lane / 8;
-    struct moe_gemm_arrivals<Tile> arrivals = {
-        0, 0
+    Sources next;
+    int32_t next_expert = -1;
+    const auto look_up = [&](int32_t u) {
+        if (u < work.num_units) {
+            const struct moe_gemm_unit unit = moe_gemm_find_unit<Tile::kGroupM>(op, work, u);
+            moe_gemm_find_sources(op, unit, own_row, &next);
+            next_expert = unit.expert;
+        }
     };
-    for (int32_t u = static_cast<int32_t>(blockIdx.x); u < work.num_units;
-         u += static_cast<int32_t>(gridDim.x)) {
-        const struct moe_gemm_unit unit =
-            moe_gemm_find_unit<Tile::kBlockM, Tile::kGroupM>(op, work, u);
-        if (unit.expert < 0) {
-            continue;
-        }
-        const char *rows[kTurns];
+    look_up(moe_gemm_first());
+    for (int32_t u = moe_gemm_first(); u < work.num_units; u += moe_gemm_stride()) {
+        const char *rows[Sources::kTurns];
 #pragma unroll
-        for (int32_t turn = 0; turn < kTurns; turn++) {
-            const int32_t row = turn * kRowsPerTurn + own_row;
-            rows[turn] = nullptr;
-            if (row < unit.num_rows) {
-                int64_t from = static_cast<int64_t>(unit.first_row) + row;
-                if (op.row_ids != nullptr) {
-                    const int32_t id = op.row_ids[from];
-                    from = id < 0 || id >= op.num_row_ids ? -1 : id / op.row_ids_div;
-                }
-                if (from >= 0) {
-                    rows[turn] = static_cast<const char *>(op.input) + from * op.input_stride * 2 +
-                                 chunk * 16;
-                }
+        for (int32_t turn = 0; turn < Sources::kTurns; turn++) {
+            int32_t row = next.rows[turn];
+            if (op.row_ids != nullptr) {
+                row = row < 0 || row >= op.num_row_ids ? -1 : row / op.row_ids_div;
             }
+            rows[turn] = row < 0 ? nullptr
+                                 : static_cast<const char *>(op.input) +
+                                       static_cast<int64_t>(row) * op.input_stride * 2 + chunk * 16;
         }
-        for (int32_t step = 0; step < num_steps; step++) {
+        const int32_t num_own_steps = next_expert < 0 ? 1 : num_steps;
+        for (int32_t step = 0; step < num_own_steps; step++) {
+            if (step == (Tile::kLookAhead < num_own_steps ? Tile::kLookAhead : num_own_steps - 1)) {
+                look_up(u + moe_gemm_stride());
+            }
             moe_ptx_mbarrier_wait(ring.empty_barrier(), ring.parity ^ 1);
             const uint32_t slot = ring.slot() + Tile::kWeightBytes;
 #pragma unroll
-            for (int32_t turn = 0; turn < kTurns; turn++) {
-                const int32_t row = turn * kRowsPerTurn + own_row;
+            for (int32_t turn = 0; turn < Sources::kTurns; turn++) {
+                const int32_t row = turn * Sources::kRowsPerTurn + own_row;
                 if (rows[turn] == nullptr) {
                     continue;
                 }
@@ -197,33 +239,35 @@ static __device__ __forceinline__ void moe_gemm_load_tokens(const struct moe_cud
                                    is_inside ? 16 : 0);
                 }
             }
-            moe_ptx_copy_commit();
-            arrivals.num_pending++;
-            if (arrivals.num_pending > Tile::kLag) {
-                moe_ptx_copy_wait<Tile::kLag>();
-                moe_gemm_arrive(ring, &arrivals);
-            }
+            moe_ptx_copy_arrive(ring.full_barrier());
             ring.advance();
         }
     }
-    moe_ptx_copy_wait<0>();
-    while (arrivals.num_pending > 0) {
-        moe_gemm_arrive(ring, &arrivals);
+}
+
+/* A stage has been read: by one lane per warp. */
+static __device__ __forceinline__ void moe_gemm_release(uint32_t empty_barrier)
+{
+    if (threadIdx.x % 32 == 0) {
+        moe_ptx_mbarrier_arrive(empty_barrier);
     }
 }
 
-/* All of k for one unit, with kN columns of tokens. */
+/* All of k for one unit, with kN columns of tokens. One stage's multiplications are in flight while
+ * the next one's are queued. */
 template <typename Tile, int kN, bool kIsHalf, int kSums>
 static __device__ __forceinline__ void moe_gemm_multiply(int32_t num_steps, int32_t consumer,
                                                          struct moe_gemm_ring<Tile> &ring,
                                                          float (&sums)[2][kSums])
 {
+    uint32_t last = 0;
     for (int32_t step = 0; step < num_steps; step++) {
         const uint32_t slot = ring.slot();
         const uint64_t slab0 = moe_gemm_descriptor(slot + consumer * 2 * Tile::kSlabBytes);
         const uint64_t slab1 = moe_gemm_descriptor(slot + (consumer * 2 + 1) * Tile::kSlabBytes);
         const uint64_t tokens = moe_gemm_descriptor(slot + Tile::kWeightBytes);
         moe_ptx_mbarrier_wait(ring.full_barrier(), ring.parity);
+        moe_ptx_fence_async(); /* the copies of tokens were not made by the copy engine */
         moe_ptx_keep(sums[0]);
         moe_ptx_keep(sums[1]);
         moe_ptx_wgmma_fence();
@@ -241,14 +285,19 @@ static __device__ __forceinline__ void moe_gemm_multiply(int32_t num_steps, int3
             }
         }
         moe_ptx_wgmma_commit();
-        moe_ptx_wgmma_wait<0>();
+        moe_ptx_wgmma_wait<1>();
         moe_ptx_keep(sums[0]);
         moe_ptx_keep(sums[1]);
-        if (threadIdx.x % 32 == 0) {
-            moe_ptx_mbarrier_arrive(ring.empty_barrier());
+        if (step > 0) {
+            moe_gemm_release(last);
         }
+        last = ring.empty_barrier();
         ring.advance();
     }
+    moe_ptx_wgmma_wait<0>();
+    moe_ptx_keep(sums[0]);
+    moe_ptx_keep(sums[1]);
+    moe_gemm_release(last);
 }
 
 /* The switch over the number of columns stands outside the loop over k. */
@@ -302,10 +351,9 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
     place.barrier = 1 + static_cast<uint32_t>(consumer);
     place.slab_channels = Tile::kSlabRows;
     place.second_column = has_two ? op.n : 0;
-    for (int32_t u = static_cast<int32_t>(blockIdx.x); u < work.num_units;
-         u += static_cast<int32_t>(gridDim.x)) {
-        const struct moe_gemm_unit unit =
-            moe_gemm_find_unit<Tile::kBlockM, Tile::kGroupM>(op, work, u);
+    for (int32_t u = moe_gemm_first(); u < work.num_units; u += moe_gemm_stride()) {
+        moe_ptx_mbarrier_wait(ring.full_barrier(), ring.parity);
+        const struct moe_gemm_unit unit = moe_gemm_read_unit(ring.unit_place());
         float sums[2][kSums];
         place.first_channel = unit.weight_block * (has_two ? Tile::kBlockN / 2 : Tile::kBlockN) +
                               consumer * (has_two ? 1 : 2) * Tile::kSlabRows;
@@ -315,7 +363,10 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
             sums[0][i] = 0.0f;
             sums[1][i] = 0.0f;
         }
-        if (unit.expert >= 0) {
+        if (unit.expert < 0) {
+            moe_gemm_release(ring.empty_barrier());
+            ring.advance();
+        } else {
             if (op.input_dtype == MOE_DTYPE_FP16) {
                 moe_gemm_multiply_rows<Tile, true>(unit.num_rows, num_steps, consumer, ring, sums);
             } else {
@@ -328,7 +379,7 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
     }
 }
 
-/* Shared memory: ring, staging, barriers, scratch, three words per segment. */
+/* Shared memory: ring, staging, barriers, units, scratch, three words per segment. */
 template <typename Tile>
 static __device__ __forceinline__ void moe_gemm_run(const struct moe_cuda_gemm &args)
 {
@@ -338,21 +389,30 @@ static __device__ __forceinline__ void moe_gemm_run(const struct moe_cuda_gemm &
     const uint32_t slots = (unaligned + 1023) / 1024 * 1024;
     const uint32_t staging = slots + Tile::kNumStages * Tile::kStageBytes;
     const uint32_t barriers = staging + Tile::kConsumers * MOE_CUDA_GEMM_STAGING_BYTES;
+    const uint32_t units = barriers + 16 * Tile::kNumStages;
     int32_t *scratch =
-        reinterpret_cast<int32_t *>(memory + (barriers - unaligned) + 16 * Tile::kNumStages);
+        reinterpret_cast<int32_t *>(memory + (units - unaligned) + 16 * Tile::kNumStages);
     struct moe_gemm_work work;
     work.first_block = scratch + 64;
     work.first_row = work.first_block + args.op.num_segments + 1;
     work.num_rows = work.first_row + args.op.num_segments + 1;
-    struct moe_gemm_ring<Tile> ring = {
-        slots, barriers, barriers + 8 * Tile::kNumStages, 0, 0
-    };
+    struct moe_gemm_ring<Tile> ring;
+    ring.slots = slots;
+    ring.full = barriers;
+    ring.empty = barriers + 8 * Tile::kNumStages;
+    ring.units = units;
+    ring.stage = 0;
+    ring.parity = 0;
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < Tile::kNumStages; i++) {
-            moe_ptx_mbarrier_init(ring.full + 8 * i, 1 + Tile::kTokenWarps);
+            moe_ptx_mbarrier_init(ring.full + 8 * i, 1 + 32 * Tile::kTokenWarps);
             moe_ptx_mbarrier_init(ring.empty + 8 * i, 4 * Tile::kConsumers);
         }
         moe_ptx_fence_mbarrier_init();
+    }
+    if (threadIdx.x == 32) {
+        moe_ptx_prefetch_map(&args.weight[0]);
+        moe_ptx_prefetch_map(&args.weight[args.op.num_matrices == 2]);
     }
     if (!args.is_early) {
         moe_ptx_griddep_wait();

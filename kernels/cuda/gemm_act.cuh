@@ -10,12 +10,12 @@
 #define MOE_GEMM_ACT_CUH
 
 #include "ops.h"
+#include "ptx.cuh"
 
-/* 1 / (1 + e^-x), from e^-|x|: nothing overflows. */
+/* 1 / (1 + e^-x); e^-x may be infinite. */
 static __device__ __forceinline__ float moe_act_logistic(float x)
 {
-    const float e = __expf(-fabsf(x));
-    return __fdividef(x < 0.0f ? e : 1.0f, 1.0f + e);
+    return moe_ptx_reciprocal(1.0f + moe_ptx_exp2(x * -0x1.715476p+0f));
 }
 
 /* Phi(x); the tail e^(-a^2 / 2) R(a) as in vmath.h. */

@@ -49,6 +49,24 @@ static __device__ __forceinline__ uint32_t moe_gemm_narrow(float value, int32_t 
     return value != value ? 0x7fc0u : __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
+/* Two neighbours in one word, the first one low. */
+static __device__ __forceinline__ uint32_t moe_gemm_narrow_pair(float low, float high,
+                                                                int32_t dtype)
+{
+    uint32_t pair;
+    if (dtype == MOE_DTYPE_FP16) {
+        const __half2 halves = __floats2half2_rn(low, high);
+        pair = *reinterpret_cast<const uint32_t *>(&halves);
+    } else {
+        const __nv_bfloat162 halves = __floats2bfloat162_rn(low, high);
+        pair = *reinterpret_cast<const uint32_t *>(&halves);
+    }
+    if (low != low || high != high) {
+        pair = moe_gemm_narrow(low, dtype) | moe_gemm_narrow(high, dtype) << 16;
+    }
+    return pair;
+}
+
 /* Biases of the thread's two channels of both slabs; 0 where there is none. */
 static __device__ __forceinline__ void moe_gemm_load_bias(const struct moe_op_gemm &op,
                                                           const struct moe_gemm_place &place,
@@ -108,24 +126,29 @@ static __device__ __forceinline__ float moe_gemm_affine(float sum, float weight,
 template <int kSums>
 static __device__ __forceinline__ void moe_gemm_finish(const struct moe_op_gemm &op,
                                                        const struct moe_gemm_unit &unit, int32_t g,
-                                                       const float (&bias)[2][2],
+                                                       bool is_affine, const float (&bias)[2][2],
                                                        float (&sums)[2][kSums])
 {
-    const int32_t first = 8 * g + static_cast<int32_t>(threadIdx.x) % 4 * 2;
+    if (is_affine) {
+        const int32_t first = 8 * g + static_cast<int32_t>(threadIdx.x) % 4 * 2;
 #pragma unroll
-    for (int32_t token = 0; token < 2; token++) {
-        float weight = 1.0f;
-        if (op.row_weights != nullptr && first + token < unit.num_rows) {
-            weight = moe_gemm_row_weight(op, static_cast<int64_t>(unit.first_row) + first + token);
-        }
-#pragma unroll
-        for (int32_t half = 0; half < 2; half++) {
-            const int32_t i = 4 * g + 2 * half + token;
-            sums[0][i] = moe_gemm_affine(sums[0][i], weight, bias[0][half]);
-            sums[1][i] = moe_gemm_affine(sums[1][i], weight, bias[1][half]);
-            if (op.has_activation) {
-                sums[0][i] = sums[0][i] * moe_act_logistic(sums[0][i]) * sums[1][i];
+        for (int32_t token = 0; token < 2; token++) {
+            float weight = 1.0f;
+            if (op.row_weights != nullptr && first + token < unit.num_rows) {
+                weight =
+                    moe_gemm_row_weight(op, static_cast<int64_t>(unit.first_row) + first + token);
             }
+#pragma unroll
+            for (int32_t i = 4 * g + token; i < 4 * g + 4; i += 2) {
+                sums[0][i] = moe_gemm_affine(sums[0][i], weight, bias[0][i % 4 / 2]);
+                sums[1][i] = moe_gemm_affine(sums[1][i], weight, bias[1][i % 4 / 2]);
+            }
+        }
+    }
+    if (op.has_activation) {
+#pragma unroll
+        for (int32_t i = 4 * g; i < 4 * g + 4; i++) {
+            sums[0][i] = sums[0][i] * moe_act_logistic(sums[0][i]) * sums[1][i];
         }
     }
 }
@@ -182,8 +205,11 @@ static __device__ __forceinline__ void moe_gemm_store_fast(const struct moe_op_g
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
     const int32_t warp = static_cast<int32_t>(threadIdx.x) % 128 / 32;
     const int32_t num_slabs = op.has_activation ? 1 : 2;
-    float bias[2][2];
-    moe_gemm_load_bias(op, place, unit.expert, bias);
+    const bool is_affine = op.row_weights != nullptr || op.bias[0].base != nullptr;
+    float bias[2][2] = {};
+    if (is_affine) {
+        moe_gemm_load_bias(op, place, unit.expert, bias);
+    }
 #pragma unroll
     for (int32_t base = 0; base < kBlockM; base += 32) {
         if (base >= unit.num_rows) {
@@ -194,16 +220,16 @@ static __device__ __forceinline__ void moe_gemm_store_fast(const struct moe_op_g
             if (8 * g >= unit.num_rows) {
                 break;
             }
-            moe_gemm_finish(op, unit, g, bias, sums);
+            moe_gemm_finish(op, unit, g, is_affine, bias, sums);
 #pragma unroll
             for (int32_t slab = 0; slab < 2; slab++) {
                 if (slab >= num_slabs) {
                     break;
                 }
-                const uint32_t low = moe_gemm_narrow(sums[slab][4 * g], op.output_dtype) |
-                                     moe_gemm_narrow(sums[slab][4 * g + 1], op.output_dtype) << 16;
-                const uint32_t high = moe_gemm_narrow(sums[slab][4 * g + 2], op.output_dtype) |
-                                      moe_gemm_narrow(sums[slab][4 * g + 3], op.output_dtype) << 16;
+                const uint32_t low =
+                    moe_gemm_narrow_pair(sums[slab][4 * g], sums[slab][4 * g + 1], op.output_dtype);
+                const uint32_t high = moe_gemm_narrow_pair(sums[slab][4 * g + 2],
+                                                           sums[slab][4 * g + 3], op.output_dtype);
                 moe_ptx_store_transposed(place.staging + moe_gemm_staged(slab,
                                                                          8 * g - base + lane % 8,
                                                                          2 * warp + lane / 8 % 2),

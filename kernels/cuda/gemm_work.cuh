@@ -29,6 +29,7 @@ struct moe_gemm_unit {
     int32_t weight_block; /* of block_n weight rows */
     int32_t first_row;    /* position of its first row */
     int32_t num_rows;     /* 1..block_m */
+    int32_t is_shared;    /* 1: other units read the same weights */
 };
 
 /* Rows of a segment, of seg_indptr or masked_m; with neither all max_masked_rows are used. */
@@ -131,7 +132,7 @@ static __device__ __forceinline__ int32_t moe_gemm_find(const struct moe_gemm_wo
 }
 
 /* Unit `number`, below work.num_units. */
-template <int kBlockM, int kGroupM>
+template <int kGroupM>
 static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_find_unit(
     const struct moe_op_gemm &op, const struct moe_gemm_work &work, int32_t number)
 {
@@ -165,10 +166,12 @@ static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_find_unit(
         unit.first_row = segment * op.block_size;
         rows = op.block_size;
     }
+    unit.is_shared = num_blocks > 1;
     const int32_t per_block = (moe_gemm_ceil(rows, num_blocks) + 7) / 8 * 8;
     const int32_t skipped = block * per_block;
+    const int32_t rest = rows - skipped;
     unit.first_row += skipped;
-    unit.num_rows = rows - skipped < per_block ? rows - skipped : per_block;
+    unit.num_rows = rest < per_block ? rest : per_block;
     return unit;
 }
 

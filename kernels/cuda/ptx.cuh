@@ -122,8 +122,8 @@ static __device__ __forceinline__ void moe_ptx_fence_mbarrier_init()
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-/* 9.7.13.4 fence.proxy.async: what this thread wrote or copied to shared memory becomes visible to
- * wgmma. */
+/* 9.7.13.4 fence.proxy.async: what was written to shared memory, by this thread or before a barrier
+ * that it has passed, becomes visible to wgmma. */
 static __device__ __forceinline__ void moe_ptx_fence_async()
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -143,15 +143,11 @@ static __device__ __forceinline__ void moe_ptx_copy16(uint32_t to, const void *f
                  : "memory");
 }
 
-static __device__ __forceinline__ void moe_ptx_copy_commit()
+/* 9.7.13.15 cp.async.mbarrier.arrive: the barrier counts an arrival of this thread when its copies
+ * so far have landed. The thread does not wait. */
+static __device__ __forceinline__ void moe_ptx_copy_arrive(uint32_t barrier)
 {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/* Until at most kGroups of this thread's groups of copies are in flight. */
-template <int kGroups> static __device__ __forceinline__ void moe_ptx_copy_wait()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 #if __CUDA_ARCH__ == 900
@@ -166,7 +162,7 @@ static __device__ __forceinline__ void moe_ptx_copy_box(uint32_t to, const void 
                  : "memory");
 }
 
-/* 9.7.9.28 */
+/* 9.7.9.28 prefetch.tensormap */
 static __device__ __forceinline__ void moe_ptx_prefetch_map(const void *map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -180,10 +176,10 @@ static __device__ __forceinline__ uint64_t moe_ptx_policy_evict_first()
     return policy;
 }
 
-static __device__ __forceinline__ uint64_t moe_ptx_policy_evict_last()
+static __device__ __forceinline__ uint64_t moe_ptx_policy_normal()
 {
     uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
 
@@ -215,6 +211,30 @@ static __device__ __forceinline__ void moe_ptx_load_shared16(uint32_t from, uint
                  : "=r"(out->x), "=r"(out->y), "=r"(out->z), "=r"(out->w)
                  : "r"(from)
                  : "memory");
+}
+
+/* 9.7.9.13 st.shared of 16 bytes. */
+static __device__ __forceinline__ void moe_ptx_store_shared16(uint32_t to, const uint4 &value)
+{
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
+                 "r"(value.z), "r"(value.w)
+                 : "memory");
+}
+
+/* 9.7.3.21 ex2.approx: 2^x to 2 ulp; subnormal results are 0. */
+static __device__ __forceinline__ float moe_ptx_exp2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* 9.7.3.14 rcp.approx: 1 / x to 1 ulp. */
+static __device__ __forceinline__ float moe_ptx_reciprocal(float x)
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 /* 9.7.15.7 wgmma: registers written before are seen by the next multiplication. */

@@ -43,7 +43,7 @@ void gemm_encode(CUtensorMap *map, const struct gemm_tile *tile, const struct mo
 void fill_random(void *to, int64_t count, float scale, uint64_t seed, int is_half);
 uint64_t random_bits(uint64_t *state);
 
-/* Timings; returns nothing but prints. */
-void gemm_time_models(double seconds);
+/* Prints times of models; only_tokens 0: at all numbers of tokens. */
+void gemm_time_models(int64_t only_tokens);
 
 #endif

@@ -36,7 +36,8 @@ extern "C" __global__ void gemm_fill_random(uint16_t *to, int64_t count, float s
     }
 }
 
-/* pattern 0: tokens (row, k) = (3 * row + k) % 127; 1: weights (e, n, k) = k == (n + e) % k_total. */
+/* pattern 0: tokens (row, k) = (3 * row + k) % 127; 1: weights (e, n, k) = k == (n + e) % k_total.
+ */
 extern "C" __global__ void gemm_fill_pattern(uint16_t *to, int64_t count, int32_t pattern,
                                              int32_t n, int32_t k, int32_t is_half)
 {

@@ -33,7 +33,7 @@ struct timed {
     double num_active;
     void *w1, *w2, *input, *middle, *output;
     const struct gemm_tile *tile1, *tile2; /* NULL: left out */
-    int is_early, is_chained, num_ctas;
+    int is_early, is_chained;
 };
 
 static void fill_gemm(const struct timed *timed, int node, int which, struct moe_cuda_gemm *args)
@@ -90,7 +90,7 @@ static void record(void *self)
             for (int m = 0; m < args.op.num_matrices; m++) {
                 gemm_encode(&args.weight[m], tile, &args.op, m);
             }
-            driver_launch_gemm(tile, &args, timed->num_ctas, timed->is_chained);
+            driver_launch_gemm(tile, &args, driver_num_sms(), timed->is_chained);
         }
     }
 }
@@ -161,7 +161,8 @@ static void time_case(struct timed *timed, double read_rate, uint64_t *seed)
     for (int t = 0; t < num_gemm_tiles; t++) {
         const struct gemm_tile *tile = &gemm_tiles[t];
         const double rows = (double)T * model->top_k / timed->num_active;
-        if (rows > 6.0 * tile->block_m || (rows < 2.0 && tile->block_m > 64)) {
+        if ((rows > 3.0 * tile->block_m && tile->block_m < 120) ||
+            (rows < 16.0 && tile->block_m > 64)) {
             continue;
         }
         timed->is_chained = 1;
@@ -204,10 +205,9 @@ static void record_read(void *self)
     driver_launch(driver_function("gpu_read"), (unsigned)driver_num_sms() * 4, 512, args);
 }
 
-void gemm_time_models(double seconds)
+void gemm_time_models(int64_t only_tokens)
 {
     uint64_t seed = 3;
-    (void)seconds;
     for (size_t m = 0; m < sizeof(models) / sizeof(models[0]); m++) {
         const struct model *model = &models[m];
         const int64_t weights = (int64_t)model->num_experts * model->hidden * model->inter;
@@ -215,7 +215,6 @@ void gemm_time_models(double seconds)
         struct timed timed;
         memset(&timed, 0, sizeof(timed));
         timed.model = model;
-        timed.num_ctas = driver_num_sms();
         timed.w1 = driver_alloc((size_t)weights * 4);
         timed.w2 = driver_alloc((size_t)weights * 2);
         timed.input = driver_alloc((size_t)(most * model->hidden) * 2);
@@ -232,6 +231,9 @@ void gemm_time_models(double seconds)
         const double rate = (double)read_bytes / read_us; /* bytes per us */
         printf("read limit %.2f TB/s\n", rate / 1e6);
         for (size_t i = 0; i < sizeof(tokens_of_case) / 8; i++) {
+            if (only_tokens != 0 && only_tokens != tokens_of_case[i]) {
+                continue;
+            }
             timed.num_tokens = tokens_of_case[i];
             time_case(&timed, rate, &seed);
         }
