@@ -122,6 +122,8 @@ int32_t moe_cuda_experts(const struct moe_run *run, const struct moe_op_experts 
                                   .op = op,
                                   .gemm1 = moe_cuda_make_gemm1(problem, problem->inter),
                                   .gemm2 = moe_cuda_make_gemm2(problem, problem->inter)};
+    MOE_TRY(moe_cuda_check_rows("experts: rows", op->rows, op->row_stride, problem->tokens.dtype,
+                                error));
     experts.run.weights = op->weights;
     lay_out_experts(problem, op->num_rows < rows_per_pass ? op->num_rows : rows_per_pass,
                     &experts.layout);

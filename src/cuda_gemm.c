@@ -13,9 +13,9 @@ enum { TMA_BYTES = 16 };
 
 int64_t moe_cuda_gemm_smem_bytes(const struct moe_tile *tile, int64_t num_segments)
 {
-    return (int64_t)MOE_CUDA_GEMM_FIXED_BYTES(tile->block_m, tile->block_n, tile->block_k,
-                                              tile->num_warps, tile->num_stages) +
-           MOE_CUDA_GEMM_SEGMENT_BYTES((int64_t)num_segments);
+    return MOE_CUDA_GEMM_FIXED_BYTES(tile->block_m, tile->block_n, tile->block_k, tile->num_warps,
+                                     tile->num_stages) +
+           MOE_CUDA_GEMM_SEGMENT_BYTES(num_segments);
 }
 
 static bool is_aligned(const void *base, int64_t stride, int32_t dtype)
@@ -23,16 +23,17 @@ static bool is_aligned(const void *base, int64_t stride, int32_t dtype)
     return ((uintptr_t)base | (uintptr_t)(stride * moe_dtype_bytes(dtype))) % TMA_BYTES == 0;
 }
 
-static int32_t check_input(int32_t op_id, const struct moe_op_gemm *op, struct moe_error *error)
+int32_t moe_cuda_check_rows(const char *name, const void *rows, int64_t stride, int32_t dtype,
+                            struct moe_error *error)
 {
-    if (is_aligned(op->input, op->input_stride, op->input_dtype)) {
+    if (is_aligned(rows, stride, dtype)) {
         return MOE_STATUS_OK;
     }
-    return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                         "%s: input rows at %p with a stride of %lld elements; the cuda backend "
-                         "reads rows that begin at multiples of 16 bytes",
-                         op_id == MOE_OP_GEMM2 ? "gemm2" : "gemm1", op->input,
-                         (long long)op->input_stride);
+    return moe_error_set(
+        error, MOE_STATUS_UNSUPPORTED,
+        "%s at %p with a stride of %lld elements: the cuda backend reads rows that "
+        "begin at multiples of 16 bytes",
+        name, rows, (long long)stride);
 }
 
 int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
@@ -42,7 +43,6 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
     const struct moe_cuda_state *state = moe_cuda_state_of(run);
     const struct moe_cuda_weights *weights = run->weights->backend_data;
     struct moe_cuda_gemm args;
-    MOE_TRY(check_input(op_id, op, error));
     memset(&args, 0, sizeof(args));
     args.op = *op;
     for (int32_t i = 0; i < op->num_matrices; i++) {
@@ -73,6 +73,8 @@ int32_t moe_cuda_grouped_gemm(const struct moe_run *run, int32_t op_id,
     static const int32_t gate_up[2] = {MOE_CUDA_GATE, MOE_CUDA_UP};
     static const int32_t up[2] = {MOE_CUDA_UP, MOE_CUDA_UP};
     static const int32_t down[2] = {MOE_CUDA_DOWN, MOE_CUDA_DOWN};
+    MOE_TRY(moe_cuda_check_rows("grouped_gemm: input", op->input, op->input_stride, op->input_dtype,
+                                error));
     return moe_cuda_gemm(run, op_id, op,
                          op_id == MOE_OP_GEMM2   ? down
                          : op->num_matrices == 2 ? gate_up

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * layer on a GPU: a chain of launches on one stream, with everything between them in the workspace. The first is an ordinary node; each of the others begins under the tail of the one
- * before (PDL).
+ * layer on a GPU: a chain of launches on one stream, with everything between them in the workspace.
+ * The first is an ordinary node; each of the others begins under the tail of the one before (PDL).
  *
  *   shared expert: GEMM1, GEMM2, its factor     (what does not depend on routing comes first)
  *   router                                      (unless the host gives logits or ids)
@@ -336,6 +336,8 @@ int32_t moe_cuda_layer(const struct moe_run *run, const struct moe_op_layer *op,
                        struct moe_error *error)
 {
     struct layer_run layer = {.run = *run, .problem = &run->plan->problem, .op = op};
+    MOE_TRY(moe_cuda_check_rows("layer: tokens", op->tokens, op->token_stride,
+                                layer.problem->tokens.dtype, error));
     layer.run.weights = op->weights;
     lay_out_layer(run->plan, run->bucket, op->num_tokens, &layer.layout);
     if (layer.problem->shared_inter > 0) {

@@ -19,6 +19,10 @@ static inline const struct moe_tile *moe_cuda_tile_of(const struct moe_run *run,
 }
 
 /* cuda_routing.c */
+int32_t moe_cuda_gating(const struct moe_run *run, const struct moe_op_gating *op,
+                        struct moe_error *error);
+int32_t moe_cuda_route(const struct moe_run *run, const struct moe_op_route *op,
+                       struct moe_error *error);
 int32_t moe_cuda_align(const struct moe_run *run, const struct moe_op_align *op,
                        struct moe_error *error);
 int32_t moe_cuda_ep_preprocess(const struct moe_run *run, const struct moe_op_ep_preprocess *op,
@@ -42,11 +46,16 @@ int32_t moe_cuda_shared_factor(const struct moe_run *run, const struct moe_op_ro
 
 /*
  * cuda_gemm.c. `matrices`: which of the bound weights' (MOE_CUDA_GATE, ...) are op->weight[i]; the
- * operands and biases in `op` are not read. `is_early`: as in struct moe_cuda_gemm. UNSUPPORTED for
- * input rows that are not aligned to 16 bytes.
+ * operands and biases in `op` are not read. `is_early`: as in struct moe_cuda_gemm.
  */
 int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
                       const int32_t matrices[2], int32_t is_early, struct moe_error *error);
+
+/* Rows that GEMMs and router read begin at multiples of 16 bytes; checked before the first launch of
+ * a call. `name`: "layer: tokens". UNSUPPORTED. */
+int32_t moe_cuda_check_rows(const char *name, const void *rows, int64_t stride, int32_t dtype,
+                            struct moe_error *error);
+
 int32_t moe_cuda_grouped_gemm(const struct moe_run *run, int32_t op_id,
                               const struct moe_op_gemm *op, struct moe_error *error);
 

@@ -5,19 +5,7 @@
 #include "plan.h"
 #include "status.h"
 
-enum { ROUTER_BYTES = 16, GRID_Y_LIMIT = 65535 };
-
-static int32_t check_tokens(const struct moe_op_router *op, struct moe_error *error)
-{
-    const int64_t stride_bytes = op->token_stride * moe_dtype_bytes(op->token_dtype);
-    if ((uintptr_t)op->tokens % ROUTER_BYTES != 0 || stride_bytes % ROUTER_BYTES != 0) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "router: tokens at %p with %lld bytes between rows; the cuda backend "
-                             "reads rows that begin at multiples of 16 bytes",
-                             op->tokens, (long long)stride_bytes);
-    }
-    return MOE_STATUS_OK;
-}
+enum { GRID_Y_LIMIT = 65535 };
 
 /* With one expert and applies_sigmoid: the shared expert's factors. */
 static int32_t launch_router(const struct moe_run *run, const struct moe_op_router *op,
@@ -26,7 +14,6 @@ static int32_t launch_router(const struct moe_run *run, const struct moe_op_rout
     const struct moe_tile *tile = moe_cuda_tile_of(run, MOE_OP_ROUTER);
     const int64_t blocks = (op->num_tokens + tile->block_m - 1) / tile->block_m;
     struct moe_cuda_router args = {.op = *op, .applies_sigmoid = applies_sigmoid};
-    MOE_TRY(check_tokens(op, error));
     if (op->weight.table != NULL) {
         args.op.weight.base = op->weight.table[0];
         args.op.weight.table = NULL;
@@ -49,6 +36,8 @@ static int32_t launch_router(const struct moe_run *run, const struct moe_op_rout
 int32_t moe_cuda_router(const struct moe_run *run, const struct moe_op_router *op,
                         struct moe_error *error)
 {
+    MOE_TRY(moe_cuda_check_rows("router: tokens", op->tokens, op->token_stride, op->token_dtype,
+                                error));
     return launch_router(run, op, 0, error);
 }
 

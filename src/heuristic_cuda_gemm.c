@@ -4,12 +4,12 @@
  *
  *   rows      m = R / A rows per active expert, in blocks of at most BLOCK_SIZE_M, split evenly and
  *             rounded up to 8: N tokens of a unit; a unit is BLOCK_SIZE_N weight rows by N tokens
- *   tensor    m64nNk16 takes max(N / 2, 16 + N / 4) cycles (measured on an H200); a unit has
- *             k / 16 for each of its slabs, two per consumer warpgroup and 64 rows at most, and an
+ *   tensor    m64nNk16 takes max(N / 2, 16 + N / 4) cycles (measured on an H200); a unit has k / 16
+ *             for each of its slabs, two per consumer warpgroup and 64 rows at most, and an
  *             epilogue that nothing hides
  *   L2        a unit reads BLOCK_SIZE_N + N rows of k elements
- *   memory    the weights of the active experts once, at the device's rate; less than 64 KB in
- *             flight per multiprocessor do not reach it
+ *   memory    the weights of the active experts once, at the device's rate, which many bytes in
+ *             flight and many multiprocessors come closer to than few
  *   waves     ceil(units / multiprocessors) units on the busiest one
  *   total     the largest of the three, and a share of the others that does not overlap
  */
@@ -20,12 +20,14 @@
 #include <math.h>
 
 static const double launch_cycles = 3000.0;
-static const double unit_cycles = 500.0;      /* first loads, barriers and epilogue of a unit */
-static const double output_cycles = 0.05;     /* per output element, in the epilogue */
-static const double memory_rate = 19.5;       /* bytes per cycle of one multiprocessor's share */
-static const double memory_rate_alone = 48.0; /* when few of them read */
-static const double l2_rate = 40.0;           /* bytes per cycle of one multiprocessor */
-static const double bytes_in_flight = 65536.0;
+static const double unit_cycles = 500.0;       /* first loads, barriers and epilogue of a unit */
+static const double output_cycles = 0.05;      /* per output element, in the epilogue */
+static const double memory_rate = 21.0;        /* bytes per cycle of one multiprocessor's share */
+static const double memory_rate_few = 13.5;    /* the same when only few of them read, */
+static const double memory_rate_alone = 54.0;  /* and what one of those gets */
+static const double l2_rate = 40.0;            /* bytes per cycle of one multiprocessor */
+static const double bytes_in_flight = 16384.0; /* of weights, at which half the rate is reached */
+static const double slab_lost = 0.05;          /* memory time, where slabs are half of 64 rows */
 static const double overlap_lost = 0.1;
 
 /* A GEMM as the kernel sees it. */
@@ -51,16 +53,20 @@ static double gemm_cost(const struct moe_tile *tile, const struct moe_device *de
     const double units = shape->num_groups * blocks * weight_blocks;
     const double waves = ceil(units / sms);
 
-    const double mma =
-        fmax(tokens / 2.0, 16.0 + tokens / 4.0) * (tile->block_n / 64.0) * ceil(shape->k / 16.0);
+    const double slabs = 2.0 * (tile->num_warps / 4.0 - 1.0);
+    const double mma = fmax(tokens / 2.0, 16.0 + tokens / 4.0) * slabs * ceil(shape->k / 16.0);
     const double epilogue = unit_cycles + output_cycles * tokens * tile->block_n;
     const double unit_bytes = (tile->block_n + tokens) * shape->k * shape->element_bytes;
     const double tensor = waves * (mma + epilogue);
     const double l2 = waves * unit_bytes / l2_rate;
 
-    const double ring =
-        (double)tile->num_stages * tile->block_k * shape->element_bytes * (tile->block_n + tokens);
-    const double rate = memory_rate * fmin(1.0, ring / bytes_in_flight);
+    const double in_flight =
+        (double)tile->num_stages * tile->block_k * tile->block_n * shape->element_bytes;
+    const double slab_rows = tile->block_n / slabs;
+    const double busy = fmin(1.0, units / sms);
+    const double rate = (memory_rate_few + (memory_rate - memory_rate_few) * busy) * in_flight /
+                        (in_flight + bytes_in_flight) /
+                        (1.0 + slab_lost * (64.0 / slab_rows - 1.0));
     const double weight_bytes =
         shape->num_groups * shape->weight_rows * shape->k * shape->element_bytes;
     const double memory =

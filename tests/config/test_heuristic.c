@@ -63,6 +63,54 @@ static void panels_grow_with_the_rows_per_expert(void **state)
                 pick(MOE_OP_GEMM1, "avx2", 2, &problem, 64)->block_m);
 }
 
+/* The GEMM tile of a GPU with the lowest cost for both GEMMs; no device and no build are needed. */
+static const struct moe_tile *pick_on_gpu(const struct moe_problem *problem, int64_t num_tokens)
+{
+    struct moe_device device;
+    const struct moe_tile *best = NULL;
+    double lowest = INFINITY;
+    MOE_INIT(device);
+    device.backend = MOE_BACKEND_CUDA;
+    device.sm = 90;
+    device.num_sms = 132;
+    device.smem_bytes = 227 * 1024;
+    for (int32_t i = 0; i < MOE_NUM_TILES; i++) {
+        const struct moe_tile *tile = &moe_tiles[i];
+        if (tile->op != MOE_OP_GEMM1 || moe_kernels[tile->kernel].backend != MOE_BACKEND_CUDA) {
+            continue;
+        }
+        const double cost = moe_heuristic_cost(tile, MOE_OP_GEMM1, &device, problem, num_tokens) +
+                            moe_heuristic_cost(tile, MOE_OP_GEMM2, &device, problem, num_tokens);
+        assert_true(isfinite(cost) && cost > 0.0);
+        if (cost < lowest) {
+            lowest = cost;
+            best = tile;
+        }
+    }
+    assert_non_null(best);
+    return best;
+}
+
+static void gpu_blocks_grow_with_the_rows_per_expert(void **state)
+{
+    (void)state;
+    static const int32_t models[][4] = {
+        {128, 8, 2048, 768}, {8, 2, 4096, 14336}, {64, 6, 2048, 1408}};
+    for (size_t m = 0; m < sizeof(models) / sizeof(models[0]); m++) {
+        const struct moe_problem problem =
+            fixture_problem(models[m][0], models[m][1], models[m][2], models[m][3], 1);
+        int32_t most = 0;
+        for (int64_t tokens = 1; tokens <= 1 << 16; tokens *= 2) {
+            const int32_t block_m = pick_on_gpu(&problem, tokens)->block_m;
+            const int64_t rows = tokens * models[m][1] / models[m][0];
+            assert_true(rows < 256 || block_m == 128);
+            assert_true(rows > 16 || block_m <= 64);
+            most = block_m > most ? block_m : most;
+        }
+        assert_int_equal(most, 128);
+    }
+}
+
 static void wider_instructions_win(void **state)
 {
     (void)state;
@@ -108,6 +156,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_tile_has_a_cost),
         cmocka_unit_test(panels_grow_with_the_rows_per_expert),
+        cmocka_unit_test(gpu_blocks_grow_with_the_rows_per_expert),
         cmocka_unit_test(wider_instructions_win),
         cmocka_unit_test(tasks_follow_the_threads),
         cmocka_unit_test(tokens_are_rounded_to_powers_of_two),

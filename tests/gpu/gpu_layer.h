@@ -103,7 +103,7 @@ void layer_graph_launch(struct layer_graph *graph, CUstream stream);
 void layer_graph_free(struct layer_graph *graph);
 CUstream layer_stream(void);
 
-/* experts with the case's weights, its tokens as rows; the number of forms that are wrong of two. */
+/* experts with the case's weights and its tokens as rows; how many of two forms are wrong. */
 int layer_check_experts(const struct gpu_host *host, const struct layer_case *test, uint64_t *seed);
 
 int layer_check(const struct gpu_host *host, uint64_t seed);
