@@ -31,6 +31,10 @@ enum {
     MOE_NUM_TILES
 };
 
+/* Routes of a chunk of the CUDA sorts at most, and of one launch of cuda.sort: numbers of routes have
+ * 16 bits, and a route takes two words of shared memory. */
+#define MOE_CUDA_SORT_MAX_CHUNK 8192
+
 /* One row of tiles.def. */
 struct moe_tile {
     int32_t id;      /* index in the table, as tile_info counts */
@@ -46,5 +50,12 @@ struct moe_tile {
     int32_t smem_bytes; /* CUDA */
     const char *name;   /* kernel and numbers in words, as shown to users */
 };
+
+/*
+ * Rows that a task of the CPU's GEMM takes at most (a multiple of block_m), so that one expert with
+ * all rows still gives work to all threads. Reading the weights again once per that many rows costs
+ * nothing against the arithmetic.
+ */
+#define MOE_CPU_GEMM_ROWS_PER_TASK 256
 
 #endif

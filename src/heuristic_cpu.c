@@ -18,9 +18,8 @@ static const struct cpu_speed cpu_speeds[MOE_NUM_KERNELS] = {
     [MOE_KERNEL_CPU_AVX2] = {16.0, 0.125, 0.25, 1.0},
 };
 
-static const double task_cycles = 400.0;   /* claiming a task and starting it with cold registers */
-static const double rows_per_task = 256.0; /* GEMM: an expert with more rows is cut */
-static const double spill_cycles = 2.0;    /* writing and reading back one accumulator of 8 lanes */
+static const double task_cycles = 400.0; /* claiming a task and starting it with cold registers */
+static const double spill_cycles = 2.0;  /* writing and reading back one accumulator of 8 lanes */
 static const double accumulator_bytes = 32.0;          /* 8 lanes of fp32 */
 static const double memory_bytes_per_cycle = 8.0;      /* one core alone */
 static const double memory_bytes_per_cycle_max = 32.0; /* all cores together */
@@ -70,10 +69,12 @@ static double cpu_gemm_cost(const struct moe_tile *tile, const struct moe_device
     double load_weight = shape->weight_dtype == MOE_DTYPE_FP32 ? speed->cycles_per_fp32_load
                                                                : speed->cycles_per_widened_load;
     double load_input = speed->cycles_per_fp32_load;
-    double column_cycles = bm * bn / speed->macs_per_cycle + bn * load_weight + bm * load_input;
-    double spills = moe_cost_blocks(k, tile->block_k) * bm * bn * spill_cycles;
+    /* Only rows that are there cost; every pass over the weights converts them. */
+    double rows = shape->rows / panels;
+    double column_cycles = rows * bn / speed->macs_per_cycle + bn * load_weight + rows * load_input;
+    double spills = moe_cost_blocks(k, tile->block_k) * rows * bn * spill_cycles;
     double num_panels = shape->num_groups * shape->num_matrices * blocks * panels;
-    double stretches = ceil(moe_cost_at_least_1(shape->rows) / rows_per_task);
+    double stretches = ceil(moe_cost_at_least_1(shape->rows) / MOE_CPU_GEMM_ROWS_PER_TASK);
     double tasks = shape->num_groups * blocks * stretches;
     double waves = ceil(tasks / threads);
     double compute = (num_panels * (k * column_cycles + spills) / tasks + task_cycles) * waves;

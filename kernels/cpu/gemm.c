@@ -18,12 +18,6 @@
 
 #include <stdbool.h>
 
-/*
- * Positions per task at most, so that one expert with all rows still gives work to all threads.
- * Reading the weights again once per that many rows costs nothing against the arithmetic.
- */
-enum { ROWS_PER_TASK = 256 };
-
 /* Consecutive positions of one expert. */
 struct stretch {
     int64_t expert; /* -1: rows of zeros */
@@ -49,8 +43,9 @@ static int64_t num_channel_blocks(const struct moe_op_gemm *op, const struct moe
 /* A multiple of block_m. */
 static int64_t rows_per_task(const struct moe_tile *tile)
 {
-    return tile->block_m < ROWS_PER_TASK ? ROWS_PER_TASK / tile->block_m * tile->block_m
-                                         : tile->block_m;
+    return tile->block_m < MOE_CPU_GEMM_ROWS_PER_TASK
+               ? MOE_CPU_GEMM_ROWS_PER_TASK / tile->block_m * tile->block_m
+               : tile->block_m;
 }
 
 /* ---------------------------------------------------------------- segments of experts */

@@ -55,7 +55,7 @@ static void panels_grow_with_the_rows_per_expert(void **state)
         assert_true(block_m >= before);
         before = block_m;
     }
-    assert_int_equal(pick(MOE_OP_GEMM1, "avx2", 2, &problem, 1)->block_m, 1);
+    assert_true(pick(MOE_OP_GEMM1, "avx2", 2, &problem, 1)->block_m <= 4);
     assert_true(before >= 24);
     /* The same tokens on fewer experts are more rows per expert. */
     struct moe_problem few = fixture_problem(8, 8, 2048, 768, 1);
