@@ -48,8 +48,10 @@ static void print_what_ran(const struct moe_run_report *report, FILE *out)
     print_label(out, "");
     fprintf(out, "%s\n", moe_host_report_format_rules(&layer->problem, text));
     print_label(out, "weights");
-    fprintf(out, "%s, where the checkpoint's files are mapped\n",
-            moe_host_report_format_bytes(layer->weight_bytes, text));
+    fprintf(out, "%s, %s\n", moe_host_report_format_bytes(layer->weight_bytes, text),
+            report->host->device.backend == MOE_BACKEND_CUDA
+                ? "in the GPU's memory"
+                : "where the checkpoint's files are mapped");
     print_label(out, "tokens");
     if (report->golden != NULL) {
         fprintf(out, "%" PRId64 " from %s\n", report->request->num_tokens, report->golden);
