@@ -5,7 +5,8 @@
  *
  *   shared expert: GEMM1, GEMM2, its factor     (what does not depend on routing comes first)
  *   router                                      (unless the host gives logits or ids)
- *   route: gating and sort                      (ids given: the sort alone)
+ *   gating                                      (unless the host gives ids)
+ *   ep_preprocess: the sort
  *   GEMM1, tokens gathered and activation fused; GEMM2; post_reorder
  *
  * Nothing is read back: how many rows each expert has stays on the device. Every stage is a pure
@@ -36,21 +37,6 @@ struct layer_layout {
     uint64_t scratch;       /* of the sort */
     uint64_t total;
 };
-
-/* Workspace of the sort, with or without gating in front of it. */
-static uint64_t scratch_bytes(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
-                              int64_t num_tokens)
-{
-    static const int32_t ops[] = {MOE_OP_EP_PREPROCESS, MOE_OP_ROUTE};
-    uint64_t largest = 0;
-    for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
-        if (bucket->choices[ops[i]].tile >= 0) {
-            const uint64_t bytes = plan->backend->op_workspace(plan, bucket, ops[i], num_tokens);
-            largest = bytes > largest ? bytes : largest;
-        }
-    }
-    return largest;
-}
 
 static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
                           int64_t num_tokens, struct layer_layout *out)
@@ -83,7 +69,8 @@ static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch
     if ((problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
         out->shared_factor = moe_cuda_append(&total, tokens * sizeof(float));
     }
-    out->scratch = moe_cuda_append(&total, scratch_bytes(plan, bucket, num_tokens));
+    out->scratch = moe_cuda_append(
+        &total, plan->backend->op_workspace(plan, bucket, MOE_OP_EP_PREPROCESS, num_tokens));
     out->total = total;
 }
 
@@ -239,22 +226,33 @@ static void fill_gating(struct layer_run *layer, const void *logits, int64_t log
     layer->ids_dtype = gating->ids_dtype;
 }
 
-/* Rows of the routes, after ids and weights unless those are given. */
-static int32_t run_routing(struct layer_run *layer, struct moe_error *error)
+/* Ids and weights, unless the host gives them. */
+static int32_t run_gating(struct layer_run *layer, struct moe_error *error)
 {
     const struct moe_op_layer *op = layer->op;
-    struct moe_op_route route = {.wants_preprocess = 1};
+    struct moe_op_gating gating;
+    const void *logits;
+    int64_t logits_stride;
     layer->topk_ids = op->topk_ids;
     layer->topk_weights = op->topk_weights;
     layer->ids_dtype = op->ids_dtype;
-    if (op->topk_ids == NULL) {
-        const void *logits;
-        int64_t logits_stride;
-        MOE_TRY(run_router(layer, &logits, &logits_stride, error));
-        fill_gating(layer, logits, logits_stride, &route.gating);
+    if (op->topk_ids != NULL) {
+        return MOE_STATUS_OK;
     }
+    MOE_TRY(run_router(layer, &logits, &logits_stride, error));
+    fill_gating(layer, logits, logits_stride, &gating);
+    MOE_TRY(moe_cuda_gating(&layer->run, &gating, error));
+    layer->run.is_chained = 1;
+    return MOE_STATUS_OK;
+}
+
+/* Rows of the routes. Gating and sort are two launches: together they take less than the one of
+ * route, whose sort waits for the gating of all tokens. */
+static int32_t run_sort(struct layer_run *layer, struct moe_error *error)
+{
+    const struct moe_op_layer *op = layer->op;
     const int64_t num_routes = op->num_tokens * moe_problem_num_slots(layer->problem);
-    route.preprocess = (struct moe_op_ep_preprocess){
+    const struct moe_op_ep_preprocess sort = {
         .num_routes = num_routes,
         .num_tokens_device = op->num_tokens_device,
         .topk_ids = layer->topk_ids,
@@ -267,10 +265,9 @@ static int32_t run_routing(struct layer_run *layer, struct moe_error *error)
         .dst2src = at(layer, layer->layout.dst2src),
         .row_capacity = num_routes,
     };
-    struct moe_run sort = layer->run;
-    sort.workspace = at(layer, layer->layout.scratch);
-    MOE_TRY(op->topk_ids != NULL ? moe_cuda_ep_preprocess(&sort, &route.preprocess, error)
-                                 : sort.plan->backend->route(&sort, &route, error));
+    struct moe_run run = layer->run;
+    run.workspace = at(layer, layer->layout.scratch);
+    MOE_TRY(moe_cuda_ep_preprocess(&run, &sort, error));
     layer->run.is_chained = 1;
     return MOE_STATUS_OK;
 }
@@ -346,7 +343,8 @@ int32_t moe_cuda_layer(const struct moe_run *run, const struct moe_op_layer *op,
     if ((layer.problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
         MOE_TRY(run_shared_factor(&layer, error));
     }
-    MOE_TRY(run_routing(&layer, error));
+    MOE_TRY(run_gating(&layer, error));
+    MOE_TRY(run_sort(&layer, error));
     MOE_TRY(run_experts(&layer, error));
     return run_combine(&layer, error);
 }
