@@ -31,8 +31,8 @@ enum {
     MOE_NUM_TILES
 };
 
-/* Routes of a chunk of the CUDA sorts at most, and of one launch of cuda.sort: numbers of routes have
- * 16 bits, and a route takes two words of shared memory. */
+/* Routes of a chunk of the CUDA sorts at most, and of one launch of cuda.sort: numbers of routes
+ * have 16 bits, and a route takes two words of shared memory. */
 #define MOE_CUDA_SORT_MAX_CHUNK 8192
 
 /* One row of tiles.def. */

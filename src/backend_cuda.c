@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA backend: probing, support rules, workspace, and the table of its operations. */
 #include "backend.h"
-#include "cuda_args.h"
+#include "cuda_chain.h"
 #include "cuda_ops.h"
+#include "cuda_routing.h"
 #include "cuda_state.h"
+#include "cuda_weights.h"
 #include "plan.h"
 #include "status.h"
 #include "tiles.h"
@@ -62,8 +64,12 @@ static int32_t cuda_supports(const struct moe_device *device, const struct moe_p
                              uint64_t ops, struct moe_error *error)
 {
     const uint64_t known = MOE_OP_BIT(MOE_OP_ALIGN_BLOCK_SIZE) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS) |
-                           MOE_OP_BIT(MOE_OP_PRE_REORDER) | MOE_OP_BIT(MOE_OP_POST_REORDER) |
-                           MOE_OP_BIT(MOE_OP_SUM_REDUCE);
+                           MOE_OP_BIT(MOE_OP_PRE_REORDER) | MOE_OP_BIT(MOE_OP_QUANTIZE) |
+                           MOE_OP_BIT(MOE_OP_ACTIVATION) | MOE_OP_BIT(MOE_OP_POST_REORDER) |
+                           MOE_OP_BIT(MOE_OP_SUM_REDUCE) | MOE_OP_BIT(MOE_OP_ROUTER) |
+                           MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2) |
+                           MOE_OP_BIT(MOE_OP_EXPERTS) | MOE_OP_BIT(MOE_OP_LAYER) |
+                           MOE_OP_BIT(MOE_OP_GATING) | MOE_OP_BIT(MOE_OP_ROUTE);
     struct moe_recipe output = {.dtype = problem->output_dtype};
     if ((ops & ~known) != 0) {
         int32_t op = 0;
@@ -72,46 +78,35 @@ static int32_t cuda_supports(const struct moe_device *device, const struct moe_p
         }
         return moe_error_set(
             error, MOE_STATUS_UNSUPPORTED,
-            "%s has no cuda kernel in this version; align_block_size, ep_preprocess, pre_reorder, "
-            "post_reorder and sum_reduce have (moe_plan_options.ops)",
+            "%s has no cuda kernel in this version; take it out of moe_plan_options.ops",
             moe_tiles_op_name(op));
     }
-    if ((ops & (MOE_OP_BIT(MOE_OP_ALIGN_BLOCK_SIZE) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS))) != 0 &&
-        MOE_CUDA_SORT_SMEM_BYTES(1, problem->num_experts + 1) > device->smem_bytes) {
-        return moe_error_set(
-            error, MOE_STATUS_UNSUPPORTED,
-            "problem.num_experts %d: the sort keeps four words per expert in %d bytes of shared "
-            "memory",
-            problem->num_experts, device->smem_bytes);
-    }
+    MOE_TRY(moe_cuda_supports_routing(device, problem, ops, error));
     MOE_TRY(check_dtype("tokens", &problem->tokens, error));
-    return check_dtype("output_dtype", &output, error);
+    if ((ops & MOE_OP_BIT(MOE_OP_ACTIVATION)) != 0) {
+        MOE_TRY(check_dtype("intermediate", &problem->intermediate, error));
+    }
+    MOE_TRY(check_dtype("output_dtype", &output, error));
+    return moe_cuda_supports_gemms(device, problem, ops, error);
 }
 
 static uint64_t cuda_op_workspace(const struct moe_plan *plan,
                                   const struct moe_dispatch_bucket *bucket, int32_t op,
                                   int64_t num_tokens)
 {
-    (void)plan;
-    (void)bucket;
-    (void)op;
-    (void)num_tokens;
-    return 0; /* the sorts keep everything in shared memory */
-}
-
-static uint64_t cuda_weights_prepared_bytes(const struct moe_problem *problem,
-                                            const struct moe_weights_desc *desc)
-{
-    (void)problem;
-    (void)desc;
-    return 0;
-}
-
-static int32_t cuda_weights_bind(struct moe_weights *weights, struct moe_error *error)
-{
-    (void)weights;
-    (void)error;
-    return MOE_STATUS_OK;
+    switch (op) {
+    case MOE_OP_ALIGN_BLOCK_SIZE:
+    case MOE_OP_EP_PREPROCESS:
+    case MOE_OP_ROUTE:
+        return moe_cuda_sort_workspace(&plan->problem, &moe_tiles[bucket->choices[op].tile],
+                                       num_tokens);
+    case MOE_OP_LAYER:
+        return moe_cuda_layer_workspace(plan, bucket, num_tokens);
+    case MOE_OP_EXPERTS:
+        return moe_cuda_experts_workspace(plan, num_tokens);
+    default:
+        return 0;
+    }
 }
 
 /* supports refuses plans with the operations that are NULL here. */
@@ -119,16 +114,27 @@ const struct moe_backend moe_backend_cuda = {
     .id = MOE_BACKEND_CUDA,
     .name = "cuda",
     .min_driver = MOE_CUDA_MIN_DRIVER,
-    .workspace_alignment = 256,
+    .workspace_alignment = MOE_CUDA_WORKSPACE_ALIGNMENT,
     .probe = cuda_probe,
     .state_create = cuda_state_create,
     .state_destroy = cuda_state_destroy,
     .supports = cuda_supports,
     .op_workspace = cuda_op_workspace,
-    .weights_prepared_bytes = cuda_weights_prepared_bytes,
-    .weights_bind = cuda_weights_bind,
+    .runs_layer = moe_cuda_runs_layer,
+    .weights_prepared_bytes = moe_cuda_weights_prepared_bytes,
+    .weights_prepare = moe_cuda_weights_prepare,
+    .weights_bind = moe_cuda_weights_bind,
+    .weights_unbind = moe_cuda_weights_unbind,
+    .layer = moe_cuda_layer,
+    .experts = moe_cuda_experts,
+    .router = moe_cuda_router,
+    .gating = moe_cuda_gating,
     .align = moe_cuda_align,
     .ep_preprocess = moe_cuda_ep_preprocess,
+    .route = moe_cuda_route,
     .pre_reorder = moe_cuda_pre_reorder,
+    .quantize = moe_cuda_quantize,
+    .activation = moe_cuda_activation,
+    .grouped_gemm = moe_cuda_grouped_gemm,
     .post_reorder = moe_cuda_post_reorder,
 };

@@ -112,20 +112,15 @@ static int32_t find_function(const struct moe_cuda_state *state, const char *sym
                          "cuda: no module of this build has %s for sm_%d", symbol, state->sm);
 }
 
-/* Sorts take all the shared memory they need for their buckets, GEMMs for their segments; sorts
- * have clusters of more than 8 CTAs. */
+/* Sorts take all the shared memory they need for their buckets, GEMMs for their segments. */
 static int32_t set_attributes(const struct moe_cuda_state *state, const struct moe_tile *tile,
                               CUfunction function, struct moe_error *error)
 {
     CUresult result = CUDA_SUCCESS;
-    if (tile->kernel == MOE_KERNEL_CUDA_SORT || tile->kernel == MOE_KERNEL_SM90_SORT ||
-        tile->op == MOE_OP_GEMM1) {
+    if (tile->kernel == MOE_KERNEL_CUDA_SORT || tile->kernel == MOE_KERNEL_CUDA_SPLIT ||
+        tile->op == MOE_OP_GATING || tile->op == MOE_OP_GEMM1) {
         result = state->driver.cuFuncSetAttribute(
             function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, state->smem_bytes);
-    }
-    if (result == CUDA_SUCCESS && tile->kernel == MOE_KERNEL_SM90_SORT) {
-        result = state->driver.cuFuncSetAttribute(
-            function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1);
     }
     return result == CUDA_SUCCESS
                ? MOE_STATUS_OK
@@ -152,6 +147,7 @@ static int32_t load_forms(struct moe_cuda_state *state, const struct moe_tile *t
         char symbol[128];
         (void)snprintf(symbol, sizeof(symbol), "form%d_%s", form, symbols[tile->id]);
         MOE_TRY(find_function(state, symbol, &state->forms[tile->id][form - 1], error));
+        MOE_TRY(set_attributes(state, tile, state->forms[tile->id][form - 1], error));
     }
     return MOE_STATUS_OK;
 }

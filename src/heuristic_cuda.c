@@ -7,28 +7,40 @@
 
 /*
  * A GPU. Row operations: waves of CTAs, each with a fixed latency, plus the bytes of all CTAs,
- * partly filled ones counted whole. Sorts: CTAs to launch and, if there are several, their
- * barriers; the sum over the warps of a CTA that count; and every further turn of 32 routes that a
- * warp takes (measured on an H200 with E 128, k 8 and T 1 to 16384).
+ * partly filled ones counted whole.
  */
 static const double cuda_wave_cycles = 1500.0;
 static const double cuda_bytes_per_cycle = 20.0;    /* of one SM, at its share of the memory */
 static const double cuda_l2_bytes_per_cycle = 40.0; /* of one SM, out of the L2 */
-static const double cuda_barrier_cycles = 700.0;
-static const double cuda_cta_cycles = 90.0;
-static const double cuda_warp_cycles = 270.0;
-static const double cuda_turn_cycles = 2600.0;
 
+/*
+ * Sorts, in microseconds of an H200 with E 64 and 256. One launch: every CTA counts all routes, a
+ * turn per route of a thread. Two: a CTA per chunk, which reads a table with a row per chunk.
+ */
 static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_problem *problem,
                              int64_t num_tokens)
 {
-    const double ctas = fmax(1.0, floor(tile->block_size / 1024.0));
+    const double threads = (double)tile->block_size;
     const double routes = (double)num_tokens * moe_cost_at_least_1(problem->top_k);
-    const double warps = fmin(32.0, ceil(routes / (32.0 * ctas)));
-    const double turns = ceil(routes / (32.0 * ctas * fmax(warps, 1.0)));
-    const double passes = ceil(moe_cost_at_least_1(problem->num_experts) / 1024.0);
-    return (ctas > 1.0 ? cuda_barrier_cycles : 0.0) + ctas * cuda_cta_cycles +
-           passes * warps * cuda_warp_cycles + fmax(turns - 1.0, 0.0) * cuda_turn_cycles;
+    if (tile->kernel == MOE_KERNEL_CUDA_SORT && routes <= MOE_CUDA_SORT_MAX_CHUNK) {
+        return 3.2 + fmax(threads - 512.0, 0.0) * 0.0013 + 0.24 * ceil(routes / threads) +
+               fmin(routes / 1024.0, 0.5);
+    }
+    const double chunks = fmin(ceil(routes / threads), 128.0);
+    const double turns = ceil(routes / (chunks * threads));
+    return 4.3 + fmax(threads - 512.0, 0.0) * 0.002 +
+           chunks * moe_cost_at_least_1(problem->num_experts) * 0.00012 + 1.4 * turns;
+}
+
+/* A warp gates a token in about half a microsecond; CTAs hold more warps than they use when tokens
+ * are few. */
+static double cuda_gating_cost(const struct moe_tile *tile, const struct moe_device *device,
+                               int64_t num_tokens)
+{
+    const double warps = tile->block_size / 32.0;
+    const double ctas = ceil((double)num_tokens / warps);
+    const double resident = moe_cost_at_least_1(device->num_sms) * floor(32.0 / warps);
+    return 2.0 + 0.02 * warps + ceil(ctas / resident) + 0.002 * ctas;
 }
 
 static double cuda_rows_cost(const struct moe_tile *tile, const struct moe_device *device,
@@ -63,8 +75,11 @@ double moe_heuristic_cuda_cost(const struct moe_tile *tile, int32_t op,
                                const struct moe_device *device, const struct moe_problem *problem,
                                int64_t num_tokens)
 {
-    if (op == MOE_OP_ALIGN_BLOCK_SIZE || op == MOE_OP_EP_PREPROCESS) {
+    if (op == MOE_OP_ALIGN_BLOCK_SIZE || op == MOE_OP_EP_PREPROCESS || op == MOE_OP_ROUTE) {
         return cuda_sort_cost(tile, problem, num_tokens);
+    }
+    if (op == MOE_OP_GATING) {
+        return cuda_gating_cost(tile, device, num_tokens);
     }
     if (tile->op == MOE_OP_GEMM1) {
         return moe_heuristic_cuda_gemm_cost(tile, op, device, problem, num_tokens);

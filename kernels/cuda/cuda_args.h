@@ -8,14 +8,10 @@
 #include <cuda.h>
 
 /* What a launch of the sort kernels does (route_sort.cuh). */
-#define MOE_CUDA_SORT_ALL   0 /* everything; every CTA sorts all routes and writes its share */
-#define MOE_CUDA_SORT_COUNT 1 /* a CTA per chunk of routes: sorts it into the workspace */
+#define MOE_CUDA_SORT_ALL   0 /* everything: a CTA per chunk of routes, each counts all routes */
+#define MOE_CUDA_SORT_COUNT 1 /* a CTA per chunk: sorts it into the workspace */
 #define MOE_CUDA_SORT_PLACE 2 /* a CTA per chunk, after COUNT: writes the outputs */
 #define MOE_CUDA_SORT_BATCH 3 /* align's batched form, whose counts are given */
-
-/* Routes of a chunk at most: a route's number in its chunk has 16 bits, and two words of shared
- * memory. */
-#define MOE_CUDA_SORT_MAX_CHUNK 8192
 
 /* Scratch of the scan. */
 #define MOE_CUDA_SORT_SCAN_WORDS 128
@@ -23,17 +19,22 @@
 /* Words of an array with an entry per bucket (experts, and one for filtered routes) and an end. */
 #define moe_cuda_sort_bucket_words(num_experts) (((num_experts) + 2 + 3) / 4 * 4)
 
+/* Words of an array with an entry per route of a chunk. */
+#define moe_cuda_sort_chunk_words(chunk_routes) (((chunk_routes) + 3) / 4 * 4)
+
 /* Counters of a warp, and 16-bit words of a row of the tables. */
 #define moe_cuda_sort_row_words(num_experts) (((num_experts) + 1 + 7) / 8 * 8)
 
 struct moe_cuda_sort_shape {
-    int32_t phase;           /* MOE_CUDA_SORT_* */
-    int32_t num_chunks;      /* ALL: 1 */
-    int32_t chunk_routes;    /* a multiple of 4 */
+    int32_t phase;      /* MOE_CUDA_SORT_* */
+    int32_t num_chunks; /* ALL: more CTAs than these help to write padding */
+    int32_t chunk_routes;
     int32_t num_warps;       /* that rank routes; fewer when counters do not fit */
     int32_t routes_per_warp; /* a multiple of 32 */
     int32_t smem_bytes;
-    uint16_t *counts; /* COUNT, PLACE: [num_chunks][row words] routes per bucket */
+    int32_t group_threads; /* PLACE: threads that share a row of the table, whole warps */
+    int32_t num_groups;    /* of so many threads; at least 1 */
+    uint16_t *counts;      /* COUNT, PLACE: [num_chunks][row words] routes per bucket */
     uint16_t *places; /* [num_chunks][row words] first place of each bucket in the chunk's list */
     uint32_t *lists;  /* [num_chunks * chunk_routes] */
 };
@@ -48,19 +49,26 @@ struct moe_cuda_ep_preprocess {
     struct moe_cuda_sort_shape shape;
 };
 
+/* Words of shared memory of a warp that gates (gate.cuh): candidates, the chosen, a row of experts;
+ * three rows when experts do not fit registers. */
+#define MOE_CUDA_GATE_ROW_WORDS(num_experts) (((num_experts) + 31) / 32 * 32)
+#define MOE_CUDA_GATE_WORDS(num_experts, top_k, num_rows) \
+    (96 + 2 * (((top_k) + 3) / 4 * 4) + (num_rows)*MOE_CUDA_GATE_ROW_WORDS(num_experts))
+
 /* A warp gates a token. `gate_words`: 4-byte words of shared memory of each warp (gate.cuh). */
 struct moe_cuda_gating {
     struct moe_op_gating op;
     int32_t gate_words;
-    int32_t reserved;
+    int32_t is_vectored; /* four logits at a time are aligned, in all rows */
 };
 
-/* Chunks are whole tokens. */
+/* gating: experts in registers of a lane; 0: any number, in shared memory. */
+#define MOE_CUDA_GATE_FORMS_LIST(X) X(0, 0) X(1, 4) X(2, 8) X(3, 16)
+#define MOE_CUDA_GATE_NUM_FORMS     4
+
 struct moe_cuda_route {
-    struct moe_op_route op;
+    struct moe_op_route op; /* its gating is a launch of its own */
     struct moe_cuda_sort_shape shape;
-    int32_t gate_words;
-    int32_t chunk_tokens;
 };
 
 /* Warps of a CTA of the router kernels; they share the columns of k. */
@@ -79,16 +87,30 @@ struct moe_cuda_router {
  * per launch. X(op, number of forms)
  */
 #define MOE_CUDA_MAX_FORMS 8
-#define MOE_CUDA_FORMS_LIST(X)                                  \
-    X(MOE_OP_PRE_REORDER, MOE_CUDA_PRE_REORDER_NUM_FORMS)       \
-    X(MOE_OP_QUANTIZE, MOE_CUDA_QUANTIZE_NUM_FORMS)             \
-    X(MOE_OP_ACTIVATION, MOE_CUDA_ACTIVATION_NUM_FORMS)         \
-    X(MOE_OP_POST_REORDER, MOE_CUDA_POST_REORDER_NUM_FORMS)     \
+#define MOE_CUDA_FORMS_LIST(X)                              \
+    X(MOE_OP_GATING, MOE_CUDA_GATE_NUM_FORMS)               \
+    X(MOE_OP_PRE_REORDER, MOE_CUDA_PRE_REORDER_NUM_FORMS)   \
+    X(MOE_OP_QUANTIZE, MOE_CUDA_QUANTIZE_NUM_FORMS)         \
+    X(MOE_OP_ACTIVATION, MOE_CUDA_ACTIVATION_NUM_FORMS)     \
+    X(MOE_OP_POST_REORDER, MOE_CUDA_POST_REORDER_NUM_FORMS) \
     X(MOE_OP_SUM_REDUCE, MOE_CUDA_POST_REORDER_NUM_FORMS)
 
-/* pre_reorder: no quantization; quantized in groups that lanes share; other quantization. */
+/* Units of 16 columns, one per thread: unit number / per_row = number * row_magic >> row_shift for
+ * numbers below 2^31. 2^lanes_log2 of them share a scale. */
+struct moe_cuda_units {
+    int32_t per_row;
+    uint32_t row_magic;
+    int32_t row_shift;
+    int32_t lanes_log2;
+};
+
+/* pre_reorder: no quantization, BLOCK_SIZE vectors of a token per CTA, or up to
+ * MOE_CUDA_PRE_REORDER_VECTORS times as many; quantized in groups that lanes share; other
+ * quantization. */
+#define MOE_CUDA_PRE_REORDER_VECTORS 8
 enum {
     MOE_CUDA_PRE_REORDER_COPY,
+    MOE_CUDA_PRE_REORDER_WIDE,
     MOE_CUDA_PRE_REORDER_LANES,
     MOE_CUDA_PRE_REORDER_OTHER,
     MOE_CUDA_PRE_REORDER_NUM_FORMS
@@ -99,9 +121,11 @@ enum {
 struct moe_cuda_pre_reorder {
     struct moe_op_pre_reorder op;
     int32_t vector_bytes;
-    int32_t row_vectors;        /* vectors of a row */
-    int32_t is_output_vectored; /* quantized: eight bytes of a row are 8-byte aligned */
-    int32_t num_groups;         /* scales of a row */
+    int32_t row_vectors;         /* vectors of a row */
+    int32_t is_output_vectored;  /* quantized: eight bytes of a row are 8-byte aligned */
+    int32_t num_groups;          /* scales of a row */
+    int64_t first_token;         /* WIDE: of this launch */
+    struct moe_cuda_units units; /* LANES */
 };
 
 enum { MOE_CUDA_QUANTIZE_LANES, MOE_CUDA_QUANTIZE_OTHER, MOE_CUDA_QUANTIZE_NUM_FORMS };
@@ -112,6 +136,7 @@ struct moe_cuda_quantize {
     int32_t is_output_vectored;
     int32_t num_groups;
     int32_t reserved;
+    struct moe_cuda_units units; /* LANES */
 };
 
 /* activation: by what limits its threads. OTHER: gelu, relu2, identity. The quantized ones by
@@ -139,22 +164,24 @@ struct moe_cuda_activation {
                                    has a row and reads a block of columns before it writes it */
     int32_t rows_per_expert;    /* masked layout: CTAs in y of an expert */
     int32_t reserved;
+    struct moe_cuda_units units; /* LANES */
 };
 
-/* post_reorder, by slots: up to two, up to four, any number; EACH: not vectored, or fp32. */
+/* post_reorder: one column per thread; vectors of 16 bytes, by the slots whose rows are loaded
+ * together, and vectors of a thread, which lie BLOCK_SIZE apart. */
 enum {
+    MOE_CUDA_POST_REORDER_EACH,
     MOE_CUDA_POST_REORDER_K2,
     MOE_CUDA_POST_REORDER_K4,
     MOE_CUDA_POST_REORDER_K8,
-    MOE_CUDA_POST_REORDER_EACH,
     MOE_CUDA_POST_REORDER_NUM_FORMS
 };
+#define MOE_CUDA_POST_REORDER_UNITS_K2 2
+#define MOE_CUDA_POST_REORDER_UNITS_K4 2
+#define MOE_CUDA_POST_REORDER_UNITS_K8 1
 
-/* `is_vectored`: eight columns at a time are 16-byte (fp32: 32-byte) aligned everywhere. */
 struct moe_cuda_post_reorder {
     struct moe_op_post_reorder op;
-    int32_t is_vectored;
-    int32_t reserved;
 };
 
 /*
@@ -165,7 +192,8 @@ struct moe_cuda_post_reorder {
  *   group_m     blocks of tokens that share a weight block before the next weight block is taken
  *   num_warps   warps of a CTA: 8 with one consumer warpgroup, 12 with two
  *   num_stages  stages of the ring
- * Launch: grid (num_sms, 1), 32 * num_warps threads, no cluster, dynamic shared memory of
+ * Launch: grid (num_sms rounded down to MOE_CUDA_GEMM_CLUSTER, 1), 32 * num_warps threads, no cluster
+ * attribute (the kernel has its own), dynamic shared memory of
  * MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES. A CTA fills a multiprocessor, so that
  * the CTAs of a chained launch spread evenly. Any grid gives the same bits.
  */
@@ -174,6 +202,9 @@ struct moe_cuda_post_reorder {
 #define MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) ((num_warps) / 4 - 1)
 #define MOE_CUDA_GEMM_SLAB_ROWS(block_n, num_warps) \
     ((block_n) / (2 * MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps)))
+
+/* CTAs that take neighbouring blocks of tokens of one expert and bring each other the weights. */
+#define MOE_CUDA_GEMM_CLUSTER(block_m) ((block_m) >= 128 ? 2 : 1)
 
 /* Channels of the inner dimension of a box: 128 bytes of 16-bit weights, one swizzled row. */
 #define MOE_CUDA_GEMM_BOX_K 64

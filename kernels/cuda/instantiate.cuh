@@ -10,6 +10,10 @@
 #define MOE_HAVE_AVX2 0
 #define MOE_HAVE_CUDA 1
 
+/* The symbol of a form of a kernel (MOE_CUDA_FORMS_LIST); form 0 has the kernel's own. */
+#define MOE_FORM(form, symbol)    MOE_FORM_(form, symbol)
+#define MOE_FORM_(number, symbol) form##number##_##symbol
+
 #define MOE_EMIT_ROW(op, kernel, size) MOE_EMIT_##kernel(moe_##op##_##kernel##_##size, size)
 
 #ifndef MOE_INSTANTIATE_GATING
@@ -26,6 +30,9 @@
 #endif
 #ifndef MOE_INSTANTIATE_PRE_REORDER
 #define MOE_INSTANTIATE_PRE_REORDER(kernel, size)
+#endif
+#ifndef MOE_INSTANTIATE_QUANTIZE
+#define MOE_INSTANTIATE_QUANTIZE(kernel, size)
 #endif
 #ifndef MOE_INSTANTIATE_ACTIVATION
 #define MOE_INSTANTIATE_ACTIVATION(kernel, size)
@@ -45,8 +52,8 @@
 #ifndef MOE_EMIT_CUDA_SORT
 #define MOE_EMIT_CUDA_SORT(symbol, size)
 #endif
-#ifndef MOE_EMIT_SM90_SORT
-#define MOE_EMIT_SM90_SORT(symbol, size)
+#ifndef MOE_EMIT_CUDA_SPLIT
+#define MOE_EMIT_CUDA_SPLIT(symbol, size)
 #endif
 
 /* The router's rows: moe_ROUTER_<KERNEL>_<BLOCK_SIZE_M>_<BLOCK_SIZE_N>. */

@@ -1,19 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The stable counting sort of routes by local expert that align_block_size and ep_preprocess share.
+ * The stable counting sort of routes by local expert that align_block_size, ep_preprocess and route
+ * share.
  *
- * Computes, for every route, the position that it has when routes are grouped by bucket (local
- * expert; kept filtered routes form a last bucket) in ascending order, each group in ascending
- * order of routes and padded to a multiple of `alignment`. The order follows from the route indices
+ * Computes, for every route, its number among the routes of its bucket (a local expert; the last
+ * bucket is that of filtered routes) in ascending order of routes. Everything that the operations
+ * write follows from these numbers and the buckets' totals. The order follows from route indices
  * alone (atomics only count), so the result is the same in every run and with any number of CTAs.
+ * No CTA waits for another.
  *
- * Moves: the ids twice; everything else stays in shared memory. Bound by latency.
- * Pipeline: 1 every warp of the cluster counts the buckets of its own stretch of routes. 2 a CTA
- *   sums its warps' counts; CTAs read each other's sums. 3 every CTA scans the padded totals.
- *   4 every warp walks its stretch again (from the buckets it kept) and ranks its routes from the
- *   counters.
- * Limits: one counter per bucket has to fit into shared memory three times plus once (about 14,000
- *   buckets with 227 KiB).
+ * Moves: the ids once (ALL: once per CTA, out of the L2); between two launches 4 bytes per route
+ *   and two 16-bit words per bucket and chunk. Bound by latency: that of the launch, of one load,
+ *   and of a few hundred dependent instructions, so the code is short rather than unrolled.
+ * Pipeline: 1 every warp of a CTA ranks a stretch of the chunk's routes with counters of its own.
+ *   2 the warps' counts become offsets. 3 totals over all routes, and of those before the chunk.
+ *   4 one scan gives positions. 5 outputs (route_emit.cuh).
+ *   MOE_CUDA_SORT_ALL: one launch, a CTA per chunk; for 3 every CTA counts all routes.
+ *   MOE_CUDA_SORT_COUNT, then MOE_CUDA_SORT_PLACE: a CTA per chunk; 1 and 2 and the chunk in order
+ *   of buckets, so that neighbouring threads write neighbouring words; then 3 from a table.
+ * Limits: MOE_CUDA_SORT_MAX_CHUNK routes per chunk, 65535 buckets, and what moe_cuda_sort_min_smem
+ *   counts of shared memory.
  */
 #ifndef MOE_ROUTE_SORT_CUH
 #define MOE_ROUTE_SORT_CUH
@@ -24,342 +30,523 @@
 namespace
 {
 
-constexpr int kSortThreads = MOE_CUDA_SORT_THREADS;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-/* Shared memory of a CTA, laid out as MOE_CUDA_SORT_SMEM_BYTES counts it. */
+/* Shared memory of a CTA, laid out as src/cuda_routing.c counts it, and the numbers. */
 struct RouteSort {
-    int32_t num_buckets;
-    int32_t num_warps; /* that count, of each CTA */
-    int32_t routes_per_warp;
-    bool keeps_buckets;
-    int64_t num_routes;
-    int32_t *counters;      /* [num_warps][num_buckets + 1]: counts, then offsets inside the CTA */
-    int32_t *own_counts;    /* [num_buckets + 1] of this CTA, read by the others */
-    int32_t *starts;        /* [num_buckets + 1] first padded position; the end */
-    int32_t *packed_starts; /* [num_buckets + 1] first position without padding; the end */
-    int32_t *bases;         /* [num_buckets + 1] first position of this CTA's routes */
-    int64_t *scan;          /* [32] */
-    uint16_t *kept;         /* [num_warps][routes_per_warp] buckets, if kept; 0xffff: none */
+    int32_t num_buckets; /* experts + 1 */
+    int32_t stride;      /* of counters and of rows of the tables */
+    int32_t num_ranked;  /* routes of this chunk */
+    int32_t num_routes;  /* of all */
+    int32_t first_route; /* of this chunk */
+    int32_t *scan;       /* [32][3] */
+    int32_t *totals;     /* [num_buckets] routes of all chunks; COUNT: of this one */
+    int32_t *offsets;   /* [num_buckets] routes of earlier chunks; PLACE: minus place in the list */
+    int32_t *packed;    /* [num_buckets + 1] first position without padding */
+    int32_t *starts;    /* [num_buckets + 1] first block of align */
+    int32_t *segments;  /* [num_buckets + 1] first row of ep_preprocess; masked: without what does
+                            not fit */
+    uint32_t *ranked;   /* [chunk_routes] in order of routes: bucket << 16 | number in its warp */
+    uint32_t *list;     /* not ALL: [chunk_routes] in order of buckets: bucket << 16 | index */
+    uint16_t *counters; /* [num_warps][stride]: counts, then offsets inside the chunk */
+    int32_t *partials;  /* PLACE: [groups][2][stride]: totals, and of the chunks before this one */
 };
 
+__device__ __forceinline__ int32_t thread_lane()
+{
+    return static_cast<int32_t>(threadIdx.x) % 32;
+}
+
+__device__ __forceinline__ int32_t thread_warp()
+{
+    return static_cast<int32_t>(threadIdx.x) / 32;
+}
+
+/* Without the numbers of routes, which may have to be read first. */
 __device__ __forceinline__ RouteSort make_route_sort(const struct moe_cuda_sort_shape &shape,
-                                                     int64_t num_routes, int32_t num_buckets)
+                                                     int32_t num_experts)
 {
     extern __shared__ __align__(16) int32_t shared_words[];
-    const int32_t stride = num_buckets + 1;
+    const int32_t words = moe_cuda_sort_bucket_words(num_experts);
     RouteSort sort;
-    sort.num_buckets = num_buckets;
-    sort.num_warps = shape.num_warps;
-    sort.routes_per_warp = shape.routes_per_warp;
-    sort.num_routes = num_routes;
-    sort.scan = reinterpret_cast<int64_t *>(shared_words);
-    sort.own_counts = shared_words + 64;
-    sort.starts = sort.own_counts + stride;
-    sort.packed_starts = sort.starts + stride;
-    sort.bases = sort.packed_starts + stride;
-    sort.counters = sort.bases + stride;
-    sort.keeps_buckets = shape.keeps_buckets != 0;
-    sort.kept = reinterpret_cast<uint16_t *>(sort.counters + shape.num_warps * stride);
+    sort.num_buckets = num_experts + 1;
+    sort.stride = moe_cuda_sort_row_words(num_experts);
+    sort.num_ranked = 0;
+    sort.num_routes = 0;
+    sort.first_route = 0;
+    sort.scan = shared_words;
+    sort.totals = shared_words + MOE_CUDA_SORT_SCAN_WORDS;
+    sort.offsets = sort.totals + words;
+    sort.packed = sort.offsets + words;
+    sort.starts = sort.packed + words;
+    sort.segments = sort.starts + words;
+    sort.ranked = reinterpret_cast<uint32_t *>(sort.segments + words);
+    const int32_t chunk_words = moe_cuda_sort_chunk_words(shape.chunk_routes);
+    sort.list = sort.ranked + chunk_words;
+    sort.partials = reinterpret_cast<int32_t *>(
+        sort.list + (shape.phase == MOE_CUDA_SORT_ALL ? 0 : chunk_words));
+    sort.counters = reinterpret_cast<uint16_t *>(sort.partials);
     return sort;
 }
 
-template <int kNumCtas> __device__ __forceinline__ int32_t cta_rank()
+/* There are num_routes; this CTA's chunk of them. */
+__device__ __forceinline__ void set_routes(const struct moe_cuda_sort_shape &shape,
+                                           int32_t num_routes, RouteSort *sort)
 {
-#if __CUDA_ARCH__ >= 900
-    if (kNumCtas > 1) {
-        return static_cast<int32_t>(moe_ptx_cluster_rank());
-    }
-#endif
-    return 0;
+    sort->num_routes = num_routes;
+    sort->first_route = static_cast<int32_t>(blockIdx.x) * shape.chunk_routes;
+    const int32_t left = num_routes - sort->first_route;
+    sort->num_ranked = max(0, min(left, shape.chunk_routes));
 }
 
-template <int kNumCtas> __device__ __forceinline__ void cluster_sync()
+/* num_tokens_device: the smaller of it and what the host said. */
+__device__ __forceinline__ int32_t real_routes(const int32_t *num_tokens_device, int64_t num_routes,
+                                               int32_t top_k)
 {
-#if __CUDA_ARCH__ >= 900
-    if (kNumCtas > 1) {
-        moe_ptx_cluster_sync();
-        return;
+    int64_t routes = num_routes;
+    if (num_tokens_device != nullptr) {
+        const int64_t real = static_cast<int64_t>(max(*num_tokens_device, 0)) * top_k;
+        routes = real < routes ? real : routes;
     }
-#endif
-    __syncthreads();
+    return static_cast<int32_t>(routes);
 }
 
-/* Bucket of a route, -1 if it is dropped. Any id is safe. */
-__device__ __forceinline__ int32_t find_bucket(const void *ids, int32_t ids_dtype,
-                                               const struct moe_op_filter &filter, int64_t route,
-                                               bool keeps_filtered)
-{
-    const int64_t id = ids_dtype == MOE_IDS_INT64 ? static_cast<const int64_t *>(ids)[route]
-                                                  : static_cast<const int32_t *>(ids)[route];
-    const int32_t filtered = keeps_filtered ? filter.num_experts : -1;
-    if (id < 0 || id >= filter.num_ids || id < filter.expert_begin ||
-        id >= filter.expert_end) {
-        return filtered;
-    }
-    const int64_t local =
-        filter.expert_map != nullptr ? filter.expert_map[id] : id - filter.expert_begin;
-    return local >= 0 && local < filter.num_experts ? static_cast<int32_t>(local) : filtered;
-}
+/* Buckets by the ids in global memory. Any id is safe. */
+struct IdSource {
+    const int32_t *words;
+    int32_t words_per_id;
+    const struct moe_op_filter *filter;
 
-/* First and last route of this thread's warp; nothing for a warp that does not count. */
-template <int kNumCtas>
-__device__ __forceinline__ void find_stretch(const RouteSort &sort, int64_t *first, int64_t *end)
-{
-    const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-    const int64_t stretch = static_cast<int64_t>(cta_rank<kNumCtas>()) * sort.num_warps + warp;
-    *first = stretch * sort.routes_per_warp;
-    *end = *first + sort.routes_per_warp < sort.num_routes ? *first + sort.routes_per_warp
-                                                           : sort.num_routes;
-    if (warp >= sort.num_warps) {
-        *end = *first;
+    __device__ __forceinline__ IdSource(const void *ids, int32_t ids_dtype,
+                                        const struct moe_op_filter &f)
+        : words(static_cast<const int32_t *>(ids)),
+          words_per_id(ids_dtype == MOE_IDS_INT64 ? 2 : 1), filter(&f)
+    {
     }
-}
 
-/* Step 1: counts the warp's stretch. Ids are loaded eight turns at a time, so that a warp waits for
- * memory once per 256 routes; buckets are kept for step 4 where there is room. */
-template <int kNumCtas, typename Find>
-__device__ __forceinline__ void count_stretch(const RouteSort &sort, Find find)
-{
-    constexpr int kTurns = 8;
-    const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-    int32_t *counters = sort.counters + warp * (sort.num_buckets + 1);
-    uint16_t *kept = sort.kept + static_cast<int64_t>(warp) * sort.routes_per_warp;
-    int64_t first;
-    int64_t end;
-    find_stretch<kNumCtas>(sort, &first, &end);
-    for (int64_t base = first; base < end; base += kTurns * 32) {
-        int32_t buckets[kTurns];
-#pragma unroll
-        for (int turn = 0; turn < kTurns; turn++) {
-            const int64_t route = base + turn * 32 + lane;
-            buckets[turn] = route < end ? find(route) : -1;
+    /* The id of a route; -1 for one that no int32 is. */
+    __device__ __forceinline__ int32_t load(int32_t route) const
+    {
+        const int32_t *from = words + static_cast<int64_t>(route) * words_per_id;
+        const int32_t low = from[0];
+        return words_per_id == 2 && from[1] != low >> 31 ? -1 : low;
+    }
+
+    /* Local expert, or num_experts if the id is filtered. */
+    __device__ __forceinline__ uint32_t find(int32_t id) const
+    {
+        const bool is_named = id >= filter->expert_begin && id < filter->expert_end && id >= 0 &&
+                              id < filter->num_ids;
+        int32_t local = -1;
+        if (is_named) {
+            local =
+                filter->expert_map != nullptr ? filter->expert_map[id] : id - filter->expert_begin;
         }
+        return min(static_cast<uint32_t>(local), static_cast<uint32_t>(filter->num_experts));
+    }
+};
+
+template <int kThreads> __device__ __forceinline__ void clear_words(int32_t *words, int32_t count)
+{
+    int4 *vectors = reinterpret_cast<int4 *>(words); /* a multiple of four words, aligned */
+#pragma unroll 1
+    for (int32_t i = threadIdx.x; i < count / 4; i += kThreads) {
+        vectors[i] = make_int4(0, 0, 0, 0);
+    }
+}
+
+/* What steps 1 and 3 count into. */
+template <int kThreads>
+__device__ __forceinline__ void clear_counts(const struct moe_cuda_sort_shape &shape,
+                                             const RouteSort &sort)
+{
+    if (shape.phase == MOE_CUDA_SORT_ALL) {
+        clear_words<kThreads>(sort.totals, moe_cuda_sort_bucket_words(sort.num_buckets - 1));
+    }
+    if (shape.phase != MOE_CUDA_SORT_PLACE) {
+        clear_words<kThreads>(reinterpret_cast<int32_t *>(sort.counters),
+                              shape.num_warps * sort.stride / 2);
+    }
+}
+
+/* Ids that a thread has loaded ahead: of its turns `begin + i * step`, below `end`. */
+template <int kTurns, typename Source>
+__device__ __forceinline__ void load_turns(const Source &source, int32_t begin, int32_t step,
+                                           int32_t end, int32_t (&ids)[kTurns])
+{
 #pragma unroll
-        for (int turn = 0; turn < kTurns; turn++) {
-            const int64_t route = base + turn * 32 + lane;
-            if (buckets[turn] >= 0) { /* a count does not depend on the order of additions */
-                atomicAdd(counters + buckets[turn], 1);
+    for (int turn = 0; turn < kTurns; turn++) {
+        const int32_t route = begin + turn * step;
+        ids[turn] = route < end ? source.load(route) : 0;
+    }
+}
+
+/* A warp's stretch of the chunk, as routes. */
+struct Stretch {
+    int32_t begin;
+    int32_t end;
+
+    __device__ __forceinline__ Stretch(const struct moe_cuda_sort_shape &shape,
+                                       const RouteSort &sort)
+        : begin(thread_warp() * shape.routes_per_warp),
+          end(min(begin + shape.routes_per_warp, sort.num_ranked))
+    {
+        end = thread_warp() < shape.num_warps ? end : begin;
+    }
+};
+
+constexpr int kRankTurns = 2;
+constexpr int kCountTurns = 8;
+
+/* Step 1; the ids of the first turns have been loaded. */
+template <typename Source>
+__device__ __forceinline__ void rank_chunk(const RouteSort &sort, const Source &source,
+                                           const Stretch &stretch, int32_t (&ids)[kRankTurns])
+{
+    const int32_t lane = thread_lane();
+    uint16_t *counters = sort.counters + thread_warp() * sort.stride;
+#pragma unroll 1
+    for (int32_t base = stretch.begin; base < stretch.end; base += 32) {
+        const int32_t index = base + lane;
+        const bool exists = index < stretch.end;
+        const uint32_t bucket = exists ? source.find(ids[0]) : kAllLanes;
+        const int32_t next = index + kRankTurns * 32;
+        ids[0] = ids[1];
+        ids[1] = next < stretch.end ? source.load(sort.first_route + next) : 0;
+        const unsigned peers = __match_any_sync(kAllLanes, bucket);
+        const uint32_t rank = __popc(peers & ((1u << lane) - 1u));
+        uint32_t before = 0;
+        if (exists) {
+            before = counters[bucket];
+            sort.ranked[index] = bucket << 16 | (before + rank);
+        }
+        __syncwarp();
+        if (exists && rank == 0) {
+            counters[bucket] = static_cast<uint16_t>(before + __popc(peers));
+        }
+        __syncwarp();
+    }
+}
+
+/* Step 3 of ALL: in totals routes of a bucket, times 2^16, plus those before this chunk; both are
+ * at most MOE_CUDA_SORT_MAX_CHUNK. The ids of the first turns have been loaded. */
+template <int kThreads, typename Source>
+__device__ __forceinline__ void count_all(const RouteSort &sort, const Source &source,
+                                          int32_t (&ids)[kCountTurns])
+{
+    int32_t route = threadIdx.x;
+#pragma unroll 1
+    while (route < sort.num_routes) {
+#pragma unroll
+        for (int turn = 0; turn < kCountTurns; turn++) {
+            if (route < sort.num_routes) {
+                const uint32_t bucket = source.find(ids[turn]);
+                atomicAdd(sort.totals + bucket, route < sort.first_route ? 0x10001 : 0x10000);
             }
-            if (sort.keeps_buckets && route < end) {
-                kept[route - first] = static_cast<uint16_t>(buckets[turn]);
-            }
+            route += kThreads;
+        }
+        if (route < sort.num_routes) {
+            load_turns(source, route, kThreads, sort.num_routes, ids);
         }
     }
 }
 
-/*
- * The lanes whose route has the same bucket as this lane's: one vote per bit of a bucket.
- * (match.any takes a turn per distinct value, and routes of neighbours are mostly distinct.)
- */
-__device__ __forceinline__ unsigned find_peers(int32_t bucket, int32_t num_bits)
+/* Step 2: counts of the warps become their offsets inside the chunk, two buckets at a time; neither
+ * sum reaches 2^16. COUNT: the sums are the totals. ALL: totals and offsets are taken apart. */
+template <int kThreads>
+__device__ __forceinline__ void sum_warps(const struct moe_cuda_sort_shape &shape,
+                                          const RouteSort &sort)
 {
-    unsigned peers = kAllLanes;
-    for (int32_t bit = 0; bit < num_bits; bit++) {
-        const bool is_set = (bucket >> bit) & 1;
-        const unsigned votes = __ballot_sync(kAllLanes, is_set);
-        peers &= is_set ? votes : ~votes;
-    }
-    return peers;
-}
-
-/* The counter's value for this lane's route, which then counts it: lanes of the same bucket get
- * consecutive values in order of lanes. -1 is a bucket of its own (all bits set). */
-__device__ __forceinline__ int32_t take_position(int32_t *counters, int32_t bucket, int32_t lane,
-                                                 int32_t num_bits)
-{
-    const unsigned peers = find_peers(bucket, num_bits);
-    const int32_t rank = __popc(peers & ((1u << lane) - 1u));
-    int32_t before = 0;
-    if (bucket >= 0) {
-        before = counters[bucket];
-    }
-    __syncwarp();
-    if (bucket >= 0 && rank == 0) {
-        counters[bucket] = before + __popc(peers);
-    }
-    __syncwarp();
-    return before + rank;
-}
-
-/* Two sums at once: of padded sizes in the upper half, of sizes in the lower. */
-__device__ __forceinline__ int64_t pack_sums(int32_t padded, int32_t packed)
-{
-    return static_cast<int64_t>(padded) << 32 | static_cast<uint32_t>(packed);
-}
-
-/* Exclusive prefix sum over the CTA of one value per thread; `total` is the sum of all. */
-__device__ __forceinline__ int64_t scan_threads(int64_t value, int64_t *scratch, int64_t *total)
-{
-    const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-    int64_t sum = value;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const int64_t other = __shfl_up_sync(kAllLanes, sum, offset);
-        sum += lane >= offset ? other : 0;
-    }
-    if (lane == 31) {
-        scratch[warp] = sum;
-    }
-    __syncthreads();
-    int64_t warps = scratch[lane]; /* every warp sums the warps for itself */
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const int64_t other = __shfl_up_sync(kAllLanes, warps, offset);
-        warps += lane >= offset ? other : 0;
-    }
-    *total = __shfl_sync(kAllLanes, warps, 31);
-    const int64_t before = __shfl_sync(kAllLanes, warps, warp > 0 ? warp - 1 : 0);
-    return (warp > 0 ? before : 0) + sum - value;
-}
-
-/* Counts of the warps become their offsets inside the CTA; own_counts gets the CTA's sum. Loads go
- * eight at a time: one after the other they would cost a round trip each. */
-__device__ __forceinline__ void sum_warps(const RouteSort &sort)
-{
-    constexpr int kBatch = 8;
-    const int32_t stride = sort.num_buckets + 1;
-    for (int32_t bucket = threadIdx.x; bucket < sort.num_buckets; bucket += kSortThreads) {
-        int32_t sum = 0;
-        for (int32_t first = 0; first < sort.num_warps; first += kBatch) {
-            int32_t counts[kBatch];
+    constexpr int kBatch = 4;
+    const int32_t num_pairs = (sort.num_buckets + 1) / 2;
+    const int32_t stride = sort.stride / 2;
+    uint32_t *pairs = reinterpret_cast<uint32_t *>(sort.counters);
+#pragma unroll 1
+    for (int32_t pair = threadIdx.x; pair < num_pairs; pair += kThreads) {
+        uint32_t sum = 0;
+#pragma unroll 1
+        for (int32_t first = 0; first < shape.num_warps; first += kBatch) {
+            uint32_t *at = pairs + first * stride + pair;
+            uint32_t counts[kBatch];
 #pragma unroll
             for (int i = 0; i < kBatch; i++) {
-                counts[i] =
-                    first + i < sort.num_warps ? sort.counters[(first + i) * stride + bucket] : 0;
+                counts[i] = first + i < shape.num_warps ? at[i * stride] : 0;
             }
 #pragma unroll
             for (int i = 0; i < kBatch; i++) {
-                if (first + i < sort.num_warps) {
-                    sort.counters[(first + i) * stride + bucket] = sum;
+                if (first + i < shape.num_warps) {
+                    at[i * stride] = sum;
                 }
                 sum += counts[i];
             }
         }
-        sort.own_counts[bucket] = sum;
+        int2 *totals = reinterpret_cast<int2 *>(sort.totals) + pair;
+        if (shape.phase == MOE_CUDA_SORT_COUNT) {
+            *totals =
+                make_int2(static_cast<int32_t>(sum & 0xffffu), static_cast<int32_t>(sum >> 16));
+        } else {
+            const int2 both = *totals;
+            *totals = make_int2(both.x >> 16, both.y >> 16);
+            reinterpret_cast<int2 *>(sort.offsets)[pair] =
+                make_int2(both.x & 0xffff, both.y & 0xffff);
+        }
+    }
+}
+
+/* Exclusive prefix sums over the CTA of kSums values per thread. */
+template <int kSums>
+__device__ __forceinline__ void scan_threads(int32_t (&values)[kSums], int32_t *scratch)
+{
+    const int32_t lane = thread_lane();
+    int32_t sums[kSums];
+#pragma unroll
+    for (int i = 0; i < kSums; i++) {
+        sums[i] = values[i];
+    }
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+#pragma unroll
+        for (int i = 0; i < kSums; i++) {
+            const int32_t other = __shfl_up_sync(kAllLanes, sums[i], offset);
+            sums[i] += lane >= offset ? other : 0;
+        }
+    }
+    if (lane == 31) {
+#pragma unroll
+        for (int i = 0; i < kSums; i++) {
+            scratch[i * 32 + thread_warp()] = sums[i];
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kSums; i++) { /* every warp sums the warps before it for itself */
+        const int32_t other = lane < thread_warp() ? scratch[i * 32 + lane] : 0;
+        values[i] = sums[i] - values[i] + __reduce_add_sync(kAllLanes, other);
+    }
+}
+
+/* How totals become positions. */
+struct Layout {
+    int32_t block_size;        /* of align */
+    int32_t num_starts;        /* buckets that have blocks: experts, + 1 when filtered are kept */
+    int32_t segment_alignment; /* of ep_preprocess */
+    int32_t max_masked_rows;   /* 0: contiguous */
+};
+
+__device__ __noinline__ int32_t divide_up(int32_t count, int32_t divisor)
+{
+    return (count + divisor - 1) / divisor;
+}
+
+/* Blocks that hold `count`. */
+__device__ __forceinline__ int32_t count_blocks(int32_t count, int32_t block_size)
+{
+    if ((block_size & (block_size - 1)) == 0) {
+        return (count + block_size - 1) >> (31 - __clz(block_size));
+    }
+    return divide_up(count, block_size);
+}
+
+/* Step 4: packed, and starts or segments or both, from totals; entry num_buckets is the end. */
+template <int kThreads, bool kAligns, bool kPreprocesses>
+__device__ __forceinline__ void scan_totals(const RouteSort &sort, const Layout &layout)
+{
+    constexpr int kSums = 1 + (kAligns ? 1 : 0) + (kPreprocesses ? 1 : 0);
+    const int32_t num_experts = sort.num_buckets - 1;
+    const int32_t per_thread = (sort.num_buckets + kThreads - 1) / kThreads;
+    const int32_t first = static_cast<int32_t>(threadIdx.x) * per_thread;
+    const int32_t end = min(first + per_thread, sort.num_buckets);
+    const int32_t stop = first < end && end == sort.num_buckets ? end + 1 : end;
+    const auto add_sizes = [&](int32_t bucket, int32_t(&sums)[kSums]) {
+        const int32_t total = sort.totals[bucket];
+        sums[0] += total;
+        if (kAligns && bucket < layout.num_starts) {
+            sums[1] += count_blocks(total, layout.block_size);
+        }
+        if (kPreprocesses && bucket < num_experts) {
+            sums[kSums - 1] +=
+                layout.max_masked_rows > 0
+                    ? min(total, layout.max_masked_rows)
+                    : count_blocks(total, layout.segment_alignment) * layout.segment_alignment;
+        }
+    };
+    int32_t sums[kSums] = {};
+#pragma unroll 1
+    for (int32_t bucket = first; bucket < end; bucket++) {
+        add_sizes(bucket, sums);
+    }
+    scan_threads<kSums>(sums, sort.scan);
+#pragma unroll 1
+    for (int32_t bucket = first; bucket < stop; bucket++) {
+        sort.packed[bucket] = sums[0];
+        if (kAligns) {
+            sort.starts[bucket] = sums[1];
+        }
+        if (kPreprocesses) {
+            sort.segments[bucket] = sums[kSums - 1];
+        }
+        if (bucket < end) {
+            add_sizes(bucket, sums);
+        }
+    }
+}
+
+/* Last of COUNT: the chunk in order of buckets, its counts and places go to the workspace. */
+template <int kThreads>
+__device__ __forceinline__ void store_chunk(const struct moe_cuda_sort_shape &shape,
+                                            const RouteSort &sort)
+{
+    const Stretch stretch(shape, sort);
+    const uint16_t *counters = sort.counters + thread_warp() * sort.stride;
+#pragma unroll 1
+    for (int32_t i = stretch.begin + thread_lane(); i < stretch.end; i += 32) {
+        const uint32_t entry = sort.ranked[i];
+        const uint32_t bucket = entry >> 16;
+        sort.list[sort.packed[bucket] + counters[bucket] + (entry & 0xffffu)] =
+            bucket << 16 | static_cast<uint32_t>(i);
+    }
+    const int64_t row = static_cast<int64_t>(blockIdx.x) * sort.stride;
+#pragma unroll 1
+    for (int32_t bucket = threadIdx.x; bucket < sort.stride; bucket += kThreads) {
+        const bool exists = bucket < sort.num_buckets;
+        shape.counts[row + bucket] = static_cast<uint16_t>(exists ? sort.totals[bucket] : 0);
+        shape.places[row + bucket] = static_cast<uint16_t>(exists ? sort.packed[bucket] : 0);
+    }
+    __syncthreads();
+    uint32_t *list = shape.lists + sort.first_route;
+#pragma unroll 1
+    for (int32_t i = threadIdx.x; i < sort.num_ranked; i += kThreads) {
+        list[i] = sort.list[i];
     }
 }
 
 /*
- * From the CTAs' counts: starts, packed_starts, and bases: the first position of this CTA's routes
- * in each bucket. Every CTA works out all starts.
+ * Step 3 of PLACE: totals and offsets from the table. Groups of warps take rows in turn, a thread
+ * two buckets of a row and up to eight rows at once; the groups' sums meet in shared memory.
  */
-template <int kNumCtas>
-__device__ __forceinline__ void place_buckets(const RouteSort &sort, int32_t alignment)
+template <int kThreads>
+__device__ __forceinline__ void sum_chunks(const struct moe_cuda_sort_shape &shape,
+                                           const RouteSort &sort)
 {
-    const int32_t own = cta_rank<kNumCtas>();
-    int64_t end = 0;
-    for (int32_t first = 0; first < sort.num_buckets; first += kSortThreads) {
-        const int32_t bucket = first + static_cast<int32_t>(threadIdx.x);
-        const bool exists = bucket < sort.num_buckets;
-        int32_t total = exists ? sort.own_counts[bucket] : 0;
-        int32_t before = 0;
-#if __CUDA_ARCH__ >= 900
-        if (kNumCtas > 1 && exists) {
-            int32_t counts[kNumCtas];
+    constexpr int kBatch = 8;
+    const int32_t num_pairs = sort.stride / 2;
+    const int32_t own = static_cast<int32_t>(blockIdx.x);
+    const uint32_t *table = reinterpret_cast<const uint32_t *>(shape.counts);
+    const uint32_t *places =
+        reinterpret_cast<const uint32_t *>(shape.places) + static_cast<int64_t>(own) * num_pairs;
+    int32_t group = 0;
+    int32_t pair = static_cast<int32_t>(threadIdx.x);
+    while (pair >= shape.group_threads) {
+        pair -= shape.group_threads;
+        group++;
+    }
+#pragma unroll 1
+    for (; group < shape.num_groups && pair < num_pairs; pair += kThreads) {
+        int2 sums = make_int2(0, 0);
+        int2 before = make_int2(0, 0);
+        const uint32_t place = group == 0 ? __ldcg(places + pair) : 0;
+#pragma unroll 1
+        for (int32_t first = group; first < shape.num_chunks; first += kBatch * shape.num_groups) {
+            uint32_t rows[kBatch];
 #pragma unroll
-            for (int cta = 0; cta < kNumCtas; cta++) {
-                counts[cta] = moe_ptx_load_cluster(sort.own_counts + bucket, cta);
+            for (int i = 0; i < kBatch; i++) {
+                const int32_t chunk = first + i * shape.num_groups;
+                rows[i] = chunk < shape.num_chunks
+                              ? __ldcg(table + static_cast<int64_t>(chunk) * num_pairs + pair)
+                              : 0;
             }
-            total = 0;
 #pragma unroll
-            for (int cta = 0; cta < kNumCtas; cta++) {
-                before += cta < own ? counts[cta] : 0;
-                total += counts[cta];
+            for (int i = 0; i < kBatch; i++) {
+                const int32_t low = static_cast<int32_t>(rows[i] & 0xffffu);
+                const int32_t high = static_cast<int32_t>(rows[i] >> 16);
+                const bool is_before = first + i * shape.num_groups < own;
+                sums.x += low;
+                sums.y += high;
+                before.x += is_before ? low : 0;
+                before.y += is_before ? high : 0;
             }
         }
-#endif
-        const int32_t padded = (total + alignment - 1) / alignment * alignment;
-        int64_t sum;
-        const int64_t start = end + scan_threads(pack_sums(padded, total), sort.scan, &sum);
-        if (exists) {
-            sort.starts[bucket] = static_cast<int32_t>(start >> 32);
-            sort.packed_starts[bucket] = static_cast<int32_t>(start);
-            sort.bases[bucket] = static_cast<int32_t>(start >> 32) + before;
-        }
-        end += sum;
-        __syncthreads(); /* the scratch of the scan is used again */
-    }
-    if (threadIdx.x == 0) {
-        sort.starts[sort.num_buckets] = static_cast<int32_t>(end >> 32);
-        sort.packed_starts[sort.num_buckets] = static_cast<int32_t>(end);
-    }
-    cluster_sync<kNumCtas>(); /* and nobody leaves while another reads its counts */
-}
-
-/* Steps 1 to 3. After it: starts, packed_starts, bases and counters are ready for step 4. */
-template <int kNumCtas, typename Find>
-__device__ __forceinline__ void count_routes(const RouteSort &sort, int32_t alignment, Find find)
-{
-    const int32_t num_counters = sort.num_warps * (sort.num_buckets + 1);
-    for (int32_t i = threadIdx.x; i < num_counters; i += kSortThreads) {
-        sort.counters[i] = 0;
+        before.x -= static_cast<int32_t>(place & 0xffffu);
+        before.y -= static_cast<int32_t>(place >> 16);
+        int2 *to = reinterpret_cast<int2 *>(sort.partials + group * 2 * sort.stride);
+        to[pair] = sums;
+        to[num_pairs + pair] = before;
     }
     __syncthreads();
-    count_stretch<kNumCtas>(sort, find);
+#pragma unroll 1
+    for (int32_t bucket = threadIdx.x; bucket < sort.num_buckets; bucket += kThreads) {
+        int32_t total = 0;
+        int32_t offset = 0;
+#pragma unroll 2
+        for (int32_t i = 0; i < shape.num_groups; i++) {
+            total += sort.partials[i * 2 * sort.stride + bucket];
+            offset += sort.partials[(i * 2 + 1) * sort.stride + bucket];
+        }
+        sort.totals[bucket] = total;
+        sort.offsets[bucket] = offset;
+    }
+}
+
+/*
+ * Steps 1 to 4. After it, behind a barrier: true, and what route_emit.cuh reads is there; false
+ * after COUNT, which has nothing to emit. The wait for the node before has been. Ids are loaded
+ * before anything else, so that counters are cleared meanwhile.
+ */
+template <int kThreads, bool kAligns, bool kPreprocesses, typename Source>
+__device__ __forceinline__ bool sort_routes(const struct moe_cuda_sort_shape &shape,
+                                            const RouteSort &sort, const Layout &layout,
+                                            const Source &source)
+{
+    if (shape.phase == MOE_CUDA_SORT_PLACE) {
+        constexpr int kListTurns = 2;
+        const uint32_t *list = shape.lists + sort.first_route;
+        uint32_t entries[kListTurns];
+#pragma unroll
+        for (int turn = 0; turn < kListTurns; turn++) {
+            const int32_t i = static_cast<int32_t>(threadIdx.x) + turn * kThreads;
+            entries[turn] = i < sort.num_ranked ? __ldcg(list + i) : 0;
+        }
+        sum_chunks<kThreads>(shape, sort);
+        __syncthreads();
+#pragma unroll
+        for (int turn = 0; turn < kListTurns; turn++) {
+            const int32_t i = static_cast<int32_t>(threadIdx.x) + turn * kThreads;
+            if (i < sort.num_ranked) {
+                sort.list[i] = entries[turn];
+            }
+        }
+#pragma unroll 1
+        for (int32_t i = static_cast<int32_t>(threadIdx.x) + kListTurns * kThreads;
+             i < sort.num_ranked; i += kThreads) {
+            sort.list[i] = __ldcg(list + i);
+        }
+    } else {
+        const Stretch stretch(shape, sort);
+        int32_t ranked_ids[kRankTurns];
+        int32_t counted_ids[kCountTurns];
+        load_turns(source, sort.first_route + stretch.begin + thread_lane(), 32,
+                   sort.first_route + stretch.end, ranked_ids);
+        if (shape.phase == MOE_CUDA_SORT_ALL) {
+            load_turns(source, static_cast<int32_t>(threadIdx.x), kThreads, sort.num_routes,
+                       counted_ids);
+        }
+        clear_counts<kThreads>(shape, sort);
+        __syncthreads();
+        if (shape.phase == MOE_CUDA_SORT_ALL) {
+            count_all<kThreads>(sort, source, counted_ids);
+        }
+        rank_chunk(sort, source, stretch, ranked_ids);
+        __syncthreads();
+        sum_warps<kThreads>(shape, sort);
+        __syncthreads();
+    }
+    scan_totals<kThreads, kAligns, kPreprocesses>(sort, layout);
     __syncthreads();
-    sum_warps(sort);
-    cluster_sync<kNumCtas>();
-    place_buckets<kNumCtas>(sort, alignment);
-}
-
-/* Step 4: place(route, bucket, position) for every route; position is -1 for a dropped one. */
-template <int kNumCtas, typename Find, typename Place>
-__device__ __forceinline__ void place_routes(const RouteSort &sort, Find find, Place place)
-{
-    const int32_t num_bits =
-        32 - __clz(sort.num_buckets); /* a bucket fits, and -1 differs from all */
-    const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-    int32_t *counters = sort.counters + warp * (sort.num_buckets + 1);
-    const uint16_t *kept = sort.kept + static_cast<int64_t>(warp) * sort.routes_per_warp;
-    int64_t first;
-    int64_t end;
-    find_stretch<kNumCtas>(sort, &first, &end);
-    for (int64_t base = first; base < end; base += 32) {
-        const int64_t route = base + lane;
-        int32_t bucket = -1;
-        if (route < end) {
-            bucket = sort.keeps_buckets ? static_cast<int16_t>(kept[route - first]) : find(route);
-        }
-        const int32_t offset = take_position(counters, bucket, lane, num_bits);
-        if (route < end) {
-            place(route, bucket, bucket >= 0 ? sort.bases[bucket] + offset : -1);
-        }
+    if (shape.phase == MOE_CUDA_SORT_COUNT) {
+        store_chunk<kThreads>(shape, sort);
+        return false;
     }
-}
-
-/* This thread's number in the cluster, and how many there are: for loops over outputs. */
-template <int kNumCtas> __device__ __forceinline__ int64_t cluster_thread()
-{
-    return static_cast<int64_t>(cta_rank<kNumCtas>()) * kSortThreads + threadIdx.x;
-}
-
-template <int kNumCtas> __device__ __forceinline__ constexpr int64_t cluster_threads()
-{
-    return static_cast<int64_t>(kNumCtas) * kSortThreads;
-}
-
-/* Fills what is left of every bucket's last block, one warp a bucket, and the tail behind all. */
-template <int kNumCtas>
-__device__ __forceinline__ void fill_padding(const RouteSort &sort, int32_t *array,
-                                             int64_t capacity, int32_t value)
-{
-    const int64_t thread = cluster_thread<kNumCtas>();
-    for (int64_t bucket = thread / 32; bucket < sort.num_buckets;
-         bucket += cluster_threads<kNumCtas>() / 32) {
-        const int32_t count = sort.packed_starts[bucket + 1] - sort.packed_starts[bucket];
-        for (int32_t i = sort.starts[bucket] + count + static_cast<int32_t>(thread % 32);
-             i < sort.starts[bucket + 1]; i += 32) {
-            array[i] = value;
-        }
-    }
-    for (int64_t i = sort.starts[sort.num_buckets] + thread; i < capacity;
-         i += cluster_threads<kNumCtas>()) {
-        array[i] = value;
-    }
+    return true;
 }
 
 } // namespace

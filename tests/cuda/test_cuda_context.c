@@ -82,7 +82,7 @@ static void older_device(void **state)
 {
     (void)state;
     driver->sm = 80;
-    driver->missing_kernel = "moe_ALIGN_BLOCK_SIZE_SM90_SORT_16384";
+    driver->missing_kernel = "moe_GEMM_SM90_GEMM_64_256_64_8_12_5";
     api->context_destroy(create_context());
     assert_nothing_left();
 }

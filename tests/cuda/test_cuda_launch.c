@@ -2,7 +2,8 @@
 /* CUDA run calls: what they call in the driver, how every tile launches, and launches that fail. */
 #include "cuda_fixture.h"
 
-enum { SORT_THREADS = 1024 };
+enum { ONE_LAUNCH_ROUTES = 8192 }; /* of cuda.sort */
+enum { QUANT_COLUMNS = 128 };      /* that share a scale */
 
 /* Shapes that the geometry is checked with; sorts need no hidden. */
 struct shape {
@@ -32,8 +33,13 @@ static struct moe_plan *create_plan(struct moe_context *context, const struct sh
     problem.num_experts = shape->num_experts;
     problem.top_k = shape->top_k;
     problem.hidden = shape->hidden;
+    problem.inter = op == MOE_OP_ACTIVATION ? shape->hidden : 0;
+    problem.activation = op == MOE_OP_ACTIVATION ? MOE_ACTIVATION_SILU : 0;
     problem.tokens.dtype = shape->dtype;
     problem.max_tokens = shape->num_tokens;
+    if (op == MOE_OP_GATING || op == MOE_OP_ROUTE) {
+        problem.gating = MOE_GATING_SOFTMAX;
+    }
     options.ops = UINT64_C(1) << op;
     if (api->plan_create(context, &problem, &options, &plan, &error) != MOE_STATUS_OK) {
         fail_msg("%s", error.message);
@@ -41,13 +47,50 @@ static struct moe_plan *create_plan(struct moe_context *context, const struct sh
     return plan;
 }
 
+static void set_call(const struct moe_plan *plan, const struct shape *shape, void *stream,
+                     struct moe_call *call)
+{
+    struct moe_plan_info info;
+    MOE_INIT(info);
+    assert_int_equal(api->plan_info(plan, &info, NULL), MOE_STATUS_OK);
+    call->num_tokens = shape->num_tokens;
+    call->stream = stream;
+    call->workspace = info.workspace_bytes > 0 ? ON_DEVICE(8) : NULL;
+    call->workspace_bytes = info.workspace_bytes;
+}
+
+static int32_t run_gating(const struct moe_plan *plan, const struct shape *shape, void *stream,
+                          struct moe_error *error)
+{
+    struct moe_gating_args args;
+    MOE_INIT_CALL(args);
+    set_call(plan, shape, stream, &args.call);
+    args.logits = ON_DEVICE(0);
+    args.topk_ids = ON_DEVICE(1);
+    args.topk_weights = ON_DEVICE(2);
+    return api->gating(plan, &args, error);
+}
+
+static int32_t run_route(const struct moe_plan *plan, const struct shape *shape, void *stream,
+                         struct moe_error *error)
+{
+    struct moe_route_args args;
+    MOE_INIT_CALL(args);
+    set_call(plan, shape, stream, &args.call);
+    args.logits = ON_DEVICE(0);
+    args.topk_ids = ON_DEVICE(1);
+    args.topk_weights = ON_DEVICE(2);
+    args.seg_indptr = ON_DEVICE(3);
+    args.src2dst = ON_DEVICE(4);
+    return api->route(plan, &args, error);
+}
+
 static int32_t run_align(const struct moe_plan *plan, const struct shape *shape, void *stream,
                          struct moe_error *error)
 {
     struct moe_align_args args;
     MOE_INIT_CALL(args);
-    args.call.num_tokens = shape->num_tokens;
-    args.call.stream = stream;
+    set_call(plan, shape, stream, &args.call);
     args.topk_ids = ON_DEVICE(0);
     args.block_size = 128;
     args.sorted_ids = ON_DEVICE(1);
@@ -65,8 +108,7 @@ static int32_t run_ep_preprocess(const struct moe_plan *plan, const struct shape
 {
     struct moe_ep_preprocess_args args;
     MOE_INIT_CALL(args);
-    args.call.num_tokens = shape->num_tokens;
-    args.call.stream = stream;
+    set_call(plan, shape, stream, &args.call);
     args.topk_ids = ON_DEVICE(0);
     args.seg_indptr = ON_DEVICE(1);
     args.src2dst = ON_DEVICE(2);
@@ -102,6 +144,37 @@ static int32_t run_post_reorder(const struct moe_plan *plan, const struct shape 
     return api->post_reorder(plan, &args, error);
 }
 
+static int32_t run_quantize(const struct moe_plan *plan, const struct shape *shape, void *stream,
+                            struct moe_error *error)
+{
+    struct moe_quantize_args args;
+    MOE_INIT_CALL(args);
+    args.call.num_tokens = shape->num_tokens;
+    args.call.stream = stream;
+    args.tokens = ON_DEVICE(0);
+    args.output = ON_DEVICE(1);
+    args.output_scales = ON_DEVICE(2);
+    args.quantization.dtype = MOE_DTYPE_FP8_E4M3;
+    args.quantization.scale_dtype = MOE_DTYPE_FP32;
+    args.quantization.scale_layout = MOE_SCALE_ROW_MAJOR;
+    args.quantization.group_rows = 1;
+    args.quantization.group_k = QUANT_COLUMNS;
+    args.quantization.dynamic = 1;
+    return api->quantize(plan, &args, error);
+}
+
+static int32_t run_activation(const struct moe_plan *plan, const struct shape *shape, void *stream,
+                              struct moe_error *error)
+{
+    struct moe_activation_args args;
+    MOE_INIT_CALL(args);
+    args.call.stream = stream;
+    args.input = ON_DEVICE(0);
+    args.num_rows = shape->num_tokens * shape->top_k;
+    args.output = ON_DEVICE(1);
+    return api->activation(plan, &args, error);
+}
+
 static int32_t run_sum_reduce(const struct moe_plan *plan, const struct shape *shape, void *stream,
                               struct moe_error *error)
 {
@@ -123,21 +196,39 @@ static const struct {
     const char *name; /* in configurations */
     run_fn *run;
 } ops[] = {
+    {MOE_OP_GATING, "gating", run_gating},
+    {MOE_OP_ROUTE, "route", run_route},
     {MOE_OP_ALIGN_BLOCK_SIZE, "align_block_size", run_align},
     {MOE_OP_EP_PREPROCESS, "ep_preprocess", run_ep_preprocess},
     {MOE_OP_PRE_REORDER, "pre_reorder", run_pre_reorder},
+    {MOE_OP_QUANTIZE, "quantize", run_quantize},
+    {MOE_OP_ACTIVATION, "activation", run_activation},
     {MOE_OP_POST_REORDER, "post_reorder", run_post_reorder},
     {MOE_OP_SUM_REDUCE, "sum_reduce", run_sum_reduce},
 };
 enum { NUM_OPS = sizeof(ops) / sizeof(ops[0]), NUM_SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
 
-/* Push, launch, pop, and nothing else; no host memory. */
-static void assert_one_launch(int64_t calls_before, int64_t allocations_before)
+static int is_sort(int32_t op)
 {
-    assert_int_equal(driver->num_calls - calls_before, 3);
-    assert_string_equal(driver->calls[calls_before], "cuCtxPushCurrent");
-    assert_string_equal(driver->calls[calls_before + 1], "cuLaunchKernelEx");
-    assert_string_equal(driver->calls[calls_before + 2], "cuCtxPopCurrent");
+    return op == MOE_OP_ROUTE || op == MOE_OP_ALIGN_BLOCK_SIZE || op == MOE_OP_EP_PREPROCESS;
+}
+
+static int64_t count_launches(const struct moe_tile_info *tile, const struct shape *shape)
+{
+    const int is_split = strcmp(tile->kernel, "cuda.split") == 0 ||
+                         shape->num_tokens * shape->top_k > ONE_LAUNCH_ROUTES;
+    return (is_sort(tile->op) && is_split ? 2 : 1) + (tile->op == MOE_OP_ROUTE ? 1 : 0);
+}
+
+/* Push, launch, pop for each, and nothing else; no host memory. */
+static void assert_launches(int64_t num_launches, int64_t allocations_before)
+{
+    assert_int_equal(driver->num_calls, 3 * num_launches);
+    for (int64_t i = 0; i < num_launches; i++) {
+        assert_string_equal(driver->calls[3 * i], "cuCtxPushCurrent");
+        assert_string_equal(driver->calls[3 * i + 1], "cuLaunchKernelEx");
+        assert_string_equal(driver->calls[3 * i + 2], "cuCtxPopCurrent");
+    }
     assert_int_equal(allocator.num_calls, allocations_before);
     assert_int_equal(driver->num_pushed, 1);
 }
@@ -147,35 +238,64 @@ static uint32_t ceil_div(int64_t value, int64_t divisor)
     return (uint32_t)((value + divisor - 1) / divisor);
 }
 
+/* CTAs of operations on rows. */
+static void check_rows_grid(const struct moe_tile_info *tile, const struct shape *shape,
+                            const uint32_t grid[3])
+{
+    const int64_t threads = tile->block_size, hidden = shape->hidden;
+    const int64_t element_bytes = shape->dtype == MOE_DTYPE_FP32 ? 4 : 2;
+    const int is_vectored = hidden * element_bytes % 16 == 0;
+    int64_t num_rows = shape->num_tokens, num_z = 1;
+    int64_t num_x = 0;
+    if (tile->op == MOE_OP_PRE_REORDER) { /* vectors of 16 bytes, else (33 fp32) of 4 */
+        num_x = ceil_div(hidden * element_bytes / (is_vectored ? 16 : 4), threads);
+    } else if (tile->op == MOE_OP_QUANTIZE) { /* 16 columns a thread, else a CTA for a token */
+        const int has_whole_groups = hidden % QUANT_COLUMNS == 0;
+        num_x = has_whole_groups ? ceil_div(num_rows * (hidden / 16), threads) : 1;
+        num_rows = has_whole_groups ? 1 : num_rows;
+    } else if (tile->op == MOE_OP_ACTIVATION) { /* eight columns a thread */
+        num_x = ceil_div(hidden, 8 * threads);
+        num_rows *= shape->top_k;
+    } else { /* one vector of a token a thread with eight slots, two with others; else a column */
+        const int64_t vectors = shape->top_k == 8 ? 1 : 2;
+        num_x = ceil_div(hidden, is_vectored ? vectors * 16 / element_bytes * threads : threads);
+        num_z = ceil_div(num_rows, 65535);
+    }
+    assert_int_equal(grid[0], num_x);
+    assert_int_equal(grid[1], num_rows < 65535 ? num_rows : 65535);
+    assert_int_equal(grid[2], num_z);
+}
+
 /* What the launch of a tile at a shape has to be, from the numbers of both alone. */
 static void check_launch(const struct moe_tile_info *tile, const struct shape *shape)
 {
     const struct fake_launch *launch = &driver->launch;
-    const int is_sort = tile->op == MOE_OP_ALIGN_BLOCK_SIZE || tile->op == MOE_OP_EP_PREPROCESS;
-    const int64_t element_bytes = shape->dtype == MOE_DTYPE_FP32 ? 4 : 2;
-    const int64_t row_bytes = shape->hidden * element_bytes;
     assert_int_equal(launch->num_refused, 0);
     assert_true(launch->smem_bytes <= SMEM_LIMIT);
     assert_int_equal(launch->block[1] * launch->block[2], 1);
-    assert_int_equal(launch->grid[2], 1);
-    if (is_sort) {
-        const uint32_t num_ctas = (uint32_t)tile->block_size / SORT_THREADS;
-        assert_int_equal(launch->block[0], SORT_THREADS);
-        assert_int_equal(launch->grid[0], num_ctas);
+    assert_true(launch->grid[2] == 1 || launch->grid[1] == 65535);
+    if (is_sort(tile->op)) {
+        const uint32_t chained = count_launches(tile, shape) > 1 ? 1 : 0; /* the last one */
+        assert_int_equal(launch->block[0], tile->block_size);
+        assert_true(launch->grid[0] >= 1);
         assert_int_equal(launch->grid[1], 1);
-        assert_int_equal(launch->cluster, num_ctas > 1 ? num_ctas : 0);
-        assert_true(launch->smem_bytes >= 4 * 4 * (uint32_t)shape->num_experts);
+        assert_int_equal(launch->cluster, 0);
+        assert_int_equal(launch->num_attributes, chained);
+        assert_true(launch->smem_bytes >= 4 * 5 * (uint32_t)shape->num_experts);
         return;
     }
-    /* Vectors of 16 bytes where rows allow, else of 4 (33 fp32); post_reorder: eight columns. */
-    const int64_t vectors = tile->op == MOE_OP_PRE_REORDER
-                                ? row_bytes / (row_bytes % 16 == 0 ? 16 : 4)
-                                : ceil_div(shape->hidden, 8);
+    if (tile->op == MOE_OP_GATING) { /* a warp a token; fewer warps where experts are many */
+        assert_true(launch->block[0] % 32 == 0 && launch->block[0] >= 32);
+        assert_true(launch->block[0] <= (uint32_t)tile->block_size);
+        assert_int_equal(launch->grid[0], ceil_div(shape->num_tokens, launch->block[0] / 32));
+        assert_int_equal(launch->grid[1], 1);
+        assert_true(launch->smem_bytes >= 4 * (uint32_t)shape->num_experts);
+        return;
+    }
     assert_int_equal(launch->block[0], tile->block_size);
-    assert_int_equal(launch->grid[0], ceil_div(vectors, tile->block_size));
-    assert_int_equal(launch->grid[1], shape->num_tokens < 65535 ? shape->num_tokens : 65535);
     assert_int_equal(launch->cluster, 0);
     assert_int_equal(launch->smem_bytes, 0);
+    check_rows_grid(tile, shape, launch->grid);
 }
 
 static void force_tile(struct moe_context *context, const struct moe_tile_info *tile,
@@ -221,7 +341,7 @@ static int check_tiles(struct moe_context *context, int index)
             if (ops[index].run(plan, &shapes[s], ON_DEVICE(9), &error) != MOE_STATUS_OK) {
                 fail_msg("%s %s, shape %d: %s", ops[index].name, tile.name, s, error.message);
             }
-            assert_one_launch(0, allocations);
+            assert_launches(count_launches(&tile, &shapes[s]), allocations);
             assert_ptr_equal(driver->launch.stream, ON_DEVICE(9));
             check_launch(&tile, &shapes[s]);
             const size_t length = (size_t)snprintf(size, sizeof(size), "_%d", tile.block_size);
@@ -313,58 +433,15 @@ static void no_tokens(void **state)
     const struct shape none = {0, 256, 8, 7168, MOE_DTYPE_BF16};
     for (int op = 0; op < NUM_OPS; op++) {
         struct moe_plan *plan = create_plan(context, &shapes[1], ops[op].op);
-        const int is_sort =
-            ops[op].op == MOE_OP_ALIGN_BLOCK_SIZE || ops[op].op == MOE_OP_EP_PREPROCESS;
         struct moe_error error;
         MOE_INIT(error);
         driver->num_calls = 0;
         if (ops[op].run(plan, &none, NULL, &error) != MOE_STATUS_OK) {
             fail_msg("%s: %s", ops[op].name, error.message);
         }
-        assert_int_equal(driver->num_calls, is_sort ? 3 : 0);
+        assert_int_equal(driver->num_calls, is_sort(ops[op].op) ? 3 : 0);
         api->plan_destroy(plan);
     }
-    api->context_destroy(context);
-    assert_nothing_left();
-}
-
-/* Operations without a CUDA kernel are refused when a plan is made; AUTO takes the CPU. */
-static void missing_operations(void **state)
-{
-    (void)state;
-    struct moe_context *context = create_context();
-    struct moe_context_options options;
-    struct moe_problem problem;
-    struct moe_plan_options plan_options;
-    struct moe_plan *plan = NULL;
-    struct moe_error error;
-    struct moe_device device;
-    MOE_INIT(error);
-    MOE_INIT(options);
-    MOE_INIT(problem);
-    MOE_INIT(plan_options);
-    MOE_INIT(device);
-    problem.num_experts = 8;
-    problem.top_k = 2;
-    problem.hidden = 64;
-    problem.inter = 64;
-    problem.activation = MOE_ACTIVATION_SILU;
-    problem.gate_up.dtype = MOE_DTYPE_BF16;
-    problem.down.dtype = MOE_DTYPE_BF16;
-    problem.tokens.dtype = MOE_DTYPE_BF16;
-    problem.max_tokens = 4;
-    plan_options.ops = UINT64_C(1) << MOE_OP_GEMM1;
-    const int32_t status = api->plan_create(context, &problem, &plan_options, &plan, &error);
-    if (status != MOE_STATUS_UNSUPPORTED || strstr(error.message, "gemm1") == NULL) {
-        fail_msg("status %d: %s", status, error.message);
-    }
-    assert_null(plan);
-    api->context_destroy(context);
-    options.backend = MOE_BACKEND_AUTO;
-    options.flags = MOE_CONTEXT_IGNORE_ENVIRONMENT;
-    assert_int_equal(api->context_create(&host, &options, &context, &error), MOE_STATUS_OK);
-    assert_int_equal(api->context_device(context, &device, &error), MOE_STATUS_OK);
-    assert_int_equal(device.backend, MOE_BACKEND_CPU);
     api->context_destroy(context);
     assert_nothing_left();
 }
@@ -376,7 +453,6 @@ int main(void)
         cmocka_unit_test_setup(launches_that_fail, with_fresh_driver),
         cmocka_unit_test_setup(refusals_call_nothing, with_fresh_driver),
         cmocka_unit_test_setup(no_tokens, with_fresh_driver),
-        cmocka_unit_test_setup(missing_operations, with_fresh_driver),
     };
     return open_plugin() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -42,8 +42,21 @@ int main(int argc, char **argv)
             case MOE_OP_EP_PREPROCESS:
                 check_ep_preprocess();
                 break;
+            case MOE_OP_GATING:
+                check_gating();
+                break;
+            case MOE_OP_ROUTE:
+                check_route();
+                break;
             case MOE_OP_PRE_REORDER:
                 check_pre_reorder();
+                check_pre_reorder_quantized();
+                break;
+            case MOE_OP_QUANTIZE:
+                check_quantize();
+                break;
+            case MOE_OP_ACTIVATION:
+                check_activation();
                 break;
             case MOE_OP_POST_REORDER:
                 check_post_reorder(0);

@@ -5,6 +5,7 @@
 
 #include "gpu_host.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,10 +30,12 @@ struct check_case {
     struct moe_problem problem;
     struct moe_plan *cpu;
     struct moe_plan *cuda;
-    void *workspace; /* of the CPU */
+    void *workspace;      /* of the CPU */
+    void *cuda_workspace; /* poisoned: nothing may rely on its content */
+    uint64_t cuda_workspace_bytes;
     struct moe_plan_info info;
     int64_t num_tokens;
-    char text[256];
+    char text[512];
 };
 
 void check_mirror_init(struct check_mirror *mirror, size_t bytes, size_t misalignment);
@@ -68,6 +71,11 @@ void check_fill_map(int32_t *map, const struct moe_problem *problem);
 void check_align(void);
 void check_ep_preprocess(void);
 void check_pre_reorder(void);
+void check_pre_reorder_quantized(void);
+void check_quantize(void);
+void check_activation(void);
 void check_post_reorder(int is_sum);
+void check_gating(void);
+void check_route(void);
 
 #endif

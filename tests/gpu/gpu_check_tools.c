@@ -121,6 +121,15 @@ void check_case_init(struct check_case *test, int32_t op)
         &error, "cuda plan");
     gpu_host_check(check_host.api->plan_info(test->cpu, &test->info, &error), &error, "plan_info");
     test->workspace = aligned_alloc(64, (test->info.workspace_bytes + 127) / 64 * 64);
+    struct moe_plan_info cuda_info;
+    MOE_INIT(cuda_info);
+    gpu_host_check(check_host.api->plan_info(test->cuda, &cuda_info, &error), &error, "plan_info");
+    test->cuda_workspace_bytes = cuda_info.workspace_bytes;
+    test->cuda_workspace = NULL;
+    if (cuda_info.workspace_bytes > 0) {
+        test->cuda_workspace = gpu_alloc(cuda_info.workspace_bytes);
+        gpu_poison(test->cuda_workspace, POISON, cuda_info.workspace_bytes);
+    }
 }
 
 void check_case_finish(struct check_case *test)
@@ -128,13 +137,14 @@ void check_case_finish(struct check_case *test)
     check_host.api->plan_destroy(test->cpu);
     check_host.api->plan_destroy(test->cuda);
     free(test->workspace);
+    gpu_free(test->cuda_workspace);
 }
 
 void check_set_call(const struct check_case *test, int is_cuda, struct moe_call *call)
 {
     call->num_tokens = test->num_tokens;
-    call->workspace = is_cuda ? NULL : test->workspace;
-    call->workspace_bytes = is_cuda ? 0 : test->info.workspace_bytes;
+    call->workspace = is_cuda ? test->cuda_workspace : test->workspace;
+    call->workspace_bytes = is_cuda ? test->cuda_workspace_bytes : test->info.workspace_bytes;
     call->stream = is_cuda ? check_host.stream : NULL;
 }
 

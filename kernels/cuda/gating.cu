@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * gating: ids and weights of the top_k experts of each token, by the rules of MOE_GATING_LIST.
+ * Moves: E logits in, top_k ids and weights out per token; up to about 30 E FLOPs where all experts
+ *   need an exponential. Bound by instructions: some 200 per token and lane, and by latency when
+ *   there are few tokens.
+ * Pipeline: a warp a token, as in gate.cuh: 1 logits to registers. 2 scores, if the choice needs
+ *   them. 3 keys, groups. 4 choice of k. 5 weights of the chosen, ids of replicas, load.
+ * Limits: those of gate.cuh.
+ */
+#include "gate.cuh"
+
+namespace
+{
+
+template <int kPerLane> __device__ __forceinline__ void gating(const struct moe_cuda_gating &args)
+{
+    extern __shared__ __align__(16) uint32_t shared_words[];
+    const struct moe_op_gating &op = args.op;
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+    const GateScratch scratch = make_gate_scratch(op, shared_words + warp * args.gate_words);
+    moe_ptx_griddep_wait();
+    moe_ptx_griddep_launch();
+    const int32_t num_tokens = count_tokens(op);
+    const int32_t num_valid = count_valid(op, num_tokens);
+    const int32_t num_warps = static_cast<int32_t>(blockDim.x) / 32; /* fewer if rows do not fit */
+    for (int32_t token = static_cast<int32_t>(blockIdx.x) * num_warps + warp; token < num_tokens;
+         token += static_cast<int32_t>(gridDim.x) * num_warps) {
+        gate_token<kPerLane>(op, scratch, token, num_valid, args.is_vectored != 0, true,
+                             [](int32_t, int32_t) {});
+    }
+}
+
+} // namespace
+
+/* `threads`: that a multiprocessor holds with the registers that the experts of a lane leave. */
+#define MOE_EMIT_GATING(symbol, size, per_lane, threads)                   \
+    extern "C" __global__ void __launch_bounds__(size, (threads) / (size)) \
+        symbol(const __grid_constant__ struct moe_cuda_gating args)        \
+    {                                                                      \
+        gating<per_lane>(args);                                            \
+    }
+#define MOE_EMIT_CUDA_ROWS(symbol, size)                \
+    MOE_EMIT_GATING(symbol, size, 0, 1024)              \
+    MOE_EMIT_GATING(MOE_FORM(1, symbol), size, 4, 1024) \
+    MOE_EMIT_GATING(MOE_FORM(2, symbol), size, 8, 768)  \
+    MOE_EMIT_GATING(MOE_FORM(3, symbol), size, 16, 512)
+#define MOE_INSTANTIATE_GATING(kernel, size) MOE_EMIT_ROW(GATING, kernel, size)
+#include "instantiate.cuh"

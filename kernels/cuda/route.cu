@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * route: the outputs of align_block_size and of ep_preprocess from one sort. With logits the launch
+ * of gating is in front of it: gating in every CTA of the sort took longer than a second launch
+ * from 64 tokens on, and as long for one.
+ * Moves: the ids once, ids and the outputs of both. Bound by latency.
+ * Pipeline: 1 to 4 as in route_sort.cuh. 5 route_emit.cuh, for both.
+ * Limits: those of route_sort.cuh.
+ */
+#include "route_emit.cuh"
+
+namespace
+{
+
+template <int kThreads> __device__ __forceinline__ void route(const struct moe_cuda_route &args)
+{
+    const struct moe_op_align &align = args.op.align;
+    const struct moe_op_ep_preprocess &preprocess = args.op.preprocess;
+    const struct moe_cuda_sort_shape &shape = args.shape;
+    const bool aligns = args.op.wants_align != 0;
+    const struct moe_op_filter &filter = aligns ? align.filter : preprocess.filter;
+    RouteSort sort = make_route_sort(shape, filter.num_experts);
+    const bool keeps = aligns && align.filter_mode == MOE_FILTER_KEEP;
+    const Layout layout = {max(align.block_size, 1), filter.num_experts + (keeps ? 1 : 0),
+                           max(preprocess.segment_alignment, 1),
+                           static_cast<int32_t>(preprocess.max_masked_rows)};
+    moe_ptx_griddep_wait();
+    moe_ptx_griddep_launch();
+    set_routes(
+        shape,
+        aligns ? real_routes(align.num_tokens_device, align.num_routes, align.top_k)
+               : real_routes(preprocess.num_tokens_device, preprocess.num_routes, preprocess.top_k),
+        &sort);
+    const IdSource source(aligns ? align.topk_ids : preprocess.topk_ids,
+                          aligns ? align.ids_dtype : preprocess.ids_dtype, filter);
+    if (!sort_routes<kThreads, true, true>(shape, sort, layout, source)) {
+        return;
+    }
+    emit_routes<kThreads, true, true>(shape, &align, &preprocess, sort, layout);
+    if (aligns) {
+        emit_blocks<kThreads>(align, sort, layout.num_starts);
+    }
+    if (args.op.wants_preprocess) {
+        emit_segments<kThreads>(preprocess, sort);
+    }
+}
+
+} // namespace
+
+#define MOE_EMIT_CUDA_SORT(symbol, size)                           \
+    extern "C" __global__ void __launch_bounds__(size, 1)          \
+        symbol(const __grid_constant__ struct moe_cuda_route args) \
+    {                                                              \
+        route<size>(args);                                         \
+    }
+#define MOE_EMIT_CUDA_SPLIT(symbol, size)   MOE_EMIT_CUDA_SORT(symbol, size)
+#define MOE_INSTANTIATE_ROUTE(kernel, size) MOE_EMIT_ROW(ROUTE, kernel, size)
+#include "instantiate.cuh"

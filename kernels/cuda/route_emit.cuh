@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What align_block_size and ep_preprocess write, from a finished sort (route_sort.cuh). */
+#ifndef MOE_ROUTE_EMIT_CUH
+#define MOE_ROUTE_EMIT_CUH
+
+#include "route_sort.cuh"
+
+namespace
+{
+
+/* This thread among those of all CTAs, for outputs that belong to no chunk. */
+template <int kThreads> __device__ __forceinline__ int32_t grid_thread()
+{
+    return static_cast<int32_t>(blockIdx.x * kThreads + threadIdx.x);
+}
+
+template <int kThreads> __device__ __forceinline__ int32_t grid_threads()
+{
+    return static_cast<int32_t>(gridDim.x * kThreads);
+}
+
+/* array[begin .. end) = value, by one of `num_threads`; indices are below 2^31. */
+__device__ __forceinline__ void fill(int32_t *array, int32_t begin, int32_t end, int32_t value,
+                                     int32_t thread, int32_t num_threads)
+{
+#pragma unroll 1
+    for (int32_t i = begin + thread; i < end; i += num_threads) {
+        array[i] = value;
+    }
+}
+
+/* All that align writes but for the routes: a warp a bucket, then the tails. */
+template <int kThreads>
+__device__ __forceinline__ void emit_blocks(const struct moe_op_align &op, const RouteSort &sort,
+                                            int32_t num_starts)
+{
+    const int32_t lane = thread_lane();
+    const int32_t thread = grid_thread<kThreads>();
+    const int32_t num_threads = grid_threads<kThreads>();
+    const int32_t num_experts = sort.num_buckets - 1;
+    const bool has_blocks = op.sorted_ids != nullptr;
+#pragma unroll 1
+    for (int32_t bucket = thread / 32; bucket < num_starts; bucket += num_threads / 32) {
+        const int32_t total = sort.totals[bucket];
+        if (op.expert_counts != nullptr && lane == 0 && bucket < num_experts) {
+            op.expert_counts[bucket] = total;
+        }
+        if (has_blocks) {
+            const int32_t begin = sort.starts[bucket];
+            const int32_t end = sort.starts[bucket + 1];
+            fill(op.sorted_ids, begin * op.block_size + total, end * op.block_size, op.sentinel,
+                 lane, 32);
+            fill(op.expert_ids, begin, end, bucket < num_experts ? bucket : -1, lane, 32);
+        }
+    }
+    if (has_blocks) {
+        const int32_t end = sort.starts[num_starts];
+        fill(op.sorted_ids, end * op.block_size, static_cast<int32_t>(op.sorted_capacity),
+             op.sentinel, thread, num_threads);
+        fill(op.expert_ids, end, static_cast<int32_t>(op.expert_capacity), -1, thread, num_threads);
+        if (thread == 0) {
+            *op.num_tokens_post_pad = end * op.block_size;
+        }
+    }
+}
+
+/* All that ep_preprocess writes but for the routes: a warp an expert, then the tails. */
+template <int kThreads>
+__device__ __forceinline__ void emit_segments(const struct moe_op_ep_preprocess &op,
+                                              const RouteSort &sort)
+{
+    const int32_t lane = thread_lane();
+    const int32_t thread = grid_thread<kThreads>();
+    const int32_t num_threads = grid_threads<kThreads>();
+    const int32_t num_experts = sort.num_buckets - 1;
+    const int32_t most = static_cast<int32_t>(op.max_masked_rows);
+    const int32_t capacity = static_cast<int32_t>(op.row_capacity);
+#pragma unroll 1
+    for (int32_t expert = thread / 32; expert < num_experts; expert += num_threads / 32) {
+        const int32_t begin = most > 0 ? expert * most : sort.segments[expert];
+        const int32_t end = most > 0 ? begin + most : sort.segments[expert + 1];
+        const int32_t used =
+            most > 0 ? sort.segments[expert + 1] - sort.segments[expert] : sort.totals[expert];
+        if (lane == 0 && op.seg_indptr != nullptr) {
+            op.seg_indptr[expert] = begin;
+        }
+        if (lane == 0 && op.masked_m != nullptr) {
+            op.masked_m[expert] = used;
+        }
+        if (op.dst2src != nullptr) {
+            fill(op.dst2src, begin + used, end, -1, lane, 32);
+        }
+        if (op.m_indices != nullptr) {
+            fill(op.m_indices, begin + used, end, -1, lane, 32);
+        }
+    }
+    const int32_t end = most > 0 ? num_experts * most : sort.segments[num_experts];
+    if (thread == 0 && op.seg_indptr != nullptr) {
+        op.seg_indptr[num_experts] = end;
+    }
+    if (op.dst2src != nullptr) {
+        fill(op.dst2src, end, capacity, -1, thread, num_threads);
+    }
+    if (op.m_indices != nullptr) {
+        fill(op.m_indices, end, capacity, -1, thread, num_threads);
+    }
+    if (op.reorder_ids != nullptr) {
+        const int32_t *rows = most > 0 ? sort.segments : sort.packed;
+        fill(op.reorder_ids, rows[num_experts], sort.num_routes, -1, thread, num_threads);
+    }
+}
+
+/* One route goes where its number in its bucket says; returns its row, -1: none. */
+template <bool kAligns, bool kPreprocesses>
+__device__ __forceinline__ int32_t emit_route(const struct moe_op_align *align,
+                                              const struct moe_op_ep_preprocess *preprocess,
+                                              const RouteSort &sort, const Layout &layout,
+                                              int32_t route, int32_t bucket, int32_t number)
+{
+    if (kAligns && align->sorted_ids != nullptr && bucket < layout.num_starts) {
+        align->sorted_ids[sort.starts[bucket] * layout.block_size + number] = route;
+    }
+    const int32_t most = layout.max_masked_rows;
+    if (!kPreprocesses || preprocess->src2dst == nullptr || bucket == sort.num_buckets - 1 ||
+        (most > 0 && number >= most)) {
+        return -1;
+    }
+    const int32_t row = (most > 0 ? bucket * most : sort.segments[bucket]) + number;
+    if (preprocess->dst2src != nullptr) {
+        preprocess->dst2src[row] = route;
+    }
+    if (preprocess->m_indices != nullptr) {
+        preprocess->m_indices[row] = bucket;
+    }
+    if (preprocess->reorder_ids != nullptr) {
+        preprocess->reorder_ids[(most > 0 ? sort.segments : sort.packed)[bucket] + number] = bucket;
+    }
+    return row;
+}
+
+/*
+ * What belongs to a route. ALL: in order of routes. PLACE: in the order of the chunk's list, so
+ * that neighbours mostly write neighbouring words; src2dst is put in the order of routes in shared
+ * memory (`ranked`, which is free) first.
+ */
+template <int kThreads, bool kAligns, bool kPreprocesses>
+__device__ __forceinline__ void emit_routes(const struct moe_cuda_sort_shape &shape,
+                                            const struct moe_op_align *align,
+                                            const struct moe_op_ep_preprocess *preprocess,
+                                            const RouteSort &sort, const Layout &layout)
+{
+    const bool has_rows = kPreprocesses && preprocess->src2dst != nullptr;
+    int32_t *src2dst = has_rows ? preprocess->src2dst + sort.first_route : nullptr;
+    if (shape.phase == MOE_CUDA_SORT_ALL) {
+        const Stretch stretch(shape, sort);
+        const uint16_t *counters = sort.counters + thread_warp() * sort.stride;
+#pragma unroll 1
+        for (int32_t i = stretch.begin + thread_lane(); i < stretch.end; i += 32) {
+            const uint32_t entry = sort.ranked[i];
+            const int32_t bucket = static_cast<int32_t>(entry >> 16);
+            const int32_t number =
+                sort.offsets[bucket] + counters[bucket] + static_cast<int32_t>(entry & 0xffffu);
+            const int32_t row = emit_route<kAligns, kPreprocesses>(
+                align, preprocess, sort, layout, sort.first_route + i, bucket, number);
+            if (has_rows) {
+                src2dst[i] = row;
+            }
+        }
+        return;
+    }
+    int32_t *rows = reinterpret_cast<int32_t *>(sort.ranked);
+#pragma unroll 2
+    for (int32_t i = threadIdx.x; i < sort.num_ranked; i += kThreads) {
+        const uint32_t entry = sort.list[i];
+        const int32_t bucket = static_cast<int32_t>(entry >> 16);
+        const int32_t index = static_cast<int32_t>(entry & 0xffffu);
+        const int32_t row = emit_route<kAligns, kPreprocesses>(align, preprocess, sort, layout,
+                                                               sort.first_route + index, bucket,
+                                                               i + sort.offsets[bucket]);
+        if (has_rows) {
+            rows[index] = row;
+        }
+    }
+    if (has_rows) {
+        __syncthreads();
+#pragma unroll 1
+        for (int32_t i = threadIdx.x; i < sort.num_ranked; i += kThreads) {
+            src2dst[i] = rows[i];
+        }
+    }
+}
+
+} // namespace
+
+#endif

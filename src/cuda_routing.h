@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the CUDA backend asks about the sorts before a call. */
+#ifndef MOE_CUDA_ROUTING_H
+#define MOE_CUDA_ROUTING_H
+
+#include "moe_plugin.h"
+#include "tile.h"
+
+/* Refuse problems whose experts do not fit the shared memory of the kernels. */
+int32_t moe_cuda_supports_routing(const struct moe_device *device,
+                                  const struct moe_problem *problem, uint64_t ops,
+                                  struct moe_error *error);
+
+/* Bytes of workspace of align_block_size, ep_preprocess or route with this tile. */
+uint64_t moe_cuda_sort_workspace(const struct moe_problem *problem, const struct moe_tile *tile,
+                                 int64_t num_tokens);
+
+#endif
