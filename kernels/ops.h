@@ -156,7 +156,7 @@ struct moe_op_pre_reorder {
     int32_t top_k;
     int32_t hidden;
     int32_t dtype;
-    int32_t reserved;
+    int32_t streams; /* CPU: 1 = rows are too many for the caches and are written around them */
     const void *tokens;
     int64_t token_stride;
     const int32_t *src2dst;
@@ -196,7 +196,7 @@ struct moe_op_activation {
     int32_t inter;
     int32_t input_dtype;
     int32_t output_dtype;
-    int32_t reserved;
+    int32_t streams; /* as in moe_op_pre_reorder */
     struct moe_op_act act;
     const void *input;
     int64_t row_stride;

@@ -315,11 +315,27 @@ static int32_t cpu_route(const struct moe_run *run, const struct moe_op_route *o
     return MOE_STATUS_OK;
 }
 
+/*
+ * Is an operation to write around the caches? Yes, when input and output exceed half of what they
+ * hold: the output would not stay, and lines that are written whole need not be read before.
+ */
+static int32_t is_streamed(const struct moe_run *run, int64_t num_in, int32_t in_dtype,
+                           int64_t num_out, int32_t out_dtype)
+{
+    const int64_t moved_bytes =
+        num_in * moe_dtype_bytes(in_dtype) + num_out * moe_dtype_bytes(out_dtype);
+    const int64_t cache_bytes = run->plan->context->device.l2_bytes;
+    return cache_bytes > 0 && moved_bytes > cache_bytes / 2;
+}
+
 static int32_t cpu_pre_reorder(const struct moe_run *run, const struct moe_op_pre_reorder *op,
                                struct moe_error *error)
 {
     (void)error;
-    return run_single(run, MOE_OP_PRE_REORDER, KERNEL(pre_reorder), op);
+    struct moe_op_pre_reorder own = *op;
+    const int64_t num_in = op->num_tokens * op->hidden;
+    own.streams = is_streamed(run, num_in, op->dtype, num_in * op->top_k, op->dtype);
+    return run_single(run, MOE_OP_PRE_REORDER, KERNEL(pre_reorder), &own);
 }
 
 static int32_t cpu_quantize(const struct moe_run *run, const struct moe_op_quantize *op,
@@ -333,7 +349,11 @@ static int32_t cpu_activation(const struct moe_run *run, const struct moe_op_act
                               struct moe_error *error)
 {
     (void)error;
-    return run_single(run, MOE_OP_ACTIVATION, KERNEL(activation), op);
+    struct moe_op_activation own = *op;
+    const int64_t num_out = op->num_rows * op->inter;
+    own.streams = is_streamed(run, op->act.ungated ? num_out : 2 * num_out, op->input_dtype,
+                              num_out, op->output_dtype);
+    return run_single(run, MOE_OP_ACTIVATION, KERNEL(activation), &own);
 }
 
 static int32_t cpu_grouped_gemm(const struct moe_run *run, int32_t op_id,

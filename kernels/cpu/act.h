@@ -67,4 +67,30 @@ MOE_INLINE struct moe_vec8 moe_cpu_act8(const struct moe_op_act *act, struct moe
     return moe_vec8_mul(moe_cpu_act8_single(act->activation, gate), up);
 }
 
+/* The same for up to four vectors, results in the place of `up`; act's members are constants.
+ * silu's exponentials go side by side. */
+MOE_INLINE void moe_cpu_act8_few(const struct moe_op_act *act, const struct moe_vec8 *gate,
+                                 struct moe_vec8 *up, int count)
+{
+    enum { MOST = 4 };
+    struct moe_vec8 denominators[MOST];
+    if (act->activation != MOE_ACTIVATION_SILU) {
+        MOE_UNROLL for (int i = 0; i < count; i++)
+        {
+            up[i] = moe_cpu_act8(act, gate[i], up[i]);
+        }
+        return;
+    }
+    MOE_UNROLL for (int i = 0; i < count; i++)
+    {
+        denominators[i] = act->ungated ? up[i] : gate[i];
+    }
+    moe_vmath_ones_plus_exp_neg(denominators, count);
+    MOE_UNROLL for (int i = 0; i < count; i++)
+    {
+        const struct moe_vec8 swish = moe_vec8_div(act->ungated ? up[i] : gate[i], denominators[i]);
+        up[i] = act->ungated ? swish : moe_vec8_mul(swish, up[i]);
+    }
+}
+
 #endif

@@ -5,7 +5,7 @@
  * Moves: 2 elements in and 1 out per column (ungated: 1 and 1); about 20 (silu) to 45 (gelu)
  *   operations per column. Bound by memory bandwidth for rows that come from memory, by the
  *   exponential for rows in the cache.
- * Pipeline: row by row. Columns next to each other, one type: sixteen at a time, 1 load and widen,
+ * Pipeline: row by row. Columns next to each other, one type: 32 at a time, 1 load and widen,
  *   2 activation, 3 round, store. Anything else eight at a time: interleaved pairs with one
  *   deinterleaving step, other strides gather, the last columns go through a padded group of eight.
  *   Quantized: 1 a group's values to a buffer, 2 their scale, 3 their codes; a group that exceeds
@@ -18,7 +18,12 @@
 #include "quant.h"
 
 /* fp32 values of a row that wait for their scale. */
-enum { BUFFER_COLUMNS = 1024, WIDE_COLUMNS = 2 * MOE_VEC8_LANES };
+enum {
+    BUFFER_COLUMNS = 1024,
+    HALF_COLUMNS = 2 * MOE_VEC8_LANES,
+    WIDE_COLUMNS = 2 * HALF_COLUMNS,
+    STREAM_BYTES = 32
+};
 _Static_assert(BUFFER_COLUMNS % MOE_VEC8_LANES == 0, "chunks of a group are whole vectors");
 
 struct row {
@@ -26,6 +31,7 @@ struct row {
     const void *up;
     void *output;
     int64_t idx;
+    int64_t next_bytes; /* from its operands to those of the next row; 0: there is none */
 };
 
 static struct row find_row(const struct moe_op_activation *op, int64_t row_idx)
@@ -36,6 +42,9 @@ static struct row find_row(const struct moe_op_activation *op, int64_t row_idx)
     row.up = moe_convert_at(op->input, op->input_dtype, first + op->up_offset);
     row.output = moe_convert_at_mutable(op->output, op->output_dtype, row_idx * op->output_stride);
     row.idx = row_idx;
+    row.next_bytes = row_idx + 1 < op->num_rows
+                         ? op->row_stride * moe_convert_element_bytes(op->input_dtype)
+                         : 0;
     return row;
 }
 
@@ -92,9 +101,17 @@ static void activate_columns(const struct moe_op_activation *op, const struct ro
     }
 }
 
-/* ---------------------------------------------------------------- one type, sixteen columns */
+/* ---------------------------------------------------------------- one type, 32 columns */
 
-/* As many columns as fill sixteen lanes; returns how many. All but op, row and ungated are
+/* Sixteen columns, and a hint for the same ones of the next row. */
+MOE_INLINE void load_ahead(const void *from, int32_t dtype, int64_t next_bytes,
+                           struct moe_vec8 lanes[2])
+{
+    __builtin_prefetch((const char *)from + next_bytes);
+    moe_convert_load_wide(from, dtype, lanes);
+}
+
+/* As many times 32 columns as there are; returns how many. All but op, row and ungated are
  * constants. */
 MOE_INLINE int64_t activate_wide(const struct moe_op_activation *op, const struct row *row,
                                  int32_t dtype, int32_t activation, int ungated)
@@ -102,17 +119,31 @@ MOE_INLINE int64_t activate_wide(const struct moe_op_activation *op, const struc
     struct moe_op_act act = op->act;
     act.activation = activation;
     act.ungated = ungated;
+    const int streams = op->streams && (uintptr_t)row->output % STREAM_BYTES == 0;
     int64_t col = 0;
     for (; col + WIDE_COLUMNS <= op->inter; col += WIDE_COLUMNS) {
-        struct moe_vec8 gate[2] = {moe_vec8_zero(), moe_vec8_zero()};
-        struct moe_vec8 up[2];
-        if (!ungated) {
-            moe_convert_load_wide(moe_convert_at(row->gate, dtype, col), dtype, gate);
+        struct moe_vec8 gate[4];
+        struct moe_vec8 up[4];
+        MOE_UNROLL for (int half = 0; half < 2; half++)
+        {
+            const int64_t at = col + half * HALF_COLUMNS;
+            gate[2 * half] = gate[2 * half + 1] = moe_vec8_zero();
+            if (!ungated) {
+                load_ahead(moe_convert_at(row->gate, dtype, at), dtype, row->next_bytes,
+                           gate + 2 * half);
+            }
+            load_ahead(moe_convert_at(row->up, dtype, at), dtype, row->next_bytes, up + 2 * half);
         }
-        moe_convert_load_wide(moe_convert_at(row->up, dtype, col), dtype, up);
-        const struct moe_vec8 results[2] = {moe_cpu_act8(&act, gate[0], up[0]),
-                                            moe_cpu_act8(&act, gate[1], up[1])};
-        moe_convert_store_wide(moe_convert_at_mutable(row->output, dtype, col), dtype, results);
+        moe_cpu_act8_few(&act, gate, up, 4);
+        MOE_UNROLL for (int half = 0; half < 2; half++)
+        {
+            void *to = moe_convert_at_mutable(row->output, dtype, col + half * HALF_COLUMNS);
+            if (streams) {
+                moe_convert_stream_wide(to, dtype, up + 2 * half);
+            } else {
+                moe_convert_store_wide(to, dtype, up + 2 * half);
+            }
+        }
     }
     return col;
 }
@@ -137,7 +168,7 @@ MOE_INLINE int64_t activate_typed(const struct moe_op_activation *op, const stru
     }
 }
 
-/* Whole sixteens of columns from the first on, where the layout is plain; returns how many columns
+/* Whole groups of 32 columns from the first on, where the layout is plain; returns how many columns
  * that were. */
 static int64_t activate_plain(const struct moe_op_activation *op, const struct row *row)
 {
@@ -232,5 +263,8 @@ void MOE_CPU_NAME(moe_cpu_activation_run)(const void *op, const struct moe_tile 
         activate_columns(activation, &row, first, activation->inter,
                          moe_convert_at_mutable(row.output, activation->output_dtype, first),
                          activation->output_dtype);
+    }
+    if (activation->streams) {
+        moe_convert_finish_streams();
     }
 }

@@ -270,24 +270,58 @@ MOE_INLINE void moe_convert_load_wide(const void *from, int32_t dtype, struct mo
     lanes[1] = moe_convert_load(moe_convert_at(from, dtype, MOE_VEC8_LANES), dtype);
 }
 
+#if MOE_VEC8_AVX2
+
+/* Both vectors rounded to bf16, the even elements from the first. */
+static inline __m256i moe_convert_pack_bf16(const struct moe_vec8 lanes[2])
+{
+    struct moe_vec8 even = lanes[0];
+    struct moe_vec8 odd = lanes[1];
+    if (_mm256_movemask_ps(_mm256_cmp_ps(even.v, odd.v, _CMP_UNORD_Q)) != 0) {
+        even = moe_vec8_canonical(even);
+        odd = moe_vec8_canonical(odd);
+    }
+    const __m256i low = _mm256_srli_epi32(moe_convert_bump_bf16(even), 16);
+    return _mm256_blend_epi16(low, moe_convert_bump_bf16(odd), 0xaa);
+}
+
+#endif
+
 MOE_INLINE void moe_convert_store_wide(void *to, int32_t dtype, const struct moe_vec8 lanes[2])
 {
 #if MOE_VEC8_AVX2
     if (dtype == MOE_DTYPE_BF16) {
-        struct moe_vec8 even = lanes[0];
-        struct moe_vec8 odd = lanes[1];
-        if (_mm256_movemask_ps(_mm256_cmp_ps(even.v, odd.v, _CMP_UNORD_Q)) != 0) {
-            even = moe_vec8_canonical(even);
-            odd = moe_vec8_canonical(odd);
-        }
-        const __m256i low = _mm256_srli_epi32(moe_convert_bump_bf16(even), 16);
-        const __m256i packed = _mm256_blend_epi16(low, moe_convert_bump_bf16(odd), 0xaa);
-        _mm256_storeu_si256((__m256i *)to, packed);
+        _mm256_storeu_si256((__m256i *)to, moe_convert_pack_bf16(lanes));
         return;
     }
 #endif
     moe_convert_store(to, dtype, lanes[0]);
     moe_convert_store(moe_convert_at_mutable(to, dtype, MOE_VEC8_LANES), dtype, lanes[1]);
+}
+
+/* The same around the caches, where the build can, to a multiple of 32 bytes; a fence of
+ * moe_convert_finish_streams must follow. fp16 goes the ordinary way. */
+MOE_INLINE void moe_convert_stream_wide(void *to, int32_t dtype, const struct moe_vec8 lanes[2])
+{
+#if MOE_VEC8_AVX2
+    if (dtype == MOE_DTYPE_BF16) {
+        _mm256_stream_si256((__m256i *)to, moe_convert_pack_bf16(lanes));
+        return;
+    }
+    if (dtype == MOE_DTYPE_FP32) {
+        _mm256_stream_ps((float *)to, moe_vec8_canonical(lanes[0]).v);
+        _mm256_stream_ps((float *)to + MOE_VEC8_LANES, moe_vec8_canonical(lanes[1]).v);
+        return;
+    }
+#endif
+    moe_convert_store_wide(to, dtype, lanes);
+}
+
+static inline void moe_convert_finish_streams(void)
+{
+#if MOE_VEC8_AVX2
+    _mm_sfence();
+#endif
 }
 
 /* The first `count` (0..8) of eight elements, the other lanes 0; reads nothing beyond them. */

@@ -102,10 +102,30 @@ static inline void finish_columns(const struct token *token, int32_t dtype, floa
     }
 }
 
+/* finish_columns for sixteen columns in the lanes of moe_convert_load_wide. */
+MOE_INLINE void finish_wide(const struct token *token, int32_t dtype, float scaling, int64_t col,
+                            struct moe_vec8 sum0, struct moe_vec8 sum1)
+{
+    struct moe_vec8 sums[2] = {moe_vec8_mul(sum0, moe_vec8_set1(scaling)),
+                               moe_vec8_mul(sum1, moe_vec8_set1(scaling))};
+    struct moe_vec8 other[2];
+    if (token->shared != NULL) {
+        const struct moe_vec8 factor = moe_vec8_set1(token->shared_factor);
+        moe_convert_load_wide(moe_convert_at(token->shared, dtype, col), dtype, other);
+        sums[0] = moe_vec8_fma(factor, other[0], sums[0]);
+        sums[1] = moe_vec8_fma(factor, other[1], sums[1]);
+    }
+    if (token->residual != NULL) {
+        moe_convert_load_wide(moe_convert_at(token->residual, dtype, col), dtype, other);
+        sums[0] = moe_vec8_add(sums[0], other[0]);
+        sums[1] = moe_vec8_add(sums[1], other[1]);
+    }
+    moe_convert_store_wide(moe_convert_at_mutable(token->output, dtype, col), dtype, sums);
+}
+
 /* Four groups by name: compilers keep an array of sums in memory unless they unroll the loops over
  * it. */
-static inline void combine_wide(const struct token *token, int32_t dtype, float scaling,
-                                int64_t col)
+MOE_INLINE void combine_wide(const struct token *token, int32_t dtype, float scaling, int64_t col)
 {
     struct moe_vec8 sum0 = moe_vec8_zero();
     struct moe_vec8 sum1 = sum0;
@@ -114,15 +134,17 @@ static inline void combine_wide(const struct token *token, int32_t dtype, float 
     for (int64_t j = 0; j < token->num_terms; j++) {
         const struct moe_vec8 weight = moe_vec8_set1(token->terms[j].weight);
         const void *row = token->terms[j].row;
-        sum0 = moe_vec8_fma(weight, load_columns(row, dtype, col, 8), sum0);
-        sum1 = moe_vec8_fma(weight, load_columns(row, dtype, col + 8, 8), sum1);
-        sum2 = moe_vec8_fma(weight, load_columns(row, dtype, col + 16, 8), sum2);
-        sum3 = moe_vec8_fma(weight, load_columns(row, dtype, col + 24, 8), sum3);
+        struct moe_vec8 low[2];
+        struct moe_vec8 high[2];
+        moe_convert_load_wide(moe_convert_at(row, dtype, col), dtype, low);
+        moe_convert_load_wide(moe_convert_at(row, dtype, col + 16), dtype, high);
+        sum0 = moe_vec8_fma(weight, low[0], sum0);
+        sum1 = moe_vec8_fma(weight, low[1], sum1);
+        sum2 = moe_vec8_fma(weight, high[0], sum2);
+        sum3 = moe_vec8_fma(weight, high[1], sum3);
     }
-    finish_columns(token, dtype, scaling, col, 8, sum0);
-    finish_columns(token, dtype, scaling, col + 8, 8, sum1);
-    finish_columns(token, dtype, scaling, col + 16, 8, sum2);
-    finish_columns(token, dtype, scaling, col + 24, 8, sum3);
+    finish_wide(token, dtype, scaling, col, sum0, sum1);
+    finish_wide(token, dtype, scaling, col + 16, sum2, sum3);
 }
 
 static inline void combine_narrow(const struct token *token, int32_t dtype, float scaling,

@@ -18,6 +18,8 @@
 
 #include <stddef.h>
 
+enum { LINE_BYTES = 64 };
+
 /* Destination of a slot, -1 if it has none. */
 static int64_t find_row(const struct moe_op_pre_reorder *op, int64_t token, int64_t slot)
 {
@@ -25,14 +27,45 @@ static int64_t find_row(const struct moe_op_pre_reorder *op, int64_t token, int6
     return row < op->num_rows ? row : -1;
 }
 
+#if MOE_VEC8_AVX2
+
+/* A copy around the caches: whole lines are written without being read. */
+static void stream_row(unsigned char *to, const unsigned char *from, size_t num_bytes)
+{
+    const size_t to_line = (size_t)(-(uintptr_t)to) % LINE_BYTES;
+    size_t at = to_line < num_bytes ? to_line : num_bytes;
+    memcpy(to, from, at);
+    for (; at + LINE_BYTES <= num_bytes; at += LINE_BYTES) {
+        const __m256i low = _mm256_loadu_si256((const __m256i *)(const void *)(from + at));
+        const __m256i high = _mm256_loadu_si256((const __m256i *)(const void *)(from + at + 32));
+        _mm256_stream_si256((__m256i *)(void *)(to + at), low);
+        _mm256_stream_si256((__m256i *)(void *)(to + at + 32), high);
+    }
+    memcpy(to + at, from + at, num_bytes - at);
+}
+
+#else
+
+static void stream_row(unsigned char *to, const unsigned char *from, size_t num_bytes)
+{
+    memcpy(to, from, num_bytes);
+}
+
+#endif
+
 static void copy_token(const struct moe_op_pre_reorder *op, int64_t token, const void *from)
 {
     const size_t row_bytes = (size_t)(op->hidden * moe_convert_element_bytes(op->dtype));
     for (int64_t slot = 0; slot < op->top_k; slot++) {
         const int64_t row = find_row(op, token, slot);
-        if (row >= 0) {
-            memcpy(moe_convert_at_mutable(op->rows, op->dtype, row * op->row_stride), from,
-                   row_bytes);
+        if (row < 0) {
+            continue;
+        }
+        void *to = moe_convert_at_mutable(op->rows, op->dtype, row * op->row_stride);
+        if (op->streams) {
+            stream_row(to, from, row_bytes);
+        } else {
+            memcpy(to, from, row_bytes);
         }
     }
 }
@@ -104,5 +137,8 @@ void MOE_CPU_NAME(moe_cpu_pre_reorder_run)(const void *op, const struct moe_tile
         } else {
             quantize_token(reorder, token, from);
         }
+    }
+    if (reorder->streams) {
+        moe_convert_finish_streams();
     }
 }

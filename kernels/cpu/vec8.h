@@ -26,6 +26,9 @@
 /* A function that must become part of its caller: its arguments are constants there. */
 #define MOE_INLINE static inline __attribute__((always_inline))
 
+/* Before a loop over a few vectors that are to stay in registers: it becomes straight code. */
+#define MOE_UNROLL _Pragma("GCC unroll 8")
+
 /* 1: sums of lanes in another order than the canonical one, for a second plugin with other bits. */
 #ifndef MOE_CPU_SUM_NEIGHBORS
 #define MOE_CPU_SUM_NEIGHBORS 0

@@ -17,9 +17,6 @@
 
 #include "vec8.h"
 
-/* |x| up to here: moe_vmath_one_plus_exp_neg clamps nothing. */
-#define MOE_VMATH_EXP_NEG_LIMIT 86.0f
-
 /* One step of Horner's rule. The polynomials below are written out: compilers leave a loop over
  * coefficients a loop. */
 MOE_INLINE struct moe_vec8 moe_vmath_step(struct moe_vec8 sum, struct moe_vec8 x, float coefficient)
@@ -62,24 +59,48 @@ MOE_INLINE struct moe_vec8 moe_vmath_logistic(struct moe_vec8 x)
  * the quotient is 0 there; scores of experts, which are ranked, take moe_vmath_logistic.
  * x = s - n ln 2, |s| <= ln 2 / 2, and e^-x = 2^(n - 1) * 2 e^-s: the factor 2 in the polynomial
  * lets n reach 128, where the result overflows by itself.
+ * Up to four vectors go side by side: each step waits for the one before it, and a core that looks
+ * a hundred operations ahead finds too few others in the code of one vector after the other.
  */
+MOE_INLINE void moe_vmath_ones_plus_exp_neg(struct moe_vec8 *x, int count)
+{
+    enum { MOST = 4 };
+    const struct moe_vec8 rounder = moe_vec8_set1(MOE_VEC8_ROUNDER - 1.0f);
+    struct moe_vec8 raised[MOST];
+    struct moe_vec8 s[MOST];
+    struct moe_vec8 p[MOST];
+    MOE_UNROLL for (int i = 0; i < count; i++)
+    {
+        /* From 86 on e^-x is far below half a unit of 1; a NaN passes both. */
+        x[i] = moe_vec8_max(moe_vec8_set1(-89.0f), moe_vec8_min(moe_vec8_set1(86.0f), x[i]));
+        raised[i] = moe_vec8_fma(x[i], moe_vec8_set1(-0x1.715476p+0f), rounder);
+    }
+    MOE_UNROLL for (int i = 0; i < count; i++)
+    {
+        /* One fused step: fp32's ln 2 is off by 1.9e-9, which makes 2.4e-7 of e^-x at the most. */
+        const struct moe_vec8 n = moe_vec8_sub(raised[i], rounder);
+        s[i] = moe_vec8_fma(n, moe_vec8_set1(0x1.62e430p-1f), x[i]);
+        p[i] = moe_vec8_set1(-0x1.10627ap-6f);
+    }
+    static const float coefficients[] = {0x1.572a06p-4f, -0x1.5557aep-2f, 0x1.fffdfcp-1f, -2.0f,
+                                         2.0f};
+    MOE_UNROLL for (int c = 0; c < 5; c++)
+    {
+        MOE_UNROLL for (int i = 0; i < count; i++)
+        {
+            p[i] = moe_vmath_step(p[i], s[i], coefficients[c]);
+        }
+    }
+    MOE_UNROLL for (int i = 0; i < count; i++)
+    {
+        x[i] = moe_vec8_fma(p[i], moe_vec8_exp2_raised(raised[i]), moe_vec8_set1(1.0f));
+    }
+}
+
 MOE_INLINE struct moe_vec8 moe_vmath_one_plus_exp_neg(struct moe_vec8 x)
 {
-    /* From 86 on e^-x is far below half a unit of 1; a NaN passes both. */
-    x = moe_vec8_max(moe_vec8_set1(-89.0f),
-                     moe_vec8_min(moe_vec8_set1(MOE_VMATH_EXP_NEG_LIMIT), x));
-    const struct moe_vec8 rounder = moe_vec8_set1(MOE_VEC8_ROUNDER - 1.0f);
-    const struct moe_vec8 raised = moe_vec8_fma(x, moe_vec8_set1(-0x1.715476p+0f), rounder);
-    const struct moe_vec8 n = moe_vec8_sub(raised, rounder);
-    /* One fused step: fp32's ln 2 is off by 1.9e-9, which makes 2.4e-7 of e^-x at the most. */
-    const struct moe_vec8 s = moe_vec8_fma(n, moe_vec8_set1(0x1.62e430p-1f), x);
-    struct moe_vec8 p = moe_vec8_set1(-0x1.10627ap-6f);
-    p = moe_vmath_step(p, s, 0x1.572a06p-4f);
-    p = moe_vmath_step(p, s, -0x1.5557aep-2f);
-    p = moe_vmath_step(p, s, 0x1.fffdfcp-1f);
-    p = moe_vmath_step(p, s, -2.0f);
-    p = moe_vmath_step(p, s, 2.0f);
-    return moe_vec8_fma(p, moe_vec8_exp2_raised(raised), moe_vec8_set1(1.0f));
+    moe_vmath_ones_plus_exp_neg(&x, 1);
+    return x;
 }
 
 /*

@@ -67,6 +67,7 @@ struct act_case {
     int64_t inter;
     int64_t padding; /* of input and output rows */
     float limit;
+    bool streams; /* output around the caches */
 };
 
 static struct moe_op_activation make_op(const struct act_case *test, const void *input,
@@ -76,6 +77,7 @@ static struct moe_op_activation make_op(const struct act_case *test, const void 
     const struct moe_op_activation op = {
         .num_rows = test->num_rows,
         .inter = (int32_t)test->inter,
+        .streams = test->streams,
         .input_dtype = kernel_dtype(test->in),
         .output_dtype = kernel_dtype(test->out),
         .act = {.activation = functions[test->function].activation,
@@ -148,8 +150,10 @@ static void check_all_variants(const struct act_case *test, const struct support
     const size_t bytes = ref_dtype_bytes(test->out);
     void *other = kernel_array(count, bytes);
     run_variant(test, input, &variants[0], first);
-    for (int v = 1; v < num_variants; v++) {
-        run_variant(test, input, &variants[v], other);
+    for (int v = 0; v < 2 * num_variants; v++) {
+        struct act_case variation = *test;
+        variation.streams = v % 2 == 1;
+        run_variant(&variation, input, &variants[v / 2], other);
         assert_bits_equal(first, other, count, bytes);
     }
     free(other);

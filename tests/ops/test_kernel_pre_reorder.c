@@ -55,19 +55,21 @@ static void run_case(struct support_random *random, int64_t num_tokens, int64_t 
                    tokens.data + route / top_k * token_stride * bytes, (size_t)(hidden * bytes));
         }
     }
-    const struct moe_op_pre_reorder op = {.num_tokens = num_tokens,
-                                          .top_k = (int32_t)top_k,
-                                          .hidden = (int32_t)hidden,
-                                          .dtype = kernel_dtype(dtype),
-                                          .tokens = tokens.data,
-                                          .token_stride = token_stride,
-                                          .src2dst = src2dst,
-                                          .rows = rows.data,
-                                          .row_stride = row_stride,
-                                          .num_rows = num_rows};
-    for (int v = 0; v < num_variants; v++) {
+    struct moe_op_pre_reorder op = {.num_tokens = num_tokens,
+                                    .top_k = (int32_t)top_k,
+                                    .hidden = (int32_t)hidden,
+                                    .dtype = kernel_dtype(dtype),
+                                    .tokens = tokens.data,
+                                    .token_stride = token_stride,
+                                    .src2dst = src2dst,
+                                    .rows = rows.data,
+                                    .row_stride = row_stride,
+                                    .num_rows = num_rows};
+    for (int v = 0; v < 2 * num_variants; v++) {
+        const struct kernel_variant *variant = &variants[v / 2];
+        op.streams = v % 2;
         support_guard_poison(&rows);
-        kernel_run(&variants[v].kernels->pre_reorder, &variants[v].tile, &op);
+        kernel_run(&variant->kernels->pre_reorder, &variant->tile, &op);
         assert_bits_equal(expected, rows.data, num_rows * row_stride * bytes, 1);
         assert_guard_intact(&rows);
     }
