@@ -408,6 +408,17 @@ struct moe_recipe {
  * output_dtype; out = sum over slots j = 0..k-1 of weight_j * row_j (fp32, fused multiply-add, in
  * that order), * routed_scaling (if on the output), + shared_sigmoid * shared row (rounded to
  * output_dtype before), + residual, one rounding.
+ *
+ * fp8 weights (gate_up, down: static fp32 scales of row_major layout, groups 0 and 0 or 128 and
+ * 128) meet rows that are
+ *   fp8        tokens with input_scales, the intermediate quantized by its recipe. Where tokens are
+ *              plain and gate_up and intermediate fp8, layer and experts quantize the tokens by the
+ *              intermediate's recipe. The intermediate is quantized from fp32. With a group of 128
+ *              in rows or weights: acc = fma(sum of 128 products, input scale * weight scale, acc)
+ *              over k in order; else one sum over all k, * (input scale * weight scale)
+ *   plain      weight-only: products with weight * scale, rounded to fp32
+ * fp8 rows with plain weights are refused. With fp8 tokens output_dtype must be set; layer takes
+ * logits or ids then, and grouped_gemm of gate and up gives output_dtype.
  */
 struct moe_problem {
     uint32_t struct_size;
@@ -440,7 +451,7 @@ struct moe_problem {
     int64_t max_tokens;           /* largest num_tokens of a call */
     struct moe_recipe tokens;     /* [T, H] */
     struct moe_recipe gate_up;    /* weights of GEMM1 */
-    struct moe_recipe intermediate; /* [rows, I], input of GEMM2 */
+    struct moe_recipe intermediate; /* [rows, I], input of GEMM2; all 0: as tokens, dynamic */
     struct moe_recipe down;         /* weights of GEMM2 */
 };
 
@@ -465,8 +476,9 @@ struct moe_operand {
     int64_t expert_stride;
     int64_t row_stride;
     int64_t col_stride;
-    int32_t dtype; /* 0: as the problem's recipe says; router, biases and shared: as gate_up;
-                         correction bias: fp32 */
+    int32_t dtype; /* 0: as the problem's recipe says; router, biases and shared: as gate_up, but
+                         router, biases and shared_sigmoid as output_dtype where that is fp8;
+                         scales and correction bias: fp32 */
     int32_t reserved;
 };
 
@@ -484,7 +496,8 @@ struct moe_weights_desc {
     struct moe_operand gate_bias;  /* [E, I] */
     struct moe_operand up_bias;    /* [E, I] */
     struct moe_operand down_bias;  /* [E, H] */
-    struct moe_operand gate_scale; /* scales, in groups of the recipe */
+    struct moe_operand gate_scale; /* fp32 scales of fp8 weights: (e, row / group_rows, col /
+                                        group_k) of the recipe */
     struct moe_operand up_scale;
     struct moe_operand down_scale;
     struct moe_operand router;          /* [E_global, H]; absent when the host makes logits or

@@ -2,8 +2,9 @@
 /* ctest timeout: 120 */
 /*
  * What a layer hands to gating: padded tokens, a logical-to-physical map, load counters, appended
- * experts, a device-side number of tokens. A layer from logits is the layer from the ids and weights
- * that the operation gating makes with the same members, bit for bit, in one pass or in chunks.
+ * experts, a device-side number of tokens. A layer from logits is the layer from the ids and
+ * weights that the operation gating makes with the same members, bit for bit, in one pass or in
+ * chunks.
  */
 #include "../ops/op_data.h"
 

@@ -31,8 +31,8 @@ static inline double fixture_sum(const struct gemm_fixture *fixture, int64_t exp
     sum = sum * row_weight + bias;
     sum_abs = sum_abs * magnitude + (bias < 0 ? -bias : bias);
     /*
-     * ceil(k / 8) steps, a tree of 3, the row weight, the bias. Scales: one rounding of a weight, or
-     * one of the product of two scales and one for each of at most ceil(k / 128) sums.
+     * ceil(k / 8) steps, a tree of 3, the row weight, the bias. Scales: one rounding of a weight,
+     * or one of the product of two scales and one for each of at most ceil(k / 128) sums.
      */
     *tolerance = ref_gemm_tolerance((shape->k + 7) / 8 + 5 + 2 + (shape->k + 127) / 128, REF_F32,
                                     REF_F64, sum_abs, sum);

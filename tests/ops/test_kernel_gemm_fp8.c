@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 240 */
 /*
- * The grouped GEMM kernels with fp8 weights: plain rows or fp8 rows, every granularity and layout of
- * scales, against the reference and with the same bits in every instruction set, tile and layout.
+ * The grouped GEMM kernels with fp8 weights: plain rows or fp8 rows, every granularity and layout
+ * of scales, against the reference and with the same bits in every instruction set, tile and
+ * layout.
  */
 #include "gemm_check.h"
 
