@@ -25,33 +25,314 @@ static uint32_t grid_rows(int64_t num_tokens)
     return (uint32_t)(num_tokens < GRID_Y_LIMIT ? num_tokens : GRID_Y_LIMIT);
 }
 
-int32_t moe_cuda_pre_reorder(const struct moe_run *run, const struct moe_op_pre_reorder *op,
-                             struct moe_error *error)
+static uint32_t ceil_div(int64_t value, int64_t divisor)
 {
-    const struct moe_tile *tile = moe_cuda_tile_of(run, MOE_OP_PRE_REORDER);
+    return (uint32_t)((value + divisor - 1) / divisor);
+}
+
+/* Scales of a row of `width` columns. */
+static int32_t num_groups(const struct moe_op_quant *quant, int32_t width)
+{
+    return quant->is_dynamic ? (width + quant->group_k - 1) / quant->group_k : 1;
+}
+
+/* Do rows consist of units of 16 columns, whole groups of them shared by lanes of a warp? Then
+ * `units` says how. Vectors of input and output are aligned. */
+static bool is_by_lanes(const struct moe_op_quant *quant, int32_t width, int64_t num_rows,
+                        bool is_aligned, struct moe_cuda_units *units)
+{
+    const int32_t num_lanes = quant->group_k / 16;
+    if (!is_aligned || !quant->is_dynamic || quant->group_k % 16 != 0 || num_lanes > 32 ||
+        (num_lanes & (num_lanes - 1)) != 0 || width % quant->group_k != 0 ||
+        width / 16 * num_rows > INT32_MAX) {
+        return false;
+    }
+    int32_t width_log2 = 0;
+    units->per_row = width / 16;
+    while ((INT64_C(1) << width_log2) < units->per_row) {
+        width_log2++;
+    }
+    units->row_shift = 31 + width_log2;
+    units->row_magic = (uint32_t)((UINT64_C(1) << units->row_shift) / (uint64_t)units->per_row + 1);
+    units->lanes_log2 = 0;
+    while (1 << units->lanes_log2 < num_lanes) {
+        units->lanes_log2++;
+    }
+    return true;
+}
+
+/* Does every group begin where eight columns begin? */
+static bool has_even_groups(const struct moe_op_quant *quant, int32_t width)
+{
+    return num_groups(quant, width) == 1 || quant->group_k % 8 == 0;
+}
+
+/* CTAs that share a row of `width` columns, eight per thread: one where it looks for scales group
+ * by group. */
+static uint32_t quant_ctas(const struct moe_op_quant *quant, int32_t width, int32_t num_threads)
+{
+    return quant->is_dynamic ? 1 : ceil_div(width, 8 * num_threads);
+}
+
+/* The grid of LANES: a thread per unit. */
+static uint32_t unit_ctas(const struct moe_cuda_units *units, int64_t num_rows, int32_t num_threads)
+{
+    return ceil_div(num_rows * units->per_row, num_threads);
+}
+
+static void shape_copy(const struct moe_op_pre_reorder *op, struct moe_cuda_pre_reorder *args)
+{
     const uintptr_t element_bytes = (uintptr_t)moe_dtype_bytes(op->dtype);
     const uintptr_t row_bytes = (uintptr_t)op->hidden * element_bytes;
     const uintptr_t values[] = {(uintptr_t)op->tokens, (uintptr_t)op->rows,
                                 (uintptr_t)op->token_stride * element_bytes,
                                 (uintptr_t)op->row_stride * element_bytes, row_bytes};
     const size_t num_values = sizeof(values) / sizeof(values[0]);
-    int32_t vector_bytes = all_aligned(values, num_values, 16)  ? 16
-                           : all_aligned(values, num_values, 4) ? 4
-                                                                : 2;
-    struct moe_cuda_pre_reorder args = {
+    args->vector_bytes = all_aligned(values, num_values, 16)  ? 16
+                         : all_aligned(values, num_values, 4) ? 4
+                                                              : 2;
+    args->row_vectors = (int32_t)(row_bytes / (uintptr_t)args->vector_bytes);
+}
+
+/* Form and grid of a quantized pre_reorder. */
+static void shape_quantized(const struct moe_op_pre_reorder *op, int32_t num_threads,
+                            struct moe_cuda_pre_reorder *args, struct moe_cuda_launch *launch)
+{
+    const uintptr_t element_bytes = (uintptr_t)moe_dtype_bytes(op->dtype);
+    const uintptr_t inputs[] = {(uintptr_t)op->tokens, (uintptr_t)op->token_stride * element_bytes};
+    const uintptr_t outputs[] = {(uintptr_t)op->rows, (uintptr_t)op->row_stride};
+    const bool is_even = has_even_groups(&op->quant, op->hidden);
+    args->vector_bytes = is_even && all_aligned(inputs, 2, 16) ? 16 : (int32_t)element_bytes;
+    args->is_output_vectored = is_even && all_aligned(outputs, 2, 8);
+    args->num_groups = num_groups(&op->quant, op->hidden);
+    if (is_by_lanes(&op->quant, op->hidden, op->num_tokens,
+                    all_aligned(inputs, 2, 16) && all_aligned(outputs, 2, 16), &args->units)) {
+        launch->form = MOE_CUDA_PRE_REORDER_LANES;
+        launch->grid_x = unit_ctas(&args->units, op->num_tokens, num_threads);
+        return;
+    }
+    launch->form = MOE_CUDA_PRE_REORDER_OTHER;
+    launch->grid_x = quant_ctas(&op->quant, op->hidden, num_threads);
+    launch->grid_y = grid_rows(op->num_tokens);
+}
+
+/*
+ * Tokens of a launch of the wide form, 0: not wide. As many as are resident at once (1024 threads
+ * per SM), where rows fill the registers and writing is most of the work: then a launch reads first
+ * and writes after, which takes less time than both mixed (docs/performance-h200.md).
+ */
+static int64_t wide_tokens(const struct moe_cuda_state *state, const struct moe_tile *tile,
+                           const struct moe_cuda_pre_reorder *args)
+{
+    const int64_t cta_vectors = (int64_t)tile->block_size * MOE_CUDA_PRE_REORDER_VECTORS;
+    const int64_t num_ctas = (args->row_vectors + cta_vectors - 1) / cta_vectors;
+    const int64_t tokens = (int64_t)state->num_sms * 1024 / tile->block_size / num_ctas;
+    const bool is_full = 4 * (int64_t)args->row_vectors >= 3 * num_ctas * cta_vectors;
+    const bool is_worth = args->vector_bytes == 16 && is_full && args->op.top_k >= 4 &&
+                          args->op.num_tokens >= tokens / 2;
+    return is_worth ? tokens : 0;
+}
+
+static int32_t launch_wide(const struct moe_run *run, const struct moe_tile *tile, int64_t tokens,
+                           struct moe_cuda_pre_reorder *args, struct moe_error *error)
+{
+    const struct moe_op_pre_reorder *op = &args->op;
+    const int64_t num_launches = (op->num_tokens + tokens - 1) / tokens;
+    const int64_t even = (op->num_tokens + num_launches - 1) / num_launches;
+    for (int64_t first = 0; first < op->num_tokens; first += even) {
+        const int64_t left = op->num_tokens - first;
+        args->first_token = first;
+        struct moe_cuda_launch launch = {
+            .tile = tile->id,
+            .form = MOE_CUDA_PRE_REORDER_WIDE,
+            .grid_x = ceil_div(args->row_vectors,
+                               (int64_t)tile->block_size * MOE_CUDA_PRE_REORDER_VECTORS),
+            .grid_y = (uint32_t)(left < even ? left : even),
+            .num_threads = (uint32_t)tile->block_size,
+            .is_chained = run->is_chained,
+            .args = args,
+        };
+        MOE_TRY(moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error));
+    }
+    return MOE_STATUS_OK;
+}
+
+int32_t moe_cuda_pre_reorder(const struct moe_run *run, const struct moe_op_pre_reorder *op,
+                             struct moe_error *error)
+{
+    const struct moe_tile *tile = moe_cuda_tile_of(run, MOE_OP_PRE_REORDER);
+    struct moe_cuda_pre_reorder args = {.op = *op};
+    struct moe_cuda_launch launch = {
+        .tile = tile->id,
+        .grid_y = 1,
+        .num_threads = (uint32_t)tile->block_size,
+        .is_chained = run->is_chained,
+        .args = &args,
+    };
+    if (op->quant.dtype != 0) {
+        shape_quantized(op, tile->block_size, &args, &launch);
+        return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
+    }
+    shape_copy(op, &args);
+    const int64_t tokens = wide_tokens(moe_cuda_state_of(run), tile, &args);
+    if (tokens > 0) {
+        return launch_wide(run, tile, tokens, &args, error);
+    }
+    launch.form = MOE_CUDA_PRE_REORDER_COPY;
+    launch.grid_x = ceil_div(args.row_vectors, tile->block_size);
+    launch.grid_y = grid_rows(op->num_tokens);
+    return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
+}
+
+int32_t moe_cuda_quantize(const struct moe_run *run, const struct moe_op_quantize *op,
+                          struct moe_error *error)
+{
+    const struct moe_tile *tile = moe_cuda_tile_of(run, MOE_OP_QUANTIZE);
+    const uintptr_t element_bytes = (uintptr_t)moe_dtype_bytes(op->dtype);
+    const uintptr_t inputs[] = {(uintptr_t)op->tokens, (uintptr_t)op->token_stride * element_bytes};
+    const uintptr_t outputs[] = {(uintptr_t)op->output, (uintptr_t)op->output_stride};
+    const bool is_even = has_even_groups(&op->quant, op->hidden);
+    struct moe_cuda_quantize args = {
         .op = *op,
-        .vector_bytes = vector_bytes,
-        .row_vectors = (int32_t)(row_bytes / (uintptr_t)vector_bytes),
+        .is_vectored = is_even && all_aligned(inputs, 2, 16),
+        .is_output_vectored = is_even && all_aligned(outputs, 2, 8),
+        .num_groups = num_groups(&op->quant, op->hidden),
     };
     struct moe_cuda_launch launch = {
         .tile = tile->id,
-        .grid_x = (uint32_t)((args.row_vectors + tile->block_size - 1) / tile->block_size),
+        .form = MOE_CUDA_QUANTIZE_OTHER,
+        .grid_x = quant_ctas(&op->quant, op->hidden, tile->block_size),
         .grid_y = grid_rows(op->num_tokens),
         .num_threads = (uint32_t)tile->block_size,
         .is_chained = run->is_chained,
         .args = &args,
     };
+    if (is_by_lanes(&op->quant, op->hidden, op->num_tokens,
+                    all_aligned(inputs, 2, 16) && all_aligned(outputs, 2, 16), &args.units)) {
+        launch.form = MOE_CUDA_QUANTIZE_LANES;
+        launch.grid_x = unit_ctas(&args.units, op->num_tokens, tile->block_size);
+        launch.grid_y = 1;
+    }
     return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
+}
+
+/* Of what is not quantized; by lanes, as many further on. */
+static int32_t activation_form(int32_t activation)
+{
+    if (activation == MOE_ACTIVATION_SILU) {
+        return MOE_CUDA_ACTIVATION_SILU;
+    }
+    return activation == MOE_ACTIVATION_GELU_TANH || activation == MOE_ACTIVATION_SWIGLU_OAI
+               ? MOE_CUDA_ACTIVATION_LOGISTIC
+               : MOE_CUDA_ACTIVATION_OTHER;
+}
+
+/* How gate and up of eight columns can be loaded. */
+static int32_t activation_load(const struct moe_op_activation *op)
+{
+    const uintptr_t element_bytes = (uintptr_t)moe_dtype_bytes(op->input_dtype);
+    const uintptr_t values[] = {(uintptr_t)op->input, (uintptr_t)op->row_stride * element_bytes,
+                                (uintptr_t)op->up_offset * element_bytes};
+    const bool is_even = op->quant.dtype == 0 || has_even_groups(&op->quant, op->inter);
+    if (is_even && op->col_stride == 1 && all_aligned(values, 3, 16)) {
+        return MOE_CUDA_LOAD_HALVES;
+    }
+    const bool is_paired = !op->act.ungated && op->col_stride == 2 && op->up_offset == 1;
+    return is_even && is_paired && all_aligned(values, 2, 16) ? MOE_CUDA_LOAD_PAIRS
+                                                              : MOE_CUDA_LOAD_EACH;
+}
+
+static void shape_activation(const struct moe_op_activation *op, struct moe_cuda_activation *args)
+{
+    const bool is_quantized = op->quant.dtype != 0;
+    const uintptr_t element_bytes = is_quantized ? 1 : (uintptr_t)moe_dtype_bytes(op->output_dtype);
+    const uintptr_t outputs[] = {(uintptr_t)op->output,
+                                 (uintptr_t)op->output_stride * element_bytes};
+    const bool reads_own =
+        op->col_stride == 1 && (op->act.ungated != 0 || op->up_offset >= op->inter);
+    args->op = *op;
+    args->load = activation_load(op);
+    args->is_output_vectored = (!is_quantized || has_even_groups(&op->quant, op->inter)) &&
+                               all_aligned(outputs, 2, is_quantized ? 8 : 16);
+    args->num_groups = is_quantized ? num_groups(&op->quant, op->inter) : 0;
+    args->is_ordered = op->output == op->input && !reads_own;
+}
+
+/* Masked layout: CTAs in y for each expert, enough for all SMs when routes are even, and a few
+ * where they are not. */
+static int32_t masked_rows_per_expert(const struct moe_op_activation *op, int32_t num_sms,
+                                      uint32_t grid_x)
+{
+    const int64_t wanted = (int64_t)num_sms * 32 / ((int64_t)op->num_experts * grid_x);
+    const int64_t enough = wanted < 16 ? 16 : wanted;
+    return (int32_t)(enough < op->max_masked_rows ? enough : op->max_masked_rows);
+}
+
+/* Form and grid of a quantized activation. */
+static void shape_quantized_activation(const struct moe_op_activation *op, int32_t num_threads,
+                                       struct moe_cuda_activation *args,
+                                       struct moe_cuda_launch *launch)
+{
+    const uintptr_t outputs[] = {(uintptr_t)op->output, (uintptr_t)op->output_stride};
+    const bool is_aligned = args->load != MOE_CUDA_LOAD_EACH && all_aligned(outputs, 2, 16);
+    if (!is_by_lanes(&op->quant, op->inter, op->num_rows, is_aligned, &args->units)) {
+        launch->form = MOE_CUDA_ACTIVATION_QUANTIZED;
+        launch->grid_x = quant_ctas(&op->quant, op->inter, num_threads);
+        return;
+    }
+    launch->form = activation_form(op->act.activation) + MOE_CUDA_ACTIVATION_SILU_LANES -
+                   MOE_CUDA_ACTIVATION_SILU;
+    launch->grid_x = 1;
+    if (op->masked_m == NULL) {
+        launch->grid_x = unit_ctas(&args->units, op->num_rows, num_threads);
+        launch->grid_y = 1;
+    }
+}
+
+int32_t moe_cuda_activation(const struct moe_run *run, const struct moe_op_activation *op,
+                            struct moe_error *error)
+{
+    const struct moe_tile *tile = moe_cuda_tile_of(run, MOE_OP_ACTIVATION);
+    const struct moe_cuda_state *state = moe_cuda_state_of(run);
+    struct moe_cuda_activation args = {0};
+    shape_activation(op, &args);
+    struct moe_cuda_launch launch = {
+        .tile = tile->id,
+        .form = activation_form(op->act.activation),
+        .grid_x = args.is_ordered ? 1 : ceil_div(op->inter, 8 * tile->block_size),
+        .grid_y = grid_rows(op->num_rows),
+        .num_threads = (uint32_t)tile->block_size,
+        .is_chained = run->is_chained,
+        .args = &args,
+    };
+    if (op->quant.dtype != 0) {
+        shape_quantized_activation(op, tile->block_size, &args, &launch);
+    }
+    if (op->masked_m != NULL) {
+        args.rows_per_expert = masked_rows_per_expert(op, state->num_sms, launch.grid_x);
+        launch.grid_y = grid_rows((int64_t)args.rows_per_expert * op->num_experts);
+    }
+    return moe_cuda_state_launch(state, run->stream, &launch, error);
+}
+
+struct combine_form {
+    int32_t form;
+    int32_t units; /* of a thread */
+};
+
+static struct combine_form combine_form(const struct moe_op_post_reorder *op, bool is_vectored)
+{
+    const bool is_full = op->src2dst == NULL || (op->topk_weights != NULL && op->num_rows > 0);
+    if (!is_vectored) {
+        return (struct combine_form){MOE_CUDA_POST_REORDER_EACH, 1};
+    }
+    if (op->top_k <= 2) {
+        return (struct combine_form){MOE_CUDA_POST_REORDER_K2, MOE_CUDA_POST_REORDER_UNITS_K2};
+    }
+    if (op->top_k == 8 && is_full) {
+        return (struct combine_form){MOE_CUDA_POST_REORDER_K8, MOE_CUDA_POST_REORDER_UNITS_K8};
+    }
+    return (struct combine_form){MOE_CUDA_POST_REORDER_K4, MOE_CUDA_POST_REORDER_UNITS_K4};
 }
 
 int32_t moe_cuda_post_reorder(const struct moe_run *run, int32_t op_id,
@@ -68,16 +349,19 @@ int32_t moe_cuda_post_reorder(const struct moe_run *run, int32_t op_id,
                                 (uintptr_t)op->shared_stride * element_bytes,
                                 (uintptr_t)op->residual_stride * element_bytes,
                                 (uintptr_t)op->output_stride * element_bytes};
-    const int32_t columns_per_cta = tile->block_size * 8;
-    struct moe_cuda_post_reorder args = {
-        .op = *op,
-        .is_vectored =
-            op->hidden % 8 == 0 && all_aligned(values, sizeof(values) / sizeof(values[0]), 16),
-    };
+    const size_t num_values = sizeof(values) / sizeof(values[0]);
+    const int32_t vector_columns = 16 / (int32_t)element_bytes;
+    const bool is_vectored =
+        op->hidden % vector_columns == 0 && all_aligned(values, num_values, 16);
+    const struct combine_form form = combine_form(op, is_vectored);
+    struct moe_cuda_post_reorder args = {.op = *op};
     struct moe_cuda_launch launch = {
         .tile = tile->id,
-        .grid_x = (uint32_t)((op->hidden + columns_per_cta - 1) / columns_per_cta),
+        .form = form.form,
+        .grid_x = ceil_div(op->hidden,
+                           (is_vectored ? vector_columns : 1) * form.units * tile->block_size),
         .grid_y = grid_rows(op->num_tokens),
+        .grid_z = ceil_div(op->num_tokens, grid_rows(op->num_tokens)),
         .num_threads = (uint32_t)tile->block_size,
         .is_chained = run->is_chained,
         .args = &args,

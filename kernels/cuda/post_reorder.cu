@@ -4,232 +4,272 @@
  * factor[t] * shared[t], + residual[t]; sum_reduce is its case without src2dst and weights.
  * Moves: T * k * H elements read, T * H written (+ T * H each for shared and residual), 2 T k H
  *   FLOPs. Bound by memory bandwidth.
- * Pipeline: a thread has eight neighbouring columns of one token. 1 wait for the grid before.
- *   2 load destinations, weights and up to eight rows (fp32: four) before the first use. 3 one
- *   chain of fused multiply-adds in slot order. 4 scaling, shared, residual. 5 one rounding, one
- *   wide store.
+ * Pipeline: a thread has one or two 16-byte vectors of columns of one token. 1 wait for the grid
+ *   before. 2 load the destinations and weights of a group of slots. 3 load their rows, all before
+ *   the first use. 4 one chain of fused multiply-adds in slot order. 5 scaling, shared, residual,
+ *   one rounding, one wide store.
+ * Forms: groups of 2, 4 and 8 slots, so that few slots do not pay for the registers of many; EACH
+ *   has one column per thread, where vectors are not aligned.
  * Arithmetic: that of the CPU's kernel, operation by operation, so the bits are the same.
- * Limits: none on H and k; without 16-byte alignment columns are loaded one by one. Output may be
- *   residual or shared: a thread reads its columns before it writes them.
+ * Limits: none on H and k. Output may be residual or shared: a thread reads its columns before it
+ *   writes them.
  */
 #include "cuda_args.h"
-#include "ptx.cuh"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "rows.cuh"
 
 namespace
 {
 
-constexpr int kColumns = 8;
-constexpr int kThreadsPerSm = 512; /* at least; leaves each 128 registers */
+constexpr int kThreadsPerSm = 1024; /* at least: each has 64 registers */
 
-/* Eight columns as they lie in memory. */
-template <typename Element> struct alignas(16) Columns {
-    Element values[kColumns];
+/* What one thread loads at a time, and its columns. */
+struct Vector {
+    uint4 words;
+};
+struct Single {
+    uint32_t words;
 };
 
-/* Rows that are loaded before the first is used: what 32 registers hold of 16-bit columns, and half
- * as many of fp32, which would spill otherwise. */
-template <typename Element> constexpr int kRowsInFlight = 16 / static_cast<int>(sizeof(Element));
+template <int32_t kDtype> struct Columns {
+    static constexpr int kElementBytes = kDtype == MOE_DTYPE_FP32 ? 4 : 2;
 
-__device__ __forceinline__ float widen(float value)
-{
-    return value;
-}
-__device__ __forceinline__ float widen(__half value)
-{
-    return __half2float(value);
-}
-__device__ __forceinline__ float widen(__nv_bfloat16 value)
-{
-    return __bfloat162float(value);
-}
-
-/* NaN of any payload is stored as the positive quiet one, as on the CPU. */
-__device__ __forceinline__ void narrow(float value, float *out)
-{
-    *out = value != value ? __int_as_float(0x7fc00000) : value;
-}
-__device__ __forceinline__ void narrow(float value, __half *out)
-{
-    *out = value != value ? __ushort_as_half(0x7e00) : __float2half_rn(value);
-}
-__device__ __forceinline__ void narrow(float value, __nv_bfloat16 *out)
-{
-    *out = value != value ? __ushort_as_bfloat16(0x7fc0) : __float2bfloat16_rn(value);
-}
-
-template <typename Element, bool kVectored>
-__device__ __forceinline__ Columns<Element> load_columns(const Element *from, int32_t count)
-{
-    Columns<Element> columns;
-    if constexpr (kVectored) {
-        const uint4 *words = reinterpret_cast<const uint4 *>(from);
-        uint4 *target = reinterpret_cast<uint4 *>(&columns);
-#pragma unroll
-        for (int i = 0; i < static_cast<int>(sizeof(columns) / sizeof(uint4)); i++) {
-            target[i] = words[i];
-        }
-    } else {
-#pragma unroll
-        for (int c = 0; c < kColumns; c++) {
-            columns.values[c] = c < count ? from[c] : Element(0.0f);
-        }
+    static __device__ __forceinline__ void load(const char *row, int32_t idx, Vector *out)
+    {
+        out->words = reinterpret_cast<const uint4 *>(row)[idx];
     }
-    return columns;
-}
-
-template <typename Element, bool kVectored>
-__device__ __forceinline__ void store_columns(Element *to, const float *sums, int32_t count)
-{
-    Columns<Element> columns;
-#pragma unroll
-    for (int c = 0; c < kColumns; c++) {
-        narrow(sums[c], &columns.values[c]);
+    static __device__ __forceinline__ void load(const char *row, int32_t idx, Single *out)
+    {
+        out->words = kElementBytes == 4 ? reinterpret_cast<const uint32_t *>(row)[idx]
+                                        : reinterpret_cast<const uint16_t *>(row)[idx];
     }
-    if constexpr (kVectored) {
-        const uint4 *words = reinterpret_cast<const uint4 *>(&columns);
-        uint4 *target = reinterpret_cast<uint4 *>(to);
+    static __device__ __forceinline__ void widen(const Vector &unit, float *values)
+    {
+        const uint32_t words[] = {unit.words.x, unit.words.y, unit.words.z, unit.words.w};
 #pragma unroll
-        for (int i = 0; i < static_cast<int>(sizeof(columns) / sizeof(uint4)); i++) {
-            target[i] = words[i];
-        }
-    } else {
-#pragma unroll
-        for (int c = 0; c < kColumns; c++) {
-            if (c < count) {
-                to[c] = columns.values[c];
+        for (int w = 0; w < 4; w++) {
+            if (kElementBytes == 4) {
+                values[w] = __uint_as_float(words[w]);
+            } else {
+                moe_rows_widen(words[w], kDtype, values + 2 * w, values + 2 * w + 1);
             }
         }
     }
-}
-
-/* Offset of the row of a slot, -1 if it has none. */
-__device__ __forceinline__ int64_t find_row(const struct moe_op_post_reorder &op, int64_t token,
-                                            int32_t slot)
-{
-    if (op.src2dst == nullptr) {
-        return token * op.token_stride + slot * op.row_stride;
+    static __device__ __forceinline__ void widen(const Single &unit, float *values)
+    {
+        float none;
+        if (kElementBytes == 4) {
+            values[0] = __uint_as_float(unit.words);
+        } else {
+            moe_rows_widen(unit.words, kDtype, values, &none);
+        }
     }
-    const int32_t row = op.src2dst[token * op.top_k + slot];
-    return row >= 0 && row < op.num_rows ? row * op.row_stride : -1;
+    static __device__ __forceinline__ void store(char *row, int32_t idx, const float *values,
+                                                 const Vector &)
+    {
+        uint32_t words[4];
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            words[w] = kElementBytes == 4
+                           ? moe_rows_narrow_fp32(values[w])
+                           : moe_rows_narrow(values[2 * w], values[2 * w + 1], kDtype);
+        }
+        reinterpret_cast<uint4 *>(row)[idx] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+    static __device__ __forceinline__ void store(char *row, int32_t idx, const float *values,
+                                                 const Single &)
+    {
+        moe_rows_store_each(row + static_cast<int64_t>(idx) * kElementBytes, kDtype, 1, values);
+    }
+};
+
+/* Columns of a unit. */
+template <int32_t kDtype, typename Unit>
+constexpr int kColumnsOf = sizeof(Unit) == 16 ? 16 / Columns<kDtype>::kElementBytes : 1;
+
+/* Which rows a group of slots adds, and their weights; bit s of `is_row`: the row exists. */
+template <int kSlots> struct Terms {
+    int32_t rows[kSlots]; /* 0 where there is none */
+    float weights[kSlots];
+    uint32_t is_row;
+};
+
+/* kIndexed: rows by src2dst; else slot by slot. kFull: all slots exist, with weights if indexed. */
+template <int kSlots, bool kIndexed, bool kFull>
+__device__ __forceinline__ void find_rows(const struct moe_op_post_reorder &op, int64_t token,
+                                          int32_t first, Terms<kSlots> *terms)
+{
+    const int64_t route = token * op.top_k + first;
+    terms->is_row = 0;
+#pragma unroll
+    for (int s = 0; s < kSlots; s++) {
+        const bool is_slot = kFull || first + s < op.top_k;
+        int32_t row = -1;
+        if (is_slot) {
+            row = kIndexed ? op.src2dst[route + s] : first + s;
+        }
+        const bool is_row = row >= 0 && (!kIndexed || row < op.num_rows);
+        terms->rows[s] = is_row ? row : 0;
+        terms->is_row |= is_row ? 1u << s : 0u;
+    }
+#pragma unroll
+    for (int s = 0; s < kSlots; s++) {
+        const bool has_weight = kFull || (first + s < op.top_k && op.topk_weights != nullptr);
+        terms->weights[s] = kIndexed && has_weight ? op.topk_weights[route + s] : 1.0f;
+    }
 }
 
-/* A row that does not exist is read as row 0 and left out of the sum, so that the loads of a group
- * do not wait for each other's tests. Only called when there is a row 0. */
-template <typename Element, bool kVectored>
-__device__ __forceinline__ void add_rows(const struct moe_op_post_reorder &op, int64_t token,
-                                         int32_t column, int32_t count, float *sums)
-{
-    constexpr int kRows = kRowsInFlight<Element>;
-    const Element *rows = static_cast<const Element *>(op.rows) + column;
-    for (int32_t first = 0; first < op.top_k; first += kRows) {
-        int64_t offsets[kRows];
-        float weights[kRows];
-        Columns<Element> columns[kRows];
+/* kFull: top_k is kSlots, and there are rows. */
+template <int32_t kDtype, typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull>
+struct Combine {
+    using Dtype = Columns<kDtype>;
+    static constexpr int kColumns = kColumnsOf<kDtype, Unit>;
+    const struct moe_op_post_reorder &op;
+    int64_t token;
+    int32_t first_unit; /* of this thread; the others follow at distance `distance` */
+    int32_t distance;
+    int32_t num_units; /* of a row */
+
+    __device__ __forceinline__ bool has_unit(int u) const
+    {
+        return first_unit + u * distance < num_units;
+    }
+    __device__ __forceinline__ const char *at(const void *base, int64_t offset) const
+    {
+        return static_cast<const char *>(base) + offset * Dtype::kElementBytes;
+    }
+    /* kFull: rows that do not exist are read as row 0 and left out of the sum, so that loads wait
+     * for no test; else they are not read. */
+    __device__ __forceinline__ void add_terms(const Terms<kSlots> &terms,
+                                              float (&sums)[kUnits][kColumns]) const
+    {
+        const char *rows = at(op.rows, kIndexed ? 0 : token * op.token_stride);
+        Unit units[kSlots][kUnits];
 #pragma unroll
-        for (int r = 0; r < kRows; r++) {
-            const int32_t slot = first + r;
-            const bool is_slot = slot < op.top_k;
-            offsets[r] = is_slot ? find_row(op, token, slot) : -1;
-            weights[r] = is_slot && op.topk_weights != nullptr
-                             ? op.topk_weights[token * op.top_k + slot]
-                             : 1.0f;
+        for (int s = 0; s < kSlots; s++) {
+            const char *row = at(rows, terms.rows[s] * op.row_stride);
+#pragma unroll
+            for (int u = 0; u < kUnits; u++) {
+                if ((kFull || (terms.is_row >> s & 1u) != 0) && has_unit(u)) {
+                    Dtype::load(row, first_unit + u * distance, &units[s][u]);
+                }
+            }
         }
 #pragma unroll
-        for (int r = 0; r < kRows; r++) {
-            columns[r] =
-                load_columns<Element, kVectored>(rows + (offsets[r] >= 0 ? offsets[r] : 0), count);
-        }
+        for (int s = 0; s < kSlots; s++) {
+            if ((terms.is_row >> s & 1u) == 0) {
+                continue;
+            }
 #pragma unroll
-        for (int r = 0; r < kRows; r++) {
+            for (int u = 0; u < kUnits; u++) {
+                float values[kColumns];
+                Dtype::widen(units[s][u], values);
+#pragma unroll
+                for (int c = 0; c < kColumns; c++) {
+                    sums[u][c] = __fmaf_rn(terms.weights[s], values[c], sums[u][c]);
+                }
+            }
+        }
+    }
+    __device__ __forceinline__ void finish(int u, float (&sums)[kColumns]) const
+    {
+        const int32_t idx = first_unit + u * distance;
+        float values[kColumns];
+        Unit unit;
+#pragma unroll
+        for (int c = 0; c < kColumns; c++) {
+            sums[c] = __fmul_rn(sums[c], op.scaling);
+        }
+        if (op.shared != nullptr) {
+            const float factor = op.shared_factor != nullptr ? op.shared_factor[token] : 1.0f;
+            Dtype::load(at(op.shared, token * op.shared_stride), idx, &unit);
+            Dtype::widen(unit, values);
 #pragma unroll
             for (int c = 0; c < kColumns; c++) {
-                const float sum = __fmaf_rn(weights[r], widen(columns[r].values[c]), sums[c]);
-                sums[c] = offsets[r] >= 0 ? sum : sums[c];
+                sums[c] = __fmaf_rn(factor, values[c], sums[c]);
+            }
+        }
+        if (op.residual != nullptr) {
+            Dtype::load(at(op.residual, token * op.residual_stride), idx, &unit);
+            Dtype::widen(unit, values);
+#pragma unroll
+            for (int c = 0; c < kColumns; c++) {
+                sums[c] = __fadd_rn(sums[c], values[c]);
+            }
+        }
+        char *row = static_cast<char *>(op.output) +
+                    token * op.output_stride * static_cast<int64_t>(Dtype::kElementBytes);
+        Dtype::store(row, idx, sums, unit);
+    }
+    __device__ __forceinline__ void run() const
+    {
+        float sums[kUnits][kColumns] = {};
+        int32_t first = 0;
+        do {
+            Terms<kSlots> terms;
+            find_rows<kSlots, kIndexed, kFull>(op, token, first, &terms);
+            add_terms(terms, sums);
+            first += kSlots;
+        } while (!kFull && kSlots > 2 && first < op.top_k);
+#pragma unroll
+        for (int u = 0; u < kUnits; u++) {
+            if (has_unit(u)) {
+                finish(u, sums[u]);
             }
         }
     }
-}
+};
 
-template <typename Element, bool kVectored>
-__device__ __forceinline__ void combine(const struct moe_op_post_reorder &op, int64_t token,
-                                        int32_t column)
+template <int32_t kDtype, typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull,
+          int kThreads>
+__device__ __forceinline__ void combine_tokens(const struct moe_op_post_reorder &op)
 {
-    const int32_t left = op.hidden - column;
-    const int32_t count = left < kColumns ? left : kColumns;
-    float sums[kColumns] = {};
-    if (op.src2dst == nullptr || op.num_rows > 0) {
-        add_rows<Element, kVectored>(op, token, column, count, sums);
-    }
-#pragma unroll
-    for (int c = 0; c < kColumns; c++) {
-        sums[c] = __fmul_rn(sums[c], op.scaling);
-    }
-    if (op.shared != nullptr) {
-        const Element *from =
-            static_cast<const Element *>(op.shared) + token * op.shared_stride + column;
-        const Columns<Element> shared = load_columns<Element, kVectored>(from, count);
-        const float factor = op.shared_factor != nullptr ? op.shared_factor[token] : 1.0f;
-#pragma unroll
-        for (int c = 0; c < kColumns; c++) {
-            sums[c] = __fmaf_rn(factor, widen(shared.values[c]), sums[c]);
-        }
-    }
-    if (op.residual != nullptr) {
-        const Element *from =
-            static_cast<const Element *>(op.residual) + token * op.residual_stride + column;
-        const Columns<Element> residual = load_columns<Element, kVectored>(from, count);
-#pragma unroll
-        for (int c = 0; c < kColumns; c++) {
-            sums[c] = __fadd_rn(sums[c], widen(residual.values[c]));
-        }
-    }
-    Element *to = static_cast<Element *>(op.output) + token * op.output_stride + column;
-    store_columns<Element, kVectored>(to, sums, count);
-}
-
-template <typename Element, int kThreads>
-__device__ __forceinline__ void combine_tokens(const struct moe_cuda_post_reorder &args)
-{
-    const int32_t column =
-        (static_cast<int32_t>(blockIdx.x) * kThreads + static_cast<int32_t>(threadIdx.x)) *
-        kColumns;
-    if (column >= args.op.hidden) {
-        return;
-    }
-    for (int64_t token = blockIdx.y; token < args.op.num_tokens; token += gridDim.y) {
-        if (args.is_vectored) {
-            combine<Element, true>(args.op, token, column);
-        } else {
-            combine<Element, false>(args.op, token, column);
-        }
+    constexpr int kColumns = kColumnsOf<kDtype, Unit>;
+    const int32_t first =
+        static_cast<int32_t>(blockIdx.x) * kThreads * kUnits + static_cast<int32_t>(threadIdx.x);
+    const int32_t num_units = op.hidden / kColumns;
+    const int64_t token = static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+    if (token < moe_rows_num_tokens(op.num_tokens, op.num_tokens_device)) {
+        const Combine<kDtype, Unit, kSlots, kUnits, kIndexed, kFull> combine = {
+            op, token, first, kThreads, num_units};
+        combine.run();
     }
 }
 
-template <int kThreads>
+template <typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull, int kThreads>
 __device__ __forceinline__ void post_reorder(const struct moe_cuda_post_reorder &args)
 {
     moe_ptx_griddep_wait();
     moe_ptx_griddep_launch();
     if (args.op.dtype == MOE_DTYPE_BF16) {
-        combine_tokens<__nv_bfloat16, kThreads>(args);
+        combine_tokens<MOE_DTYPE_BF16, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op);
     } else if (args.op.dtype == MOE_DTYPE_FP16) {
-        combine_tokens<__half, kThreads>(args);
+        combine_tokens<MOE_DTYPE_FP16, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op);
     } else {
-        combine_tokens<float, kThreads>(args);
+        combine_tokens<MOE_DTYPE_FP32, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op);
     }
 }
 
 } // namespace
 
-#define MOE_EMIT_CUDA_ROWS(symbol, size)                                       \
-    extern "C" __global__ void __launch_bounds__(size, kThreadsPerSm / (size)) \
-        symbol(const __grid_constant__ struct moe_cuda_post_reorder args)      \
-    {                                                                          \
-        post_reorder<size>(args);                                              \
+#define MOE_EMIT_COMBINE(symbol, size, min_ctas, unit, slots, units, is_indexed, is_full) \
+    extern "C" __global__ void __launch_bounds__(size, min_ctas)                          \
+        symbol(const __grid_constant__ struct moe_cuda_post_reorder args)                 \
+    {                                                                                     \
+        post_reorder<unit, slots, units, is_indexed, is_full, size>(args);                \
     }
+#define MOE_EMIT_COMBINES(symbol, size, is_indexed)                                           \
+    MOE_EMIT_COMBINE(symbol, size, 1, Single, 4, 1, is_indexed, false)                        \
+    MOE_EMIT_COMBINE(MOE_FORM(1, symbol), size, 1, Vector, 2, MOE_CUDA_POST_REORDER_UNITS_K2, \
+                     is_indexed, false)                                                       \
+    MOE_EMIT_COMBINE(MOE_FORM(2, symbol), size, 1, Vector, 4, MOE_CUDA_POST_REORDER_UNITS_K4, \
+                     is_indexed, false)                                                       \
+    MOE_EMIT_COMBINE(MOE_FORM(3, symbol), size, kThreadsPerSm / (size), Vector, 8,            \
+                     MOE_CUDA_POST_REORDER_UNITS_K8, is_indexed, true)
+#define MOE_EMIT_CUDA_ROWS(symbol, size) MOE_EMIT_COMBINES(symbol, size, true)
+#define MOE_EMIT_SUM_CPU_C11(symbol, size)
+#define MOE_EMIT_SUM_CPU_AVX2(symbol, size)
+#define MOE_EMIT_SUM_CUDA_ROWS(symbol, size)       MOE_EMIT_COMBINES(symbol, size, false)
 #define MOE_INSTANTIATE_POST_REORDER(kernel, size) MOE_EMIT_ROW(POST_REORDER, kernel, size)
-#define MOE_INSTANTIATE_SUM_REDUCE(kernel, size)   MOE_EMIT_ROW(SUM_REDUCE, kernel, size)
+#define MOE_INSTANTIATE_SUM_REDUCE(kernel, size) \
+    MOE_EMIT_SUM_##kernel(moe_SUM_REDUCE_##kernel##_##size, size)
 #include "instantiate.cuh"

@@ -4,9 +4,12 @@
 static void draw_rows(struct check_case *test)
 {
     check_draw_routes(test);
-    test->num_tokens = PICK(0, 1, 2, 17, 64, 500);
-    test->problem.max_tokens = test->num_tokens > 0 ? test->num_tokens : 1;
+    test->num_tokens = PICK(0, 1, 2, 17, 64, 500, 1300);
     test->problem.hidden = (int32_t)PICK(8, 33, 72, 100, 104, 2048, 2880, 7168);
+    if (test->num_tokens * test->problem.top_k * test->problem.hidden > 80000000) {
+        test->num_tokens = 64;
+    }
+    test->problem.max_tokens = test->num_tokens > 0 ? test->num_tokens : 1;
     test->problem.tokens.dtype = (int32_t)PICK(MOE_DTYPE_FP32, MOE_DTYPE_FP16, MOE_DTYPE_BF16);
     test->problem.output_dtype = test->problem.tokens.dtype;
 }
