@@ -210,7 +210,8 @@ int32_t moe_cuda_ep_preprocess(const struct moe_run *run, const struct moe_op_ep
 /* How a warp gates. */
 struct gate_shape {
     int32_t form;
-    int32_t num_words; /* of shared memory of a warp */
+    int32_t sm_threads; /* that a multiprocessor holds */
+    int32_t num_words;  /* of shared memory of a warp */
     int32_t is_vectored;
 };
 
@@ -219,14 +220,16 @@ static struct gate_shape shape_gate(const struct moe_op_gating *op)
     static const struct {
         int32_t form;
         int32_t per_lane;
+        int32_t sm_threads;
     } forms[] = {
-#define FORM(number, experts) {number, experts},
+#define FORM(number, experts) {number, experts, MOE_CUDA_GATE_THREADS_##experts},
         MOE_CUDA_GATE_FORMS_LIST(FORM)
 #undef FORM
     };
     const int64_t vector_bytes = 4 * moe_dtype_bytes(op->logits_dtype);
     struct gate_shape shape = {
         .form = 0,
+        .sm_threads = forms[0].sm_threads,
         .is_vectored = op->num_experts % 4 == 0 && op->logits_stride % 4 == 0 &&
                        (uintptr_t)op->logits % (uintptr_t)vector_bytes == 0,
     };
@@ -234,6 +237,7 @@ static struct gate_shape shape_gate(const struct moe_op_gating *op)
     for (size_t i = 1; i < sizeof(forms) / sizeof(forms[0]) && op->num_groups <= 32; i++) {
         if (op->num_experts <= 32 * forms[i].per_lane) {
             shape.form = forms[i].form;
+            shape.sm_threads = forms[i].sm_threads;
             break;
         }
     }
@@ -259,10 +263,12 @@ static int32_t launch_gating(const struct moe_run *run, const struct moe_tile *t
         .gate_words = gate.num_words,
         .is_vectored = gate.is_vectored,
     };
+    /* One wave: a warp takes one token after the other. */
+    const int64_t resident = state->num_sms * clamp(gate.sm_threads / (32 * num_warps), 1, 32);
     struct moe_cuda_launch launch = {
         .form = gate.form,
         .tile = tile->id,
-        .grid_x = (uint32_t)clamp(ceil_div(op->num_tokens, num_warps), 1, INT32_MAX),
+        .grid_x = (uint32_t)clamp(ceil_div(op->num_tokens, num_warps), 1, resident),
         .grid_y = 1,
         .num_threads = (uint32_t)(32 * num_warps),
         .smem_bytes = (uint32_t)(4 * num_warps * gate.num_words),

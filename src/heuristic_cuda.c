@@ -14,7 +14,7 @@ static const double cuda_bytes_per_cycle = 20.0;    /* of one SM, at its share o
 static const double cuda_l2_bytes_per_cycle = 40.0; /* of one SM, out of the L2 */
 
 /*
- * Sorts, in microseconds of an H200 with E 64 and 256. One launch: every CTA counts all routes, a
+ * Sorts, in microseconds of an H200 with E 64 to 256. One launch: every CTA counts all routes, a
  * turn per route of a thread. Two: a CTA per chunk, which reads a table with a row per chunk.
  */
 static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_problem *problem,
@@ -28,8 +28,8 @@ static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_probl
     }
     const double chunks = fmin(ceil(routes / threads), 128.0);
     const double turns = ceil(routes / (chunks * threads));
-    return 4.3 + fmax(threads - 512.0, 0.0) * 0.002 +
-           chunks * moe_cost_at_least_1(problem->num_experts) * 0.00012 + 1.4 * turns;
+    const double table = chunks * moe_cost_at_least_1(problem->num_experts) / threads;
+    return 2.9 + threads * 0.003 + fmax(threads - 512.0, 0.0) * 0.004 + 1.4 * turns + 0.056 * table;
 }
 
 /* A warp gates a token in about half a microsecond; CTAs hold more warps than they use when tokens
@@ -43,17 +43,24 @@ static double cuda_gating_cost(const struct moe_tile *tile, const struct moe_dev
     return 2.0 + 0.02 * warps + ceil(ctas / resident) + 0.002 * ctas;
 }
 
-static double cuda_rows_cost(const struct moe_tile *tile, const struct moe_device *device,
-                             const struct moe_problem *problem, int64_t num_tokens)
+/* CTAs of 128 threads are as fast as any where rows divide by them alike: a wide row of pre_reorder
+ * fills the registers of one, and the tail of a grid is shorter. */
+static const double cuda_threads_cycles = 0.01; /* per thread of a CTA beyond 128, or missing */
+
+static double cuda_rows_cost(const struct moe_tile *tile, int32_t op,
+                             const struct moe_device *device, const struct moe_problem *problem,
+                             int64_t num_tokens)
 {
+    const double width = op == MOE_OP_ACTIVATION ? problem->inter : problem->hidden;
     const double vectors =
-        moe_cost_at_least_1(problem->hidden) * moe_cost_element_bytes(problem->tokens.dtype) / 16.0;
+        moe_cost_at_least_1(width) * moe_cost_element_bytes(problem->tokens.dtype) / 16.0;
     const double ctas = (double)num_tokens * moe_cost_blocks(vectors, tile->block_size);
     const double sms = moe_cost_at_least_1(device->num_sms);
     const double waves = ceil(ctas * tile->block_size / (sms * 2048.0));
     const double bytes =
         ctas * tile->block_size * 16.0 * (moe_cost_at_least_1(problem->top_k) + 1.0);
-    return waves * cuda_wave_cycles + bytes / (sms * cuda_bytes_per_cycle);
+    return waves * cuda_wave_cycles + bytes / (sms * cuda_bytes_per_cycle) +
+           fabs(tile->block_size - 128.0) * cuda_threads_cycles;
 }
 
 /* Waves of CTAs, each reading its tokens and experts out of the L2 at one SM's rate. */
@@ -87,5 +94,5 @@ double moe_heuristic_cuda_cost(const struct moe_tile *tile, int32_t op,
     if (op == MOE_OP_ROUTER) {
         return cuda_router_cost(tile, device, problem, num_tokens);
     }
-    return cuda_rows_cost(tile, device, problem, num_tokens);
+    return cuda_rows_cost(tile, op, device, problem, num_tokens);
 }

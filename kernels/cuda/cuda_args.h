@@ -62,7 +62,12 @@ struct moe_cuda_gating {
     int32_t is_vectored; /* four logits at a time are aligned, in all rows */
 };
 
-/* gating: experts in registers of a lane; 0: any number, in shared memory. */
+/* Forms of gating: experts in registers of a lane (0: any number, in shared memory), and threads
+ * that a multiprocessor holds with the registers that are left. */
+#define MOE_CUDA_GATE_THREADS_0     1024
+#define MOE_CUDA_GATE_THREADS_4     1024
+#define MOE_CUDA_GATE_THREADS_8     768
+#define MOE_CUDA_GATE_THREADS_16    512
 #define MOE_CUDA_GATE_FORMS_LIST(X) X(0, 0) X(1, 4) X(2, 8) X(3, 16)
 #define MOE_CUDA_GATE_NUM_FORMS     4
 
@@ -192,8 +197,7 @@ struct moe_cuda_post_reorder {
  *   group_m     blocks of tokens that share a weight block before the next weight block is taken
  *   num_warps   warps of a CTA: 8 with one consumer warpgroup, 12 with two
  *   num_stages  stages of the ring
- * Launch: grid (num_sms rounded down to MOE_CUDA_GEMM_CLUSTER, 1), 32 * num_warps threads, no cluster
- * attribute (the kernel has its own), dynamic shared memory of
+ * Launch: grid (num_sms, 1), 32 * num_warps threads, no cluster, dynamic shared memory of
  * MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES. A CTA fills a multiprocessor, so that
  * the CTAs of a chained launch spread evenly. Any grid gives the same bits.
  */
@@ -202,9 +206,6 @@ struct moe_cuda_post_reorder {
 #define MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) ((num_warps) / 4 - 1)
 #define MOE_CUDA_GEMM_SLAB_ROWS(block_n, num_warps) \
     ((block_n) / (2 * MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps)))
-
-/* CTAs that take neighbouring blocks of tokens of one expert and bring each other the weights. */
-#define MOE_CUDA_GEMM_CLUSTER(block_m) ((block_m) >= 128 ? 2 : 1)
 
 /* Channels of the inner dimension of a box: 128 bytes of 16-bit weights, one swizzled row. */
 #define MOE_CUDA_GEMM_BOX_K 64

@@ -225,17 +225,25 @@ template <int kPerLane>
 __device__ __forceinline__ uint32_t make_keys(LaneExperts<kPerLane> *experts, const float *bias)
 {
     uint32_t largest = 0;
+    if (bias == nullptr) {
+#pragma unroll
+        for (int i = 0; i < experts->size(); i++) {
+            const bool exists = experts->expert(i) < experts->num_experts;
+            const uint32_t key = exists ? make_key(experts->values[i]) : 0;
+            experts->keys[i] = key;
+            largest = max(largest, key);
+        }
+        return largest;
+    }
 #pragma unroll
     for (int i = 0; i < experts->size(); i++) {
         const int32_t expert = experts->expert(i);
-        const bool exists = expert < experts->num_experts;
-        float value = experts->values[i];
-        if (bias != nullptr && exists) {
-            value = make_finite(__fadd_rn(value, bias[expert]));
+        uint32_t key = 0;
+        if (expert < experts->num_experts) {
+            key = make_key(make_finite(__fadd_rn(experts->values[i], bias[expert])));
         }
-        const uint32_t key = exists ? make_key(value) : 0;
         experts->keys[i] = key;
-        largest = key > largest ? key : largest;
+        largest = max(largest, key);
     }
     return largest;
 }

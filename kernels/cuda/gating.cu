@@ -33,17 +33,16 @@ template <int kPerLane> __device__ __forceinline__ void gating(const struct moe_
 
 } // namespace
 
-/* `threads`: that a multiprocessor holds with the registers that the experts of a lane leave. */
-#define MOE_EMIT_GATING(symbol, size, per_lane, threads)                   \
-    extern "C" __global__ void __launch_bounds__(size, (threads) / (size)) \
-        symbol(const __grid_constant__ struct moe_cuda_gating args)        \
-    {                                                                      \
-        gating<per_lane>(args);                                            \
+#define MOE_EMIT_GATING(symbol, size, per_lane)                                                   \
+    extern "C" __global__ void __launch_bounds__(size, MOE_CUDA_GATE_THREADS_##per_lane / (size)) \
+        symbol(const __grid_constant__ struct moe_cuda_gating args)                               \
+    {                                                                                             \
+        gating<per_lane>(args);                                                                   \
     }
-#define MOE_EMIT_CUDA_ROWS(symbol, size)                \
-    MOE_EMIT_GATING(symbol, size, 0, 1024)              \
-    MOE_EMIT_GATING(MOE_FORM(1, symbol), size, 4, 1024) \
-    MOE_EMIT_GATING(MOE_FORM(2, symbol), size, 8, 768)  \
-    MOE_EMIT_GATING(MOE_FORM(3, symbol), size, 16, 512)
+#define MOE_EMIT_CUDA_ROWS(symbol, size)          \
+    MOE_EMIT_GATING(symbol, size, 0)              \
+    MOE_EMIT_GATING(MOE_FORM(1, symbol), size, 4) \
+    MOE_EMIT_GATING(MOE_FORM(2, symbol), size, 8) \
+    MOE_EMIT_GATING(MOE_FORM(3, symbol), size, 16)
 #define MOE_INSTANTIATE_GATING(kernel, size) MOE_EMIT_ROW(GATING, kernel, size)
 #include "instantiate.cuh"
