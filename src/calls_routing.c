@@ -31,13 +31,17 @@ int32_t moe_calls_router(const struct moe_plan *plan, const struct moe_router_ar
         moe_call_check_tensor(op, "tokens", own.tokens, problem->tokens.dtype, num_tokens, error));
     MOE_TRY(
         moe_call_check_tensor(op, "logits", own.logits, problem->logits_dtype, num_tokens, error));
-    const int64_t token_bytes = moe_dtype_bytes(problem->tokens.dtype);
-    const int64_t logit_bytes = moe_dtype_bytes(problem->logits_dtype);
-    struct moe_span logits = {own.logits, num_tokens, problem->num_experts_global * logit_bytes,
-                              own.logits_stride * logit_bytes};
-    struct moe_span tokens = {own.tokens, num_tokens, problem->hidden * token_bytes,
-                              own.token_stride * token_bytes};
-    MOE_TRY(moe_call_check_overlap(op, "logits", logits, "tokens", tokens, 0, error));
+    struct moe_call_tensors tensors = {.num_outputs = 0};
+    moe_call_add_output(
+        &tensors, (struct moe_call_tensor){
+                      "logits", moe_call_span(own.logits, num_tokens, problem->num_experts_global,
+                                              own.logits_stride, problem->logits_dtype)});
+    moe_call_add_input(
+        &tensors,
+        (struct moe_call_tensor){"tokens", moe_call_span(own.tokens, num_tokens, problem->hidden,
+                                                         own.token_stride, problem->tokens.dtype)});
+    moe_call_add_common(&tensors, plan, MOE_OP_ROUTER, &own.call);
+    MOE_TRY(moe_call_check_tensors(op, &tensors, error));
     if (run.num_tokens == 0) {
         return MOE_STATUS_OK;
     }

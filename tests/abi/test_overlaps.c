@@ -27,6 +27,8 @@ static const struct overlap overlaps[] = {
     OVERLAP("layer of ids", moe_layer_args, output, residual, true),
     OVERLAP("experts", moe_experts_args, output, rows, false),
     OVERLAP("router", moe_router_args, logits, tokens, false),
+    OVERLAP("router", moe_router_args, logits, call.workspace, false),
+    OVERLAP("router", moe_router_args, tokens, call.workspace, false),
     OVERLAP("pre_reorder", moe_pre_reorder_args, rows, tokens, false),
     OVERLAP("pre_reorder", moe_pre_reorder_args, rows, src2dst, false),
     OVERLAP("pre_reorder, quantized", moe_pre_reorder_args, rows, tokens, false),
