@@ -37,7 +37,8 @@ static int close_host(void **state)
         REFUSE(moe_problem, member, (last) + 1, #member), \
         REFUSE(moe_problem, member, INT32_MAX, #member),  \
         REFUSE(moe_problem, member, INT32_MIN, #member)
-/* Types that have a name but no kernels, and types that have no name; fp8 is for scaled operands. */
+/* Types that have a name but no kernels, and types that have no name; fp8 is for operands with
+ * scales. */
 #define BAD_DTYPE(member)                                     \
     OUTSIDE(member, MOE_DTYPE_FP32 - 1, MOE_DTYPE_UE8M0),     \
         LATER(moe_problem, member, MOE_DTYPE_INT8, "int8"),   \

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* gating's ids beyond the choice: padded tokens, replicas of experts, appended experts, and the load
- * counters, against the reference; the same bits in every instruction set and block size. */
+/* gating's ids beyond the choice: padded tokens, replicas of experts, appended experts, and the
+ * load counters, against the reference; the same bits in every instruction set and block size. */
 #include "kernel_run.h"
 
 #include <math.h>
