@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* P24 for routing: padded tokens, replicas, load, and every index array of the sorts in each of their
- * forms. */
+/* P24 for routing: padded tokens, replicas, load, and every index array of the sorts in each of
+ * their forms. */
 #include "conform_calls.h"
 #include "conform_rules.h"
 
