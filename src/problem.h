@@ -14,8 +14,9 @@
 #define MOE_DIMENSION_LIMIT (1 << 24)
 
 /*
- * Copy the caller's problem and resolve what zero stands for: num_experts_global, num_physical_experts,
- * output, logits and intermediate dtypes, scaling 1, one group. INVALID_ARGUMENT, UNKNOWN_FIELD.
+ * Copy the caller's problem and resolve what zero stands for: num_experts_global,
+ * num_physical_experts, output, logits and intermediate dtypes, scaling 1, one group.
+ * INVALID_ARGUMENT, UNKNOWN_FIELD.
  */
 int32_t moe_problem_read(struct moe_problem *own, const struct moe_problem *caller,
                          struct moe_error *error);
