@@ -91,7 +91,8 @@ static inline void schema_print_op(FILE *out, int32_t op)
     for (int32_t kernel = 0; kernel < MOE_NUM_KERNELS; kernel++) {
         bool has_row = false;
         for (int32_t tile = 0; tile < MOE_NUM_TILES; tile++) {
-            has_row = has_row || (moe_tiles[tile].kernel == kernel && moe_tiles[tile].op == row_op);
+            has_row = has_row ||
+                      (moe_tiles[tile].kernel == kernel && moe_tiles_runs(&moe_tiles[tile], op));
         }
         if (has_row) {
             fprintf(out, "%s\"%s\"", separator, moe_kernels[kernel].name);

@@ -94,20 +94,21 @@ static void bucket_without_operations_leaves_it_to_the_heuristic(void **state)
                "operation, so the heuristic chooses\n"));
 }
 
-/* No kernel for the GPU yet: rules are explained all the same, and each operation says so. */
+/* No kernel for an old GPU: rules are explained all the same, and each operation says so. */
 static void device_without_kernels_is_explained(void **state)
 {
     (void)state;
     struct moe_device device = fixture_h200();
     struct moe_problem problem = fixture_problem(128, 8, 2048, 768, 64);
     struct answer answer;
+    device.sm = 70;
     ask(text, &device, &problem, UINT64_C(1) << MOE_OP_GEMM1 | UINT64_C(1) << MOE_OP_ROUTER, 64,
         &answer);
     assert_non_null(strstr(
-        answer.rules, "1 + other test.yaml:3: matches; its bucket without end (line 3) decides"));
+        answer.rules, "2 + shape test.yaml:4: matches; its bucket without end (line 4) decides"));
     assert_string_equal(answer.choices,
-                        "router 0..64 heuristic: none: no kernel of this build runs on sm_90\n"
-                        "gemm1 0..64 heuristic: none: no kernel of this build runs on sm_90\n");
+                        "router 0..64 heuristic: none: no kernel of this build runs on sm_70\n"
+                        "gemm1 0..64 heuristic: none: no kernel of this build runs on sm_70\n");
 }
 
 static void unavailable_tiles_are_explained(void **state)
