@@ -4,7 +4,8 @@
  *
  *   gpu_layer check [seed]                every layer against the CPU backend and double arithmetic
  *   gpu_layer bench [file.json] [text]    times, and ratios to the read limit of the same run;
- *                                         only models whose name contains the text
+ *                                         only models whose name contains the text;
+ *                                         "tiles:" before it: every tile in turn
  */
 #include "gpu_layer.h"
 

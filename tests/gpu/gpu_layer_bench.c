@@ -18,7 +18,8 @@ enum {
     MAX_SETS = 16,
     NUM_COUNTS = 9,
     NUM_HOST_CALLS = 64,
-    MAX_TILES = 4096
+    MAX_TILES = 4096,
+    MAX_TILE_TOKENS = 1024 /* beyond them the largest tile is the only candidate */
 };
 #define ROTATION_BYTES ((size_t)1 << 30)
 
@@ -458,9 +459,9 @@ int layer_bench(const struct gpu_host *gpu, const char *json_path, const char *f
         }
         bench_init(&bench, &models[m]);
         for (int i = 0; i < NUM_COUNTS; i++) {
-            if (all_tiles) {
+            if (all_tiles && token_counts[i] <= MAX_TILE_TOKENS) {
                 bench_tiles(&bench, token_counts[i]);
-            } else {
+            } else if (!all_tiles) {
                 bench_tokens(&bench, i);
             }
         }
