@@ -143,7 +143,7 @@ static void shape_place(const struct moe_cuda_state *state, const struct moe_til
 
 /* The launches of a sort: `shape` lies in `args`. One launch has more CTAs than chunks where
  * `num_words` of output are more than those write quickly. */
-static int32_t launch_sort(const struct moe_run *run, const struct moe_tile *tile,
+static int32_t launch_sort(const struct moe_run *run, const struct moe_tile *tile, int32_t form,
                            int32_t num_experts, const void *args, struct moe_cuda_sort_shape *shape,
                            int64_t num_words, struct moe_error *error)
 {
@@ -153,6 +153,7 @@ static int32_t launch_sort(const struct moe_run *run, const struct moe_tile *til
                                   ceil_div(num_experts, tile->block_size / 32), 32);
     const int64_t num_ctas = !is_split && writers > shape->num_chunks ? writers : shape->num_chunks;
     struct moe_cuda_launch launch = {
+        .form = form,
         .tile = tile->id,
         .grid_x = (uint32_t)num_ctas,
         .grid_y = 1,
@@ -185,7 +186,7 @@ int32_t moe_cuda_align(const struct moe_run *run, const struct moe_op_align *op,
     } else {
         args.shape = shape_sort(run, tile, num_experts, op->num_routes);
     }
-    return launch_sort(run, tile, num_experts, &args, &args.shape,
+    return launch_sort(run, tile, 0, num_experts, &args, &args.shape,
                        op->sorted_ids != NULL ? op->sorted_capacity : num_experts, error);
 }
 
@@ -204,7 +205,7 @@ int32_t moe_cuda_ep_preprocess(const struct moe_run *run, const struct moe_op_ep
         .op = *op,
         .shape = shape_sort(run, tile, num_experts, op->num_routes),
     };
-    return launch_sort(run, tile, num_experts, &args, &args.shape, preprocess_words(op), error);
+    return launch_sort(run, tile, 0, num_experts, &args, &args.shape, preprocess_words(op), error);
 }
 
 /* How a warp gates. */
@@ -311,7 +312,10 @@ int32_t moe_cuda_route(const struct moe_run *run, const struct moe_op_route *op,
     };
     int64_t num_words = op->wants_preprocess ? preprocess_words(preprocess) : num_routes;
     num_words += op->wants_align && align->sorted_ids != NULL ? align->sorted_capacity : 0;
-    return launch_sort(&sort_run, tile, num_experts, &args, &args.shape, num_words, error);
+    const int32_t form = !op->wants_preprocess ? MOE_CUDA_ROUTE_ALIGN
+                         : !op->wants_align    ? MOE_CUDA_ROUTE_PREPROCESS
+                                               : MOE_CUDA_ROUTE_BOTH;
+    return launch_sort(&sort_run, tile, form, num_experts, &args, &args.shape, num_words, error);
 }
 
 int32_t moe_cuda_supports_routing(const struct moe_device *device,

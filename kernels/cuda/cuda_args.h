@@ -71,6 +71,14 @@ struct moe_cuda_gating {
 #define MOE_CUDA_GATE_FORMS_LIST(X) X(0, 0) X(1, 4) X(2, 8) X(3, 16)
 #define MOE_CUDA_GATE_NUM_FORMS     4
 
+/* route, by what it writes. */
+enum {
+    MOE_CUDA_ROUTE_BOTH,
+    MOE_CUDA_ROUTE_ALIGN,
+    MOE_CUDA_ROUTE_PREPROCESS,
+    MOE_CUDA_ROUTE_NUM_FORMS
+};
+
 struct moe_cuda_route {
     struct moe_op_route op; /* its gating is a launch of its own */
     struct moe_cuda_sort_shape shape;
@@ -94,6 +102,7 @@ struct moe_cuda_router {
 #define MOE_CUDA_MAX_FORMS 8
 #define MOE_CUDA_FORMS_LIST(X)                              \
     X(MOE_OP_GATING, MOE_CUDA_GATE_NUM_FORMS)               \
+    X(MOE_OP_ROUTE, MOE_CUDA_ROUTE_NUM_FORMS)               \
     X(MOE_OP_PRE_REORDER, MOE_CUDA_PRE_REORDER_NUM_FORMS)   \
     X(MOE_OP_QUANTIZE, MOE_CUDA_QUANTIZE_NUM_FORMS)         \
     X(MOE_OP_ACTIVATION, MOE_CUDA_ACTIVATION_NUM_FORMS)     \
