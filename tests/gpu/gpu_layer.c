@@ -2,7 +2,8 @@
 /*
  * Whole layers on a GPU.
  *
- *   gpu_layer check [seed]                every layer against the CPU backend and double arithmetic
+ *   gpu_layer check [seed] [text]         layers against the CPU backend and double arithmetic; only
+ *                                         those whose name contains the text
  *   gpu_layer bench [file.json] [text]    times, and ratios to the read limit of the same run;
  *                                         only models whose name contains the text;
  *                                         "tiles:" before it: every tile in turn
@@ -123,11 +124,12 @@ int main(int argc, char **argv)
     bind_graphs();
     gpu_limits_open(argv[0]);
     if (argc > 1 && strcmp(argv[1], "check") == 0) {
-        failed = layer_check(&host, argc > 2 ? (uint64_t)atoll(argv[2]) : 20261123);
+        failed = layer_check(&host, argc > 2 ? (uint64_t)atoll(argv[2]) : 20261123,
+                             argc > 3 ? argv[3] : "");
     } else if (argc > 1 && strcmp(argv[1], "bench") == 0) {
         failed = layer_bench(&host, argc > 2 ? argv[2] : NULL, argc > 3 ? argv[3] : "");
     } else {
-        fprintf(stderr, "usage: gpu_layer check [seed] | bench [file.json] [text]\n");
+        fprintf(stderr, "usage: gpu_layer check [seed] [text] | bench [file.json] [text]\n");
     }
     gpu_host_finish(&host);
     return failed;

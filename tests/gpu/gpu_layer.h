@@ -106,7 +106,7 @@ CUstream layer_stream(void);
 /* experts with the case's weights and its tokens as rows; how many of two forms are wrong. */
 int layer_check_experts(const struct gpu_host *host, const struct layer_case *test, uint64_t *seed);
 
-int layer_check(const struct gpu_host *host, uint64_t seed);
+int layer_check(const struct gpu_host *host, uint64_t seed, const char *filter);
 int layer_bench(const struct gpu_host *host, const char *json_path, const char *filter);
 
 #endif

@@ -412,7 +412,7 @@ static void check_bits(struct layer_case *test, struct outputs *outputs, CUstrea
     free(expected);
 }
 
-int layer_check(const struct gpu_host *gpu, uint64_t first_seed)
+int layer_check(const struct gpu_host *gpu, uint64_t first_seed, const char *filter)
 {
     CUstream other = layer_stream();
     host = gpu;
@@ -420,6 +420,9 @@ int layer_check(const struct gpu_host *gpu, uint64_t first_seed)
     for (int i = 0; i < NUM_SHAPES; i++) {
         struct layer_case test;
         const int failed_before = num_failed, checked_before = num_checked;
+        if (strstr(shapes[i].name, filter) == NULL) {
+            continue;
+        }
         layer_case_init(&test, host, &shapes[i], MAX_TOKENS, &seed);
         struct outputs outputs = make_outputs(&test);
         const double largest = check_counts(&test, &outputs);
