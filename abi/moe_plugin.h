@@ -544,7 +544,10 @@ struct moe_plan_info {
     uint64_t workspace_alignment;
     int64_t chunk_tokens;       /* tokens that one pass of the layer takes; max_tokens when not
                                      capped */
-    int64_t max_rows;           /* rows that grouped_gemm, activation and experts take at most */
+    int64_t max_rows;           /* rows that grouped_gemm, activation, post_reorder and experts
+                                     take at most. Rows of a masked layout all count: a plan for
+                                     them has max_tokens >= num_experts * max_masked_rows / k, k
+                                     with appended experts */
     uint64_t config_generation; /* of the configuration that the plan was made from */
 };
 
@@ -771,7 +774,8 @@ struct moe_activation_args {
     int64_t output_stride;
     const int32_t *masked_m; /* masked layout: [num_experts] rows in use of max_masked_rows
                                      each, clamped to [0, max_masked_rows]; num_rows is num_experts
-                                     * max_masked_rows; other rows keep their content */
+                                     * max_masked_rows, see plan_info.max_rows; other rows keep
+                                     their content */
     int64_t max_masked_rows;
     const float *input_scales; /* static scales of the output: [1], or [num_rows] with group_rows
                                   1; NULL: none */
@@ -893,7 +897,7 @@ struct moe_experts_args {
     int64_t row_stride;
     int64_t num_rows;          /* at most plan_info.max_rows */
     const int64_t *seg_indptr; /* contiguous: [num_experts + 1] */
-    const int32_t *masked_m;   /* masked: [num_experts] */
+    const int32_t *masked_m;   /* masked: [num_experts]; num_rows as in moe_activation_args */
     int64_t max_masked_rows;
     const float *row_weights; /* with ROUTER_WEIGHT_ON_INPUT: [num_rows]; else NULL */
     const void *input_scales;

@@ -213,6 +213,25 @@ int32_t moe_call_check_destinations(const char *op, const int32_t *src2dst, int6
     return MOE_STATUS_OK;
 }
 
+int32_t moe_call_check_num_rows(const char *op, const struct moe_plan *plan, int64_t num_rows,
+                                struct moe_error *error)
+{
+    const int64_t num_slots = moe_problem_num_slots(&plan->problem);
+    if (num_rows < 0) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: num_rows is %lld; the plan takes 0 to %lld", op,
+                             (long long)num_rows, (long long)plan->max_rows);
+    }
+    if (num_rows > plan->max_rows) {
+        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
+                             "%s: num_rows is %lld; the plan takes 0 to %lld, all rows of a masked "
+                             "layout counted; one with max_tokens %lld takes them",
+                             op, (long long)num_rows, (long long)plan->max_rows,
+                             (long long)((num_rows - 1) / num_slots + 1));
+    }
+    return MOE_STATUS_OK;
+}
+
 int32_t moe_call_check_masked(const char *op, const struct moe_problem *problem,
                               const int32_t *masked_m, int64_t max_masked_rows, int64_t num_rows,
                               struct moe_error *error)

@@ -52,6 +52,10 @@ int32_t moe_call_check_segments(const char *op, const struct moe_plan *plan,
 int32_t moe_call_check_destinations(const char *op, const int32_t *src2dst, int64_t num_routes,
                                     int64_t num_rows, struct moe_error *error);
 
+/* 0 to the rows that the plan takes. */
+int32_t moe_call_check_num_rows(const char *op, const struct moe_plan *plan, int64_t num_rows,
+                                struct moe_error *error);
+
 /* Masked layout: num_rows is num_experts times max_masked_rows. Without masked_m the other number
  * has no meaning and must be 0. */
 int32_t moe_call_check_masked(const char *op, const struct moe_problem *problem,

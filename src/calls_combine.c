@@ -19,11 +19,7 @@ int32_t moe_calls_post_reorder(const struct moe_plan *plan,
     const struct moe_problem *problem = &plan->problem;
     const int64_t num_tokens = own.call.num_tokens, hidden = problem->hidden;
     const int32_t dtype = problem->output_dtype;
-    if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "post_reorder: num_rows is %lld; the plan takes 0 to %lld",
-                             (long long)own.num_rows, (long long)plan->max_rows);
-    }
+    MOE_TRY(moe_call_check_num_rows(op, plan, own.num_rows, error));
     if (own.topk_weights != NULL && (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "post_reorder: topk_weights are given, but the problem applies the "

@@ -166,11 +166,7 @@ int32_t moe_calls_grouped_gemm(const struct moe_plan *plan,
     const struct moe_weights_desc *desc = &own.weights->desc;
     MOE_TRY(moe_call_check_bound(op, own.which == MOE_GEMM_DOWN ? "down" : "gate and up",
                                  own.which == MOE_GEMM_DOWN ? &desc->down : &desc->up, error));
-    if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "grouped_gemm: num_rows is %lld; the plan takes 0 to %lld",
-                             (long long)own.num_rows, (long long)plan->max_rows);
-    }
+    MOE_TRY(moe_call_check_num_rows(op, plan, own.num_rows, error));
     struct moe_op_gemm gemm = {0};
     fill_gemm_weights(problem, desc, own.which, &gemm);
     MOE_TRY(fill_gemm_segments(plan, &own, &gemm, error));
@@ -269,11 +265,7 @@ int32_t moe_calls_experts(const struct moe_plan *plan, const struct moe_experts_
     MOE_TRY(moe_call_check_plan(plan, MOE_OP_EXPERTS, error));
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_experts_args, error));
     const struct moe_problem *problem = &plan->problem;
-    if (own.num_rows < 0 || own.num_rows > plan->max_rows) {
-        return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                             "experts: num_rows is %lld; the plan takes 0 to %lld",
-                             (long long)own.num_rows, (long long)plan->max_rows);
-    }
+    MOE_TRY(moe_call_check_num_rows(op, plan, own.num_rows, error));
     const int64_t num_slots = moe_problem_num_slots(problem);
     const int64_t tokens = (own.num_rows + num_slots - 1) / num_slots;
     MOE_TRY(moe_call_begin(plan, MOE_OP_EXPERTS, &own.call, tokens, &run, error));

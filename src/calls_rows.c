@@ -23,17 +23,6 @@ static int32_t check_no_recipe(const char *op, const struct moe_recipe *recipe,
                          "%s: quantization has dtype 0, so its other members must be 0 too", op);
 }
 
-static int32_t check_num_rows(const char *op, const struct moe_plan *plan, int64_t num_rows,
-                              struct moe_error *error)
-{
-    if (num_rows >= 0 && num_rows <= plan->max_rows) {
-        return MOE_STATUS_OK;
-    }
-    return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
-                         "%s: num_rows is %lld; the plan takes 0 to %lld", op, (long long)num_rows,
-                         (long long)plan->max_rows);
-}
-
 /* Rows that are quantized begin as plain elements. */
 static int32_t check_plain_tokens(const char *op, const struct moe_problem *problem,
                                   struct moe_error *error)
@@ -163,7 +152,7 @@ int32_t moe_calls_pre_reorder(const struct moe_plan *plan, const struct moe_pre_
     int32_t row_dtype = 0;
     MOE_TRY(moe_call_resolve_stride(op, "token_stride", &own.token_stride, problem->hidden, error));
     MOE_TRY(moe_call_resolve_stride(op, "row_stride", &own.row_stride, problem->hidden, error));
-    MOE_TRY(check_num_rows(op, plan, own.num_rows, error));
+    MOE_TRY(moe_call_check_num_rows(op, plan, own.num_rows, error));
     MOE_TRY(read_quantization(plan, &own, &quant, &reorder, &row_dtype, error));
     MOE_TRY(check_reorder_tensors(plan, &own, &quant, &reorder, row_dtype, error));
     if (plan->backend->id == MOE_BACKEND_CPU) {
@@ -346,7 +335,7 @@ int32_t moe_calls_activation(const struct moe_plan *plan, const struct moe_activ
     MOE_TRY(moe_call_check_plan(plan, MOE_OP_ACTIVATION, error));
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_activation_args, error));
     const struct moe_problem *problem = &plan->problem;
-    MOE_TRY(check_num_rows(op, plan, own.num_rows, error));
+    MOE_TRY(moe_call_check_num_rows(op, plan, own.num_rows, error));
     MOE_TRY(moe_call_begin(plan, MOE_OP_ACTIVATION, &own.call, count_tokens(problem, own.num_rows),
                            &run, error));
     struct moe_call_quant quant = {
