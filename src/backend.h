@@ -107,8 +107,8 @@ struct moe_backend {
                              int32_t op, int64_t num_tokens);
 
     /* Prepared weights: bytes (0: none needed) and filling on a stream (NULL: never needed); bind
-     * checks alignment. Descriptions are checked. unbind (NULL: nothing to do) frees what bind made,
-     * also after a bind that failed. */
+     * checks alignment. Descriptions are checked. unbind (NULL: nothing to do) frees what bind
+     * made, also after a bind that failed. */
     uint64_t (*weights_prepared_bytes)(const struct moe_problem *problem,
                                        const struct moe_weights_desc *desc);
     int32_t (*weights_prepare)(const struct moe_context *context, const struct moe_problem *problem,

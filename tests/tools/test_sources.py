@@ -7,8 +7,8 @@ from source_tree import C_SUFFIXES, files, relative, report, source_root
 
 MAX_LINES = 600
 MAX_COLUMNS = 100  # of C; clang-format sees to code, not to comments
-# documents every member of the contract; its frozen copy
-LONG_BY_DESIGN = ("abi/moe_plugin.h", "tests/abi/matrix/moe_plugin_0_1.h")
+# documents every member of the contract; its frozen copy; a table with a row per model family
+LONG_BY_DESIGN = ("abi/moe_plugin.h", "tests/abi/matrix/moe_plugin_0_1.h", "src/cli/families.def")
 SUFFIXES = C_SUFFIXES + (".def", ".py", ".sh", ".cmake", ".map", ".in")
 # Written apart, so that the check does not find itself.
 LEFT_OPEN = re.compile("|".join(("TO" + "DO", "FIX" + "ME", r"\bX" + r"XX\b", "must " + "match", "keep in " + "sync")))
