@@ -2,8 +2,8 @@
 /*
  * Whole layers on a GPU.
  *
- *   gpu_layer check [seed] [text]         layers against the CPU backend and double arithmetic; only
- *                                         those whose name contains the text
+ *   gpu_layer check [seed] [text]         layers against the CPU backend and double arithmetic;
+ *                                         only those whose name contains the text
  *   gpu_layer bench [file.json] [text]    times, and ratios to the read limit of the same run;
  *                                         only models whose name contains the text;
  *                                         "tiles:" before it: every tile in turn
