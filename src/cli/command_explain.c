@@ -110,6 +110,7 @@ static void set_dtypes(struct moe_problem *problem, int32_t dtype)
     struct moe_recipe weights = {.dtype = dtype};
     if (dtype == MOE_DTYPE_FP8_E4M3) { /* as DeepSeek-V3 publishes it */
         weights.scale_dtype = MOE_DTYPE_FP32;
+        weights.scale_layout = MOE_SCALE_ROW_MAJOR;
         weights.group_rows = 128;
         weights.group_k = 128;
     }
