@@ -274,28 +274,20 @@ __device__ __forceinline__ int32_t find_replica(const struct moe_op_gating &op, 
     return op.physical_ids[static_cast<int64_t>(expert) * op.max_replicas + token % num_replicas];
 }
 
-/* A route's id and weight go to the host's arrays if `stores`; place(slot, id) always. */
-template <typename Place>
-__device__ __forceinline__ void finish_slot(const struct moe_op_gating &op, int32_t token,
-                                            int32_t slot, int32_t id, float weight, bool stores,
-                                            const Place &place)
+__device__ __forceinline__ void store_slot(const struct moe_op_gating &op, int32_t token,
+                                           int32_t slot, int32_t id, float weight)
 {
     const int64_t at = static_cast<int64_t>(token) * (op.top_k + op.num_appended) + slot;
-    if (stores) {
-        if (op.ids_dtype == MOE_IDS_INT64) {
-            static_cast<int64_t *>(op.topk_ids)[at] = id;
-        } else {
-            static_cast<int32_t *>(op.topk_ids)[at] = id;
-        }
-        op.topk_weights[at] = weight;
+    if (op.ids_dtype == MOE_IDS_INT64) {
+        static_cast<int64_t *>(op.topk_ids)[at] = id;
+    } else {
+        static_cast<int32_t *>(op.topk_ids)[at] = id;
     }
-    place(slot, id);
+    op.topk_weights[at] = weight;
 }
 
-template <typename Place>
-__device__ __forceinline__ void finish_token(const struct moe_op_gating &op,
-                                             const GateScratch &scratch, int32_t token,
-                                             int32_t lane, bool stores, const Place &place)
+__device__ __forceinline__ void store_token(const struct moe_op_gating &op,
+                                            const GateScratch &scratch, int32_t token, int32_t lane)
 {
     float sum = 0.0f;
     if (op.renormalize) {
@@ -308,31 +300,28 @@ __device__ __forceinline__ void finish_token(const struct moe_op_gating &op,
     for (int32_t slot = lane; slot < op.top_k; slot += 32) {
         const int32_t expert = scratch.ids[slot];
         const float weight = scratch.weights[slot];
-        if (op.load_counters != nullptr && stores) {
+        if (op.load_counters != nullptr) {
             atomicAdd(reinterpret_cast<unsigned long long *>(op.load_counters) + expert, 1ull);
         }
-        finish_slot(op, token, slot, find_replica(op, expert, op.first_token + token),
-                    __fmul_rn(op.renormalize ? __fdiv_rn(weight, sum) : weight, op.scaling), stores,
-                    place);
+        store_slot(op, token, slot, find_replica(op, expert, op.first_token + token),
+                   __fmul_rn(op.renormalize ? __fdiv_rn(weight, sum) : weight, op.scaling));
     }
     for (int32_t i = lane; i < op.num_appended; i += 32) {
-        finish_slot(op, token, op.top_k + i, op.first_appended_id + i, op.appended_weight, stores,
-                    place);
+        store_slot(op, token, op.top_k + i, op.first_appended_id + i, op.appended_weight);
     }
     __syncwarp();
 }
 
 /* Gates one token. `num_valid`: tokens from there on are padding. */
-template <int kPerLane, typename Place>
+template <int kPerLane>
 __device__ __forceinline__ void gate_token(const struct moe_op_gating &op,
                                            const GateScratch &scratch, int32_t token,
-                                           int32_t num_valid, bool is_vectored, bool stores,
-                                           const Place &place)
+                                           int32_t num_valid, bool is_vectored)
 {
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
     if (token >= num_valid) {
         for (int32_t slot = lane; slot < op.top_k + op.num_appended; slot += 32) {
-            finish_slot(op, token, slot, -1, 0.0f, stores, place);
+            store_slot(op, token, slot, -1, 0.0f);
         }
         return;
     }
@@ -386,7 +375,7 @@ __device__ __forceinline__ void gate_token(const struct moe_op_gating &op,
     } else {
         weigh_chosen(op, scratch, is_scored, largest, sum, lane);
     }
-    finish_token(op, scratch, token, lane, stores, place);
+    store_token(op, scratch, token, lane);
 }
 
 /* Tokens that are really there. */

@@ -26,8 +26,7 @@ template <int kPerLane> __device__ __forceinline__ void gating(const struct moe_
     const int32_t num_warps = static_cast<int32_t>(blockDim.x) / 32; /* fewer if rows do not fit */
     for (int32_t token = static_cast<int32_t>(blockIdx.x) * num_warps + warp; token < num_tokens;
          token += static_cast<int32_t>(gridDim.x) * num_warps) {
-        gate_token<kPerLane>(op, scratch, token, num_valid, args.is_vectored != 0, true,
-                             [](int32_t, int32_t) {});
+        gate_token<kPerLane>(op, scratch, token, num_valid, args.is_vectored != 0);
     }
 }
 
