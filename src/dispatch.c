@@ -221,8 +221,8 @@ static int32_t choose_tile(const struct making *making, const struct moe_rule_bu
     return best;
 }
 
-/* The cheapest pair; on a CPU of equal BLOCK_SIZE_M, where routes are sorted into blocks once for
- * both. The GEMMs of a GPU cut segments into blocks by themselves. */
+/* The cheapest pair of equal BLOCK_SIZE_M: a CPU sorts routes into blocks once for both, and on a GPU
+ * a launch begins under the tail of one of its own kernel, not of another. */
 static void choose_pair(const struct making *making, const struct moe_rule_bucket *bucket,
                         int64_t num_tokens, int32_t *gemm1, int32_t *gemm2)
 {
@@ -232,12 +232,10 @@ static void choose_pair(const struct making *making, const struct moe_rule_bucke
     fill_costs(making, bucket, MOE_OP_GEMM2, num_tokens, costs2);
     *gemm1 = -1;
     *gemm2 = -1;
-    const bool is_free = making->device->backend == MOE_BACKEND_CUDA;
     double best = INFINITY;
     for (int32_t i = 0; i < MOE_NUM_TILES; i++) {
         for (int32_t j = 0; j < MOE_NUM_TILES; j++) {
-            const bool is_pair = is_free || moe_tiles[i].block_m == moe_tiles[j].block_m;
-            if (is_pair && costs1[i] + costs2[j] < best) {
+            if (moe_tiles[i].block_m == moe_tiles[j].block_m && costs1[i] + costs2[j] < best) {
                 best = costs1[i] + costs2[j];
                 *gemm1 = i;
                 *gemm2 = j;

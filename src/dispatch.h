@@ -6,7 +6,7 @@
  * For T tokens the strongest rule decides that matches device and problem, whose density holds for
  * T, and which has a bucket that covers T. In that bucket an operation that is named may use the
  * rows that its keys allow, any other all of its rows; of those that the device can run, the
- * heuristic takes the cheapest. gemm1 and gemm2 are taken together, on a CPU with one BLOCK_SIZE_M.
+ * heuristic takes the cheapest. gemm1 and gemm2 are taken together, with one BLOCK_SIZE_M.
  */
 #ifndef MOE_DISPATCH_H
 #define MOE_DISPATCH_H

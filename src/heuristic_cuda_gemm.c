@@ -28,6 +28,7 @@ static const double memory_rate_alone = 54.0;  /* and what one of those gets */
 static const double l2_rate = 40.0;            /* bytes per cycle of one multiprocessor */
 static const double bytes_in_flight = 16384.0; /* of weights, at which half the rate is reached */
 static const double slab_lost = 0.05;          /* memory time, where slabs are half of 64 rows */
+static const double tail_share = 0.05;         /* of a unit's weights, with few left to read */
 static const double overlap_lost = 0.1;
 
 /* A GEMM as the kernel sees it. */
@@ -69,9 +70,10 @@ static double gemm_cost(const struct moe_tile *tile, const struct moe_device *de
                         (1.0 + slab_lost * (64.0 / slab_rows - 1.0));
     const double weight_bytes =
         shape->num_groups * shape->weight_rows * shape->k * shape->element_bytes;
+    const double unit_weights = tile->block_n * shape->k * shape->element_bytes;
     const double memory =
-        fmax(weight_bytes / (sms * rate),
-             waves / blocks * tile->block_n * shape->k * shape->element_bytes / memory_rate_alone);
+        tail_share * unit_weights / rate +
+        fmax(weight_bytes / (sms * rate), waves / blocks * unit_weights / memory_rate_alone);
     const double slowest = fmax(tensor, fmax(l2, memory));
     return launch_cycles + slowest + overlap_lost * (tensor + l2 + memory - slowest);
 }
