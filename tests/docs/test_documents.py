@@ -122,7 +122,7 @@ def is_done(words, done, moectl):
     if "cuda" not in words:
         return done.returncode == 0
     if not fake_driver(moectl).is_dir():
-        return done.returncode == 2 and "cuda" in done.stderr
+        return done.returncode == 2 and "contains no CUDA kernels" in done.stderr
     return done.returncode == 0 or (words[1] == "run" and done.returncode == 1) or "has no cuda kernel in this version" in done.stderr
 
 
