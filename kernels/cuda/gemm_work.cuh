@@ -5,8 +5,9 @@
  * and each role turns unit numbers into expert, weight block and rows by itself.
  *
  * A segment's rows are split evenly over ceil(rows / block_m) blocks, in steps of 8. Units are
- * ordered by segment; within one, group_m blocks of tokens take a weight block in turn before the
- * next weight block, so that what runs at the same time shares both in the L2.
+ * ordered by segment; within one, blocks of tokens form even groups of group_m at most, and a group
+ * takes a weight block in turn before the next weight block, so that what runs at the same time
+ * shares both in the L2.
  */
 #ifndef MOE_GEMM_WORK_CUH
 #define MOE_GEMM_WORK_CUH
@@ -146,9 +147,10 @@ static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_find_unit(
         local -= work.first_block[segment] * work.num_weight_blocks;
         num_blocks = work.first_block[segment + 1] - work.first_block[segment];
     }
-    const int32_t first = local / (kGroupM * work.num_weight_blocks) * kGroupM;
+    const int32_t per_group = moe_gemm_ceil(num_blocks, moe_gemm_ceil(num_blocks, kGroupM));
+    const int32_t first = local / (per_group * work.num_weight_blocks) * per_group;
     const int32_t left = num_blocks - first;
-    const int32_t in_group = left < kGroupM ? left : kGroupM;
+    const int32_t in_group = left < per_group ? left : per_group;
     local -= first * work.num_weight_blocks;
     int32_t block = first + local % in_group;
     unit.weight_block = local / in_group;

@@ -162,33 +162,6 @@ static __device__ __forceinline__ void moe_ptx_copy_box(uint32_t to, const void 
                  : "memory");
 }
 
-/* The same box to the same place of all CTAs of the cluster in `mask`; each one's barrier counts. */
-static __device__ __forceinline__ void moe_ptx_copy_box_to_all(uint32_t to, const void *map,
-                                                               int32_t x0, int32_t x1, int32_t x2,
-                                                               int32_t x3, uint32_t barrier,
-                                                               uint16_t mask, uint64_t policy)
-{
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-        ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7, %8;" ::"r"(to),
-        "l"(map), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(barrier), "h"(mask), "l"(policy)
-        : "memory");
-}
-
-/* 9.7.13.15 mbarrier.arrive at the same barrier of CTA `rank` of the cluster. Orders nothing but
- * what the thread has read of its own shared memory: a release of the cluster's scope would wait for
- * all its stores to global memory. */
-static __device__ __forceinline__ void moe_ptx_mbarrier_arrive_at(uint32_t barrier, uint32_t rank)
-{
-    asm volatile("{\n"
-                 ".reg .b32 remote;\n"
-                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-                 "}\n" ::"r"(barrier),
-                 "r"(rank)
-                 : "memory");
-}
-
 /* 9.7.9.28 prefetch.tensormap */
 static __device__ __forceinline__ void moe_ptx_prefetch_map(const void *map)
 {
