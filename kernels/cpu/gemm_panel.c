@@ -94,7 +94,8 @@ static int operand_is_present(const struct moe_operand *operand)
     return operand->base != NULL || operand->table != NULL;
 }
 
-static enum gemm_scaling scaling_of(const struct moe_op_gemm *op)
+/* One of enum gemm_scaling. */
+static int32_t scaling_of(const struct moe_op_gemm *op)
 {
     if (op->weight[0].dtype != MOE_DTYPE_FP8_E4M3) {
         return GEMM_SCALE_NONE;
