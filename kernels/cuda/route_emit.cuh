@@ -24,7 +24,8 @@ __device__ __forceinline__ void fill(int32_t *array, int32_t begin, int32_t end,
                                      int32_t thread, int32_t num_threads)
 {
 #pragma unroll 1
-    for (int32_t i = begin + thread; i < end; i += num_threads) {
+    for (uint32_t i = static_cast<uint32_t>(begin + thread); i < static_cast<uint32_t>(end);
+         i += static_cast<uint32_t>(num_threads)) {
         array[i] = value;
     }
 }
@@ -38,7 +39,7 @@ __device__ __forceinline__ void emit_blocks(const struct moe_op_align &op, const
     const int32_t thread = grid_thread<kThreads>();
     const int32_t num_threads = grid_threads<kThreads>();
     const int32_t num_experts = sort.num_buckets - 1;
-    const bool has_blocks = op.sorted_ids != nullptr;
+    const bool has_blocks = op.num_tokens_post_pad != nullptr; /* ids are NULL without routes */
 #pragma unroll 1
     for (int32_t bucket = thread / 32; bucket < num_starts; bucket += num_threads / 32) {
         const int32_t total = sort.totals[bucket];

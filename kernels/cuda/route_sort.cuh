@@ -333,18 +333,20 @@ struct Layout {
     int32_t max_masked_rows;   /* 0: contiguous */
 };
 
-__device__ __noinline__ int32_t divide_up(int32_t count, int32_t divisor)
+__device__ __noinline__ uint32_t divide_up(uint32_t count, uint32_t divisor)
 {
     return (count + divisor - 1) / divisor;
 }
 
-/* Blocks that hold `count`. */
+/* Blocks that hold `count`; the sum of the two may pass 2^31. */
 __device__ __forceinline__ int32_t count_blocks(int32_t count, int32_t block_size)
 {
-    if ((block_size & (block_size - 1)) == 0) {
-        return (count + block_size - 1) >> (31 - __clz(block_size));
+    const uint32_t routes = static_cast<uint32_t>(count);
+    const uint32_t size = static_cast<uint32_t>(block_size);
+    if ((size & (size - 1)) == 0) {
+        return static_cast<int32_t>((routes + size - 1) >> (31 - __clz(block_size)));
     }
-    return divide_up(count, block_size);
+    return static_cast<int32_t>(divide_up(routes, size));
 }
 
 /* Step 4: packed, and starts or segments or both, from totals; entry num_buckets is the end. */
