@@ -262,12 +262,12 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
                               const struct moe_cuda_launch *launch, struct moe_error *error)
 {
     const struct moe_cuda_driver *driver = &state->driver;
-    CUlaunchAttribute attributes[2];
+    CUlaunchAttribute attribute;
     CUlaunchConfig config;
     CUcontext popped = NULL;
     void *args = (void *)(uintptr_t)launch->args;
     memset(&config, 0, sizeof(config));
-    memset(attributes, 0, sizeof(attributes));
+    memset(&attribute, 0, sizeof(attribute));
     config.gridDimX = launch->grid_x;
     config.gridDimY = launch->grid_y;
     config.gridDimZ = launch->grid_z > 0 ? launch->grid_z : 1;
@@ -276,18 +276,11 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
     config.blockDimZ = 1;
     config.sharedMemBytes = launch->smem_bytes;
     config.hStream = stream;
-    config.attrs = attributes;
+    config.attrs = &attribute;
     if (launch->is_chained && state->sm >= 90) {
-        attributes[config.numAttrs].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attributes[config.numAttrs].value.programmaticStreamSerializationAllowed = 1;
-        config.numAttrs++;
-    }
-    if (launch->cluster > 1) {
-        attributes[config.numAttrs].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-        attributes[config.numAttrs].value.clusterDim.x = launch->cluster;
-        attributes[config.numAttrs].value.clusterDim.y = 1;
-        attributes[config.numAttrs].value.clusterDim.z = 1;
-        config.numAttrs++;
+        attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        config.numAttrs = 1;
     }
     const CUfunction function = launch->form == 0 ? state->functions[launch->tile]
                                                   : state->forms[launch->tile][launch->form - 1];

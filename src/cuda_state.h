@@ -71,7 +71,6 @@ struct moe_cuda_launch {
     uint32_t grid_y;
     uint32_t grid_z; /* 0: 1 */
     uint32_t num_threads;
-    uint32_t cluster; /* CTAs of a cluster; 0 or 1: none */
     uint32_t smem_bytes;
     int32_t is_chained; /* 1: the node before is ours; begin under its tail (PDL) */
     const void *args;   /* the kernel's one parameter */

@@ -206,7 +206,7 @@ struct moe_cuda_post_reorder {
  *   group_m     blocks of tokens that share a weight block before the next weight block is taken
  *   num_warps   warps of a CTA: 8 with one consumer warpgroup, 12 with two
  *   num_stages  stages of the ring
- * Launch: grid (num_sms, 1), 32 * num_warps threads, no cluster, dynamic shared memory of
+ * Launch: grid (num_sms, 1), 32 * num_warps threads, dynamic shared memory of
  * MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES. A CTA fills a multiprocessor, so that
  * the CTAs of a chained launch spread evenly. Any grid gives the same bits.
  */

@@ -31,36 +31,6 @@ static __device__ __forceinline__ float moe_ptx_rcp_approx(float x)
     return result;
 }
 
-#if __CUDA_ARCH__ >= 900
-/* 9.7.13.4 barrier.cluster: all threads of the cluster; shared memory written before is visible
- * through mapa addresses after. */
-static __device__ __forceinline__ void moe_ptx_cluster_sync()
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
-}
-
-/* 10. %cluster_ctarank */
-static __device__ __forceinline__ uint32_t moe_ptx_cluster_rank()
-{
-    uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-/* 9.7.9.22 mapa + 9.7.9.8 ld.shared::cluster: a word of another CTA's shared memory. */
-static __device__ __forceinline__ int32_t moe_ptx_load_cluster(const int32_t *own, uint32_t rank)
-{
-    uint32_t local = static_cast<uint32_t>(__cvta_generic_to_shared(own));
-    uint32_t remote;
-    int32_t value;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
-    asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(value) : "r"(remote) : "memory");
-    return value;
-}
-#endif
-
 /* 9.7.14.5.14 mma.m16n8k16, fp32 accumulators: sums += a * b of bf16 (f16) fragments. */
 static __device__ __forceinline__ void moe_ptx_mma_bf16(float (&sums)[4], const uint32_t (&a)[4],
                                                         uint32_t b0, uint32_t b1)
