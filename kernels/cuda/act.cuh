@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The activations of MOE_ACTIVATION_LIST on one value: kernels/cpu/act.h step by step, so the bits
- * are the CPU's. The activation kernel and the epilogue of the GEMM share it. kNear: the caller has
- * asked moe_act_is_near.
+ * The activations of MOE_ACTIVATION_LIST on one value, for the operation activation:
+ * kernels/cpu/act.h step by step, so the bits are the CPU's. The epilogue of the GEMM has its own,
+ * gemm_act.cuh. kNear: the caller has asked moe_act_is_near.
  */
 #ifndef MOE_ACT_CUH
 #define MOE_ACT_CUH
