@@ -51,8 +51,8 @@ int32_t moe_cuda_shared_factor(const struct moe_run *run, const struct moe_op_ro
 int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
                       const int32_t matrices[2], int32_t is_early, struct moe_error *error);
 
-/* Rows that GEMMs and router read begin at multiples of 16 bytes; checked before the first launch of
- * a call. `name`: "layer: tokens". UNSUPPORTED. */
+/* Rows that GEMMs and router read begin at multiples of 16 bytes; checked before the first launch
+ * of a call. `name`: "layer: tokens". UNSUPPORTED. */
 int32_t moe_cuda_check_rows(const char *name, const void *rows, int64_t stride, int32_t dtype,
                             struct moe_error *error);
 

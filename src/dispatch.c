@@ -221,8 +221,8 @@ static int32_t choose_tile(const struct making *making, const struct moe_rule_bu
     return best;
 }
 
-/* The cheapest pair of equal BLOCK_SIZE_M: a CPU sorts routes into blocks once for both, and on a GPU
- * a launch begins under the tail of one of its own kernel, not of another. */
+/* The cheapest pair of equal BLOCK_SIZE_M: a CPU sorts routes into blocks once for both, and on a
+ * GPU a launch begins under the tail of one of its own kernel, not of another. */
 static void choose_pair(const struct making *making, const struct moe_rule_bucket *bucket,
                         int64_t num_tokens, int32_t *gemm1, int32_t *gemm2)
 {
