@@ -364,6 +364,7 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
             sums[1][i] = 0.0f;
         }
         if (unit.expert < 0) {
+            __syncwarp(); /* all lanes have read the unit */
             moe_gemm_release(ring.empty_barrier());
             ring.advance();
         } else {

@@ -116,6 +116,12 @@ static __device__ __forceinline__ float moe_gemm_row_weight(const struct moe_op_
     return op.row_weights[idx];
 }
 
+/* Is there a row weight or a bias? Without, -0 stays -0. */
+static __device__ __forceinline__ bool moe_gemm_is_affine(const struct moe_op_gemm &op)
+{
+    return op.row_weights != nullptr || op.bias[0].base != nullptr;
+}
+
 /* acc * row weight + bias, two roundings. */
 static __device__ __forceinline__ float moe_gemm_affine(float sum, float weight, float bias)
 {
@@ -205,7 +211,7 @@ static __device__ __forceinline__ void moe_gemm_store_fast(const struct moe_op_g
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
     const int32_t warp = static_cast<int32_t>(threadIdx.x) % 128 / 32;
     const int32_t num_slabs = op.has_activation ? 1 : 2;
-    const bool is_affine = op.row_weights != nullptr || op.bias[0].base != nullptr;
+    const bool is_affine = moe_gemm_is_affine(op);
     float bias[2][2] = {};
     if (is_affine) {
         moe_gemm_load_bias(op, place, unit.expert, bias);
@@ -276,13 +282,14 @@ static __device__ __forceinline__ void moe_gemm_store_channel(
     const bool has_two = op.num_matrices == 2;
     const float weight = op.row_weights != nullptr ? moe_gemm_row_weight(op, position) : 1.0f;
     const bool has_expert = unit.expert >= 0;
+    const bool is_affine = has_expert && moe_gemm_is_affine(op);
     if (to < 0) {
         return;
     }
-    if (has_expert && first < op.n) {
+    if (is_affine && first < op.n) {
         sum0 = moe_gemm_affine(sum0, weight, moe_gemm_bias(op, 0, unit.expert, first));
     }
-    if (has_expert && second < op.n) {
+    if (is_affine && second < op.n) {
         sum1 = moe_gemm_affine(sum1, weight, moe_gemm_bias(op, has_two, unit.expert, second));
     }
     if (op.has_activation && has_expert) {
