@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One MoE layer of a checkpoint, described as the plugin wants it: a problem, and operands that
- * point into the mapped files. Nothing is copied or converted. */
+ * point into the mapped files. No weight is copied or converted; scales and a correction bias are
+ * where they are not fp32. fp8 weights meet fp8 activations (problem.intermediate), as servers run
+ * them; with an intermediate of zeros they meet tokens as they are. */
 #ifndef MOE_CHECKPOINT_LAYER_H
 #define MOE_CHECKPOINT_LAYER_H
 
@@ -24,7 +26,7 @@ struct moe_checkpoint_layer {
  * Opens layer `layer_idx` of the checkpoint in `folder`; -1 means the first MoE layer. Returns 0
  * and fills *layer, which the caller closes (the operands live until then), or -1 with a sentence
  * that names the file and the key or tensor: unknown model type, missing key, dense layer, missing
- * tensor, wrong shape, a type other than F32, F16, BF16.
+ * tensor, wrong shape, a type other than F32, F16, BF16 and, with scales, F8_E4M3.
  */
 int moe_checkpoint_layer_open(const char *folder, int64_t layer_idx,
                               struct moe_checkpoint_layer *layer, struct moe_cli_error *error);

@@ -4,6 +4,7 @@
 #include "checkpoint_layer.h"
 #include "command.h"
 #include "device_option.h"
+#include "fp8_recipe.h"
 #include "host_report.h"
 #include "rank_share.h"
 #include "terminal.h"
@@ -107,15 +108,11 @@ static void set_dtypes(struct moe_problem *problem, int32_t dtype)
 {
     const int is_for_tokens =
         dtype == MOE_DTYPE_FP32 || dtype == MOE_DTYPE_FP16 || dtype == MOE_DTYPE_BF16;
-    struct moe_recipe weights = {.dtype = dtype};
-    if (dtype == MOE_DTYPE_FP8_E4M3) { /* as DeepSeek-V3 publishes it */
-        weights.scale_dtype = MOE_DTYPE_FP32;
-        weights.scale_layout = MOE_SCALE_ROW_MAJOR;
-        weights.group_rows = 128;
-        weights.group_k = 128;
-    }
+    const struct moe_recipe weights =
+        dtype == MOE_DTYPE_FP8_E4M3 ? moe_fp8_weights() : (struct moe_recipe){.dtype = dtype};
     problem->tokens = (struct moe_recipe){.dtype = is_for_tokens ? dtype : MOE_DTYPE_BF16};
     problem->gate_up = weights;
+    problem->intermediate = (struct moe_recipe){0};
     problem->down = weights;
 }
 

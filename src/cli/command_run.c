@@ -8,6 +8,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const char details[] =
     "Reads the weights of one layer of a Hugging Face checkpoint (config.json and safetensors; "
@@ -18,8 +19,9 @@ static const char details[] =
     "topk_ids,\n"
     "topk_weights, experts_output and block_output that the file has is compared: chosen experts "
     "have to be the\n"
-    "same unless scores lie within one bf16 step, all else by relative L2 error, bound 1e-2. The "
-    "exit\n"
+    "same unless scores lie within one bf16 step, all else by relative L2 error, bound 1e-2 "
+    "(outputs of fp8\n"
+    "activations: 5e-2). The exit\n"
     "status is 1 beyond it. --tokens then takes the first N tokens of the file.\n"
     "\n"
     "--tp N and --ep N run the layer as N ranks would, one after the other, and sum their outputs "
@@ -30,6 +32,12 @@ static const char details[] =
     "the\n"
     "shared expert belongs to the first. Every rank runs the router. Both together make tp * ep "
     "ranks.\n"
+    "\n"
+    "Weights of fp8 with scales per 128 x 128 (quantization_config: quant_method fp8, "
+    "weight_block_size\n"
+    "[128, 128]) meet activations that are quantized to fp8, 128 columns at a time, as servers do "
+    "it. With\n"
+    "--activations plain only the weights are quantized.\n"
     "\n"
     "Model types (model_type in config.json):";
 
@@ -52,6 +60,7 @@ struct run_options {
     int64_t layer_idx;
     int64_t num_tokens; /* 0: not given */
     int64_t seed;
+    const char *activations; /* NULL: as the checkpoint's weights want them */
     struct moe_rank_split split;
     struct moe_plugin_host_options host;
 };
@@ -91,6 +100,10 @@ static enum moe_args_outcome parse(int argc, char **argv, struct run_options *op
          .value_name = "FILE",
          .text = &options->golden,
          .help = "compare with the tensors of this golden.safetensors"},
+        {.name = "activations",
+         .choices = "fp8|plain",
+         .text = &options->activations,
+         .help = "what fp8 weights meet (fp8)"},
         {.name = "tp",
          .value_name = "N",
          .number = &options->split.tp,
@@ -167,11 +180,34 @@ static int make_tokens(const struct run_options *options, struct run *run,
     return 0;
 }
 
+/* fp8 weights meet fp8 activations unless the user wants them plain. */
+static int settle_activations(const struct run_options *options, struct moe_problem *problem,
+                              struct moe_cli_error *error)
+{
+    if (options->activations == NULL) {
+        return 0;
+    }
+    if (strcmp(options->activations, "plain") == 0) {
+        problem->intermediate = (struct moe_recipe){0};
+        return 0;
+    }
+    if (problem->intermediate.dtype != MOE_DTYPE_FP8_E4M3) {
+        return MOE_CLI_FAIL(error,
+                            "--activations %s: the experts of %s are of type %s (gate, up) and %s "
+                            "(down); fp8 activations meet fp8 weights",
+                            options->activations, options->model,
+                            moe_abi_dtype_name(problem->gate_up.dtype),
+                            moe_abi_dtype_name(problem->down.dtype));
+    }
+    return 0;
+}
+
 /* Reads the files before the plugin is loaded: what is wrong with them is said first. */
 static int read_inputs(const struct run_options *options, struct run *run,
                        struct moe_cli_error *error)
 {
     if (moe_checkpoint_layer_open(options->model, options->layer_idx, &run->layer, error) != 0 ||
+        settle_activations(options, &run->layer.problem, error) != 0 ||
         moe_rank_split_check(&run->layer.problem, &options->split, error) != 0) {
         return -1;
     }

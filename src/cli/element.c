@@ -14,6 +14,8 @@ size_t moe_element_bytes(int32_t dtype)
     case MOE_DTYPE_FP16:
     case MOE_DTYPE_BF16:
         return 2;
+    case MOE_DTYPE_FP8_E4M3:
+        return 1;
     default:
         return 0;
     }
@@ -78,6 +80,39 @@ static uint16_t store_bf16(float value)
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+static float load_fp8(uint8_t bits)
+{
+    const int exponent = bits >> 3 & 0xf;
+    const int fraction = bits & 0x7;
+    float magnitude =
+        exponent == 0 ? ldexpf((float)fraction, -9) : ldexpf((float)(8 + fraction), exponent - 10);
+    if ((bits & 0x7f) == 0x7f) {
+        magnitude = NAN;
+    }
+    return (bits & 0x80) != 0 ? -magnitude : magnitude;
+}
+
+static uint8_t store_fp8(float value)
+{
+    const uint8_t sign = signbit(value) ? 0x80 : 0;
+    const float magnitude = fabsf(value);
+    if (isnan(value)) {
+        return (uint8_t)(sign | 0x7f);
+    }
+    if (magnitude >= 448.0f) { /* the largest number */
+        return (uint8_t)(sign | 0x7e);
+    }
+    if (magnitude == 0.0f) {
+        return sign;
+    }
+    int exponent;
+    frexpf(magnitude, &exponent); /* magnitude is in [2^(exponent-1), 2^exponent) */
+    const int step = exponent - 4 > -9 ? exponent - 4 : -9;
+    const int steps = (int)rintf(ldexpf(magnitude, -step));
+    /* A full 16 steps carry into the exponent by themselves. */
+    return (uint8_t)(sign | (step == -9 ? steps : ((step + 9) << 3) + steps));
+}
+
 float moe_element_load(const void *elements, int32_t dtype, int64_t idx)
 {
     const unsigned char *at =
@@ -86,6 +121,9 @@ float moe_element_load(const void *elements, int32_t dtype, int64_t idx)
         float value;
         memcpy(&value, at, sizeof value);
         return value;
+    }
+    if (dtype == MOE_DTYPE_FP8_E4M3) {
+        return load_fp8(*at);
     }
     uint16_t bits;
     memcpy(&bits, at, sizeof bits);
@@ -97,6 +135,10 @@ void moe_element_store(void *elements, int32_t dtype, int64_t idx, float value)
     unsigned char *at = (unsigned char *)elements + (size_t)idx * moe_element_bytes(dtype);
     if (dtype == MOE_DTYPE_FP32) {
         memcpy(at, &value, sizeof value);
+        return;
+    }
+    if (dtype == MOE_DTYPE_FP8_E4M3) {
+        *at = store_fp8(value);
         return;
     }
     const uint16_t bits = dtype == MOE_DTYPE_FP16 ? store_fp16(value) : store_bf16(value);

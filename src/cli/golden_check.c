@@ -43,10 +43,11 @@ static void close_token(struct moe_golden_check_tensor *tensor, struct norms *al
     }
 }
 
-static void close_tensor(struct moe_golden_check_tensor *tensor, const struct norms *all)
+static void close_tensor(struct moe_golden_check_tensor *tensor, const struct norms *all,
+                         double bound)
 {
     tensor->rel_l2 = get_rel_l2(all);
-    tensor->is_right = tensor->rel_l2 <= MOE_GOLDEN_CHECK_BOUND;
+    tensor->is_right = tensor->rel_l2 <= bound;
 }
 
 /* What the comparison of routing needs for a token. */
@@ -202,13 +203,13 @@ static void compare_routing(struct routing *routing, int64_t num_tokens,
     }
     ids->is_right = check->routing.num_wrong == 0;
     if (weights->is_present) {
-        close_tensor(weights, &all);
+        close_tensor(weights, &all, MOE_GOLDEN_CHECK_BOUND);
     }
 }
 
 /* Compares rows of `computed` [T, width] but for tokens that `is_left_out` marks (NULL: none). */
 static void compare_rows(const struct moe_safetensors_tensor *expected, const float *computed,
-                         int64_t num_tokens, const unsigned char *is_left_out,
+                         int64_t num_tokens, const unsigned char *is_left_out, double bound,
                          struct moe_golden_check_tensor *tensor)
 {
     if (expected == NULL) {
@@ -226,7 +227,7 @@ static void compare_rows(const struct moe_safetensors_tensor *expected, const fl
         }
         close_token(tensor, &all, token, &norms);
     }
-    close_tensor(tensor, &all);
+    close_tensor(tensor, &all, bound);
 }
 
 int moe_golden_check_compare(const struct moe_golden_file *golden,
@@ -237,6 +238,9 @@ int moe_golden_check_compare(const struct moe_golden_file *golden,
     struct routing routing;
     memset(check, 0, sizeof *check);
     check->num_tokens = num_tokens;
+    check->output_bound = layer->problem.intermediate.dtype == MOE_DTYPE_FP8_E4M3
+                              ? MOE_GOLDEN_CHECK_FP8_BOUND
+                              : MOE_GOLDEN_CHECK_BOUND;
     check->routing.first_wrong = -1;
     for (int kind = 0; kind < MOE_GOLDEN_NUM_KINDS; ++kind) {
         check->tensors[kind].is_present = golden->tensors[kind] != NULL;
@@ -247,13 +251,13 @@ int moe_golden_check_compare(const struct moe_golden_file *golden,
     }
     compare_routing(&routing, num_tokens, check);
     compare_rows(golden->tensors[MOE_GOLDEN_ROUTER_LOGITS], result->logits, num_tokens, NULL,
-                 &check->tensors[MOE_GOLDEN_ROUTER_LOGITS]);
+                 MOE_GOLDEN_CHECK_BOUND, &check->tensors[MOE_GOLDEN_ROUTER_LOGITS]);
     /* A wrong token stays in: only near ties may differ. */
     const unsigned char *left_out = check->routing.num_wrong == 0 ? routing.is_other : NULL;
     compare_rows(golden->tensors[MOE_GOLDEN_EXPERTS_OUTPUT], result->experts_output, num_tokens,
-                 left_out, &check->tensors[MOE_GOLDEN_EXPERTS_OUTPUT]);
+                 left_out, check->output_bound, &check->tensors[MOE_GOLDEN_EXPERTS_OUTPUT]);
     compare_rows(golden->tensors[MOE_GOLDEN_BLOCK_OUTPUT], result->block_output, num_tokens,
-                 left_out, &check->tensors[MOE_GOLDEN_BLOCK_OUTPUT]);
+                 left_out, check->output_bound, &check->tensors[MOE_GOLDEN_BLOCK_OUTPUT]);
     routing_finish(&routing);
     check->is_right = 1;
     for (int kind = 0; kind < MOE_GOLDEN_NUM_KINDS; ++kind) {

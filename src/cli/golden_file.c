@@ -53,7 +53,7 @@ static int check_dtype(const char *path, const struct moe_safetensors_tensor *te
                    : MOE_CLI_FAIL(error, "%s: tensor '%s' is of type %s; ids are I32 or I64", path,
                                   tensor->name, tensor->dtype_name);
     }
-    return moe_element_bytes(tensor->moe_dtype) > 0
+    return moe_element_bytes(tensor->moe_dtype) > 1 /* not fp8: it would need scales */
                ? 0
                : MOE_CLI_FAIL(error, "%s: tensor '%s' is of type %s; read are F32, F16 and BF16",
                               path, tensor->name, tensor->dtype_name);

@@ -38,6 +38,12 @@ const char *moe_host_report_format_device(const struct moe_device *device, char 
     return text;
 }
 
+/* The type that rows meet the weights in. */
+static int32_t get_activations(const struct moe_problem *problem)
+{
+    return problem->intermediate.dtype != 0 ? problem->intermediate.dtype : problem->tokens.dtype;
+}
+
 const char *moe_host_report_format_sizes(const struct moe_problem *problem, char *text)
 {
     size_t length = 0;
@@ -48,6 +54,9 @@ const char *moe_host_report_format_sizes(const struct moe_problem *problem, char
         append(text, &length, ", shared inter %" PRId32, problem->shared_inter);
     }
     append(text, &length, ", %s", moe_abi_dtype_name(problem->gate_up.dtype));
+    if (problem->gate_up.dtype == MOE_DTYPE_FP8_E4M3) {
+        append(text, &length, ", activations %s", moe_abi_dtype_name(get_activations(problem)));
+    }
     return text;
 }
 
@@ -156,6 +165,7 @@ void moe_host_report_put_problem(struct moe_cli_json *json, const struct moe_pro
     moe_cli_json_put_int(json, "inter", problem->inter);
     moe_cli_json_put_int(json, "shared_inter", problem->shared_inter);
     moe_cli_json_put_text(json, "dtype", moe_abi_dtype_name(problem->gate_up.dtype));
+    moe_cli_json_put_text(json, "activations", moe_abi_dtype_name(get_activations(problem)));
     moe_cli_json_put_text(json, "gating", moe_abi_gating_name(problem->gating));
     moe_cli_json_put_int(json, "num_groups", problem->num_groups);
     moe_cli_json_put_int(json, "topk_groups", problem->topk_groups);

@@ -4,7 +4,9 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "fp8_recipe.h"
 #include "model_layers.h"
+#include "model_quant.h"
 #include "model_values.h"
 
 struct named_id {
@@ -233,7 +235,7 @@ static int read_family(const struct moe_tree_node *root, struct moe_model_config
     return 0;
 }
 
-/* dtype and quant_method may stand in the text_config or beside it. */
+/* dtype may stand in the text_config or beside it. */
 static int read_dtype(const struct moe_tree_node *root, struct moe_model_config *config,
                       struct moe_cli_error *error)
 {
@@ -249,13 +251,11 @@ static int read_dtype(const struct moe_tree_node *root, struct moe_model_config 
             return -1;
         }
     }
-    moe_model_config_set_dtypes(config, dtype, dtype, &config->problem);
-    const struct moe_tree_node *quantization = moe_tree_find(config->text, "quantization_config");
-    if (quantization == NULL) {
-        quantization = moe_tree_find(root, "quantization_config");
-    }
-    const struct moe_tree_node *method = moe_tree_find(quantization, "quant_method");
-    config->quant_method = method != NULL ? method->text : NULL;
+    config->dtype = dtype;
+    config->quantization = moe_model_quant_find(root, config->text);
+    const int32_t weight_dtype =
+        moe_model_quant_is_fp8(config->quantization) ? MOE_DTYPE_FP8_E4M3 : dtype;
+    moe_model_config_set_dtypes(config, weight_dtype, weight_dtype, &config->problem);
     return 0;
 }
 
@@ -274,11 +274,20 @@ int moe_model_config_read(const struct moe_tree_node *root, const char *path,
     return read_dtype(root, config, error);
 }
 
+static struct moe_recipe weights_of(int32_t dtype)
+{
+    return dtype == MOE_DTYPE_FP8_E4M3 ? moe_fp8_weights() : (struct moe_recipe){.dtype = dtype};
+}
+
 void moe_model_config_set_dtypes(const struct moe_model_config *config, int32_t gate_up_dtype,
                                  int32_t down_dtype, struct moe_problem *problem)
 {
-    problem->tokens.dtype = gate_up_dtype;
-    problem->gate_up.dtype = gate_up_dtype;
-    problem->down.dtype = down_dtype;
-    problem->logits_dtype = config->family->router_is_fp32 ? MOE_DTYPE_FP32 : gate_up_dtype;
+    const int is_fp8 = gate_up_dtype == MOE_DTYPE_FP8_E4M3;
+    const int32_t plain_dtype = is_fp8 ? config->dtype : gate_up_dtype;
+    problem->tokens = (struct moe_recipe){.dtype = plain_dtype};
+    problem->gate_up = weights_of(gate_up_dtype);
+    problem->intermediate =
+        is_fp8 && down_dtype == MOE_DTYPE_FP8_E4M3 ? moe_fp8_rows() : (struct moe_recipe){0};
+    problem->down = weights_of(down_dtype);
+    problem->logits_dtype = config->family->router_is_fp32 ? MOE_DTYPE_FP32 : plain_dtype;
 }

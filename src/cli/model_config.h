@@ -16,7 +16,8 @@ struct moe_model_config {
     const struct moe_family *family;
     const struct moe_tree_node
         *text; /* the object that the keys are read from: the root, or its text_config */
-    const char *quant_method; /* quantization_config.quant_method, or NULL */
+    const struct moe_tree_node *quantization; /* quantization_config, or NULL */
+    int32_t dtype;                            /* of what is not quantized */
     int64_t num_layers;
     int64_t first_moe_layer; /* as struct moe_family says */
     int64_t last_moe_layer;
@@ -27,7 +28,8 @@ struct moe_model_config {
     const struct moe_tree_node *layer_kinds;  /* list of texts, or one text, or NULL */
 
     /* One layer, not split over ranks. All members but max_tokens are set; the dtypes are those
-     * that config.json names (bf16 where it names none), which the tensors of a checkpoint may
+     * that config.json names (bf16 where it names none; fp8 weights with scales per 128 x 128, and
+     * activations quantized by 128, where it says fp8), which the tensors of a checkpoint may
      * overrule. */
     struct moe_problem problem;
 };
@@ -43,7 +45,8 @@ int moe_model_config_is_moe_layer(const struct moe_model_config *config, int64_t
 /* The lowest MoE layer, or -1 when all are dense. */
 int64_t moe_model_config_first_moe_layer(const struct moe_model_config *config);
 
-/* Sets the dtypes of `problem` that follow from the experts': tokens, gate_up and down recipes, and
+/* Sets the recipes of `problem` that follow from the experts' dtypes: gate_up and down, tokens in
+ * the type of gate_up (config->dtype where that is fp8), the intermediate fp8 where both are, and
  * logits by the family's router. */
 void moe_model_config_set_dtypes(const struct moe_model_config *config, int32_t gate_up_dtype,
                                  int32_t down_dtype, struct moe_problem *problem);

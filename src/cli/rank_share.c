@@ -7,21 +7,37 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int check_divides(const char *what, int32_t size, int64_t tp, struct moe_cli_error *error)
+/* group: channels that share a scale; 0: all of them, or none. */
+static int check_divides(const char *what, int32_t size, int32_t group, int64_t tp,
+                         struct moe_cli_error *error)
 {
     if (size % tp != 0) {
         return MOE_CLI_FAIL(
             error, "--tp %" PRId64 ": the %s of %" PRId32 " channels does not divide by it", tp,
             what, size);
     }
+    if (tp > 1 && group > 0 && size / tp % group != 0) {
+        return MOE_CLI_FAIL(error,
+                            "--tp %" PRId64 ": the %s of %" PRId32
+                            " channels does not divide by it into whole blocks of %" PRId32
+                            " channels, which share a scale",
+                            tp, what, size, group);
+    }
     return 0;
+}
+
+/* Channels that share a scale of fp8 weights; 0: no scales. */
+static int32_t get_block(const struct moe_problem *problem)
+{
+    return problem->gate_up.group_rows > 0 ? problem->gate_up.group_rows : problem->down.group_k;
 }
 
 int moe_rank_split_check(const struct moe_problem *problem, const struct moe_rank_split *split,
                          struct moe_cli_error *error)
 {
-    if (check_divides("inter", problem->inter, split->tp, error) != 0 ||
-        check_divides("shared inter", problem->shared_inter, split->tp, error) != 0) {
+    const int32_t block = get_block(problem);
+    if (check_divides("inter", problem->inter, block, split->tp, error) != 0 ||
+        check_divides("shared inter", problem->shared_inter, block, split->tp, error) != 0) {
         return -1;
     }
     if (split->ep > problem->num_experts) {
@@ -101,6 +117,9 @@ static void drop_unused(struct moe_rank_share *share)
         weights->shared_up = absent;
         weights->shared_down = absent;
         weights->shared_sigmoid = absent;
+        weights->shared_gate_scale = absent;
+        weights->shared_up_scale = absent;
+        weights->shared_down_scale = absent;
     }
     if ((share->problem.flags & MOE_PROBLEM_DOWN_BIAS) == 0) {
         weights->down_bias = absent;
@@ -118,6 +137,15 @@ static int move_operands(struct moe_rank_share *share, int64_t tp_idx, struct mo
     const struct origin all = {.expert = expert_begin};
     const struct origin shared_out = {.row = shared_channel};
     const struct origin shared_in = {.col = shared_channel};
+    /* The same places counted in blocks that share a scale; without scales there is nothing to
+     * move. */
+    const int32_t block = get_block(&share->problem);
+    const int64_t first_block = block > 0 ? channel / block : 0;
+    const int64_t first_shared_block = block > 0 ? shared_channel / block : 0;
+    const struct origin out_scale = {.expert = expert_begin, .row = first_block};
+    const struct origin in_scale = {.expert = expert_begin, .col = first_block};
+    const struct origin shared_out_scale = {.row = first_shared_block};
+    const struct origin shared_in_scale = {.col = first_shared_block};
     const struct {
         struct moe_operand *operand;
         struct origin origin;
@@ -131,6 +159,12 @@ static int move_operands(struct moe_rank_share *share, int64_t tp_idx, struct mo
         {&weights->shared_gate, shared_out},
         {&weights->shared_up, shared_out},
         {&weights->shared_down, shared_in},
+        {&weights->gate_scale, out_scale},
+        {&weights->up_scale, out_scale},
+        {&weights->down_scale, in_scale},
+        {&weights->shared_gate_scale, shared_out_scale},
+        {&weights->shared_up_scale, shared_out_scale},
+        {&weights->shared_down_scale, shared_in_scale},
     };
     for (size_t i = 0; i < sizeof moves / sizeof moves[0]; ++i) {
         if (move_operand(share, moves[i].operand, moves[i].origin, share->problem.num_experts,

@@ -18,7 +18,7 @@ struct moe_rank_split {
     int64_t ep; /* each holds a contiguous range of experts */
 };
 
-enum { MOE_RANK_SHARE_MAX_TABLES = 6 }; /* gate, up, down and their biases */
+enum { MOE_RANK_SHARE_MAX_TABLES = 9 }; /* gate, up, down, their biases and scales */
 
 struct moe_rank_share {
     struct moe_problem problem;
@@ -28,8 +28,9 @@ struct moe_rank_share {
     int num_tables;
 };
 
-/* Checks that the layer can be split so: inter and shared_inter divide by tp, and ep is at most the
- * number of experts. Returns 0, or -1 with a sentence. */
+/* Checks that the layer can be split so: inter and shared_inter divide by tp (into whole groups of
+ * scales where weights have them), and ep is at most the number of experts. Returns 0, or -1 with a
+ * sentence. */
 int moe_rank_split_check(const struct moe_problem *problem, const struct moe_rank_split *split,
                          struct moe_cli_error *error);
 

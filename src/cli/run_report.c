@@ -126,8 +126,14 @@ static void print_check(const struct moe_run_report *report, FILE *out)
 {
     const struct moe_golden_check *check = report->check;
     const struct moe_golden_check_routing *routing = &check->routing;
-    fprintf(out, "\n%s%-18s%-20s%-27sby %g%s\n", moe_terminal_style(out, MOE_TERMINAL_BOLD),
-            "tensor", "relative L2 error", "worst token", MOE_GOLDEN_CHECK_BOUND,
+    char bounds[64];
+    const int length = snprintf(bounds, sizeof bounds, "by %g", MOE_GOLDEN_CHECK_BOUND);
+    if (check->output_bound > MOE_GOLDEN_CHECK_BOUND) {
+        snprintf(bounds + length, sizeof bounds - (size_t)length, ", outputs by %g",
+                 check->output_bound);
+    }
+    fprintf(out, "\n%s%-18s%-20s%-27s%s%s\n", moe_terminal_style(out, MOE_TERMINAL_BOLD), "tensor",
+            "relative L2 error", "worst token", bounds,
             moe_terminal_style(out, MOE_TERMINAL_PLAIN));
     for (int kind = 0; kind < MOE_GOLDEN_NUM_KINDS; ++kind) {
         const struct moe_golden_check_tensor *tensor = &check->tensors[kind];
@@ -213,6 +219,7 @@ static void put_check(struct moe_cli_json *json, const struct moe_golden_check *
 {
     moe_cli_json_begin_object(json, "check");
     moe_cli_json_put_number(json, "bound", MOE_GOLDEN_CHECK_BOUND);
+    moe_cli_json_put_number(json, "output_bound", check->output_bound);
     moe_cli_json_put_bool(json, "right", check->is_right);
     moe_cli_json_begin_array(json, "tensors");
     for (int kind = 0; kind < MOE_GOLDEN_NUM_KINDS; ++kind) {

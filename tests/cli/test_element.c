@@ -79,11 +79,51 @@ static void rounds_around_every_border(void **state)
     }
 }
 
+static void expect_fp8(float value)
+{
+    uint8_t expected;
+    uint8_t stored;
+    ref_store(REF_E4M3, &expected, 0, (double)value);
+    moe_element_store(&stored, MOE_DTYPE_FP8_E4M3, 0, value);
+    assert_int_equal(stored, expected);
+}
+
+/* Every pattern of fp8, and values around every border between two. */
+static void fp8_is_as_the_reference_has_it(void **state)
+{
+    (void)state;
+    for (int bits = 0; bits < 1 << 8; ++bits) {
+        const uint8_t pattern = (uint8_t)bits;
+        const double expected = ref_load(REF_E4M3, &pattern, 0);
+        const double loaded = (double)moe_element_load(&pattern, MOE_DTYPE_FP8_E4M3, 0);
+        if (isnan(expected)) {
+            assert_true(isnan(loaded));
+            continue;
+        }
+        assert_memory_equal(&loaded, &expected, sizeof loaded); /* the sign of zero too */
+        const uint8_t next = (uint8_t)(bits + 1);
+        const float above = moe_element_load(&next, MOE_DTYPE_FP8_E4M3, 0);
+        const float border = isfinite(above) && bits != 0x7f
+                                 ? (float)loaded + (above - (float)loaded) / 2.0f
+                                 : (float)loaded * 1.04f;
+        expect_fp8((float)loaded);
+        expect_fp8(border);
+        expect_fp8(nextafterf(border, INFINITY));
+        expect_fp8(nextafterf(border, -INFINITY));
+    }
+    expect_fp8(INFINITY);
+    expect_fp8(-INFINITY);
+    expect_fp8(3.4e38f);
+    uint8_t stored;
+    moe_element_store(&stored, MOE_DTYPE_FP8_E4M3, 0, NAN);
+    assert_int_equal(stored & 0x7f, 0x7f);
+}
+
 /* At an odd address, in the middle of an array. */
 static void arrays_need_not_be_aligned(void **state)
 {
     (void)state;
-    const int32_t dtypes[] = {MOE_DTYPE_FP32, MOE_DTYPE_FP16, MOE_DTYPE_BF16};
+    const int32_t dtypes[] = {MOE_DTYPE_FP32, MOE_DTYPE_FP16, MOE_DTYPE_BF16, MOE_DTYPE_FP8_E4M3};
     for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; ++i) {
         unsigned char bytes[32];
         memset(bytes, 0xa5, sizeof bytes);
@@ -131,6 +171,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(loads_every_pattern),
         cmocka_unit_test(rounds_around_every_border),
+        cmocka_unit_test(fp8_is_as_the_reference_has_it),
         cmocka_unit_test(arrays_need_not_be_aligned),
         cmocka_unit_test(random_numbers_are_normal_and_seeded),
     };
