@@ -7,6 +7,39 @@
 
 #include <stddef.h>
 
+/* `output` may be residual or shared itself, and nothing else. */
+static int32_t check_reorder_overlap(const struct moe_plan *plan,
+                                     const struct moe_post_reorder_args *own,
+                                     struct moe_error *error)
+{
+    static const char op[] = "post_reorder";
+    const struct moe_problem *problem = &plan->problem;
+    const int64_t num_tokens = own->call.num_tokens, hidden = problem->hidden;
+    const int64_t num_routes = num_tokens * moe_problem_num_slots(problem);
+    const int32_t dtype = problem->output_dtype;
+    const struct moe_span output =
+        moe_call_span(own->output, num_tokens, hidden, own->output_stride, dtype);
+    struct moe_call_tensors tensors = {.num_outputs = 0};
+    moe_call_add_output(&tensors, (struct moe_call_tensor){"output", output});
+    moe_call_add_input(
+        &tensors, (struct moe_call_tensor){"rows", moe_call_span(own->rows, own->num_rows, hidden,
+                                                                 own->row_stride, dtype)});
+    moe_call_add_input(&tensors,
+                       moe_call_array("src2dst", own->src2dst, num_routes, sizeof(int32_t)));
+    moe_call_add_input(
+        &tensors, moe_call_array("topk_weights", own->topk_weights, num_routes, sizeof(float)));
+    moe_call_add_input(
+        &tensors, moe_call_array("shared_factor", own->shared_factor, num_tokens, sizeof(float)));
+    moe_call_add_common(&tensors, plan, MOE_OP_POST_REORDER, &own->call);
+    MOE_TRY(moe_call_check_tensors(op, &tensors, error));
+    MOE_TRY(moe_call_check_overlap(
+        op, "output", output, "shared",
+        moe_call_span(own->shared, num_tokens, hidden, own->shared_stride, dtype), 1, error));
+    return moe_call_check_overlap(
+        op, "output", output, "residual",
+        moe_call_span(own->residual, num_tokens, hidden, own->residual_stride, dtype), 1, error);
+}
+
 int32_t moe_calls_post_reorder(const struct moe_plan *plan,
                                const struct moe_post_reorder_args *args, struct moe_error *error)
 {
@@ -40,17 +73,7 @@ int32_t moe_calls_post_reorder(const struct moe_plan *plan,
     MOE_TRY(moe_call_check_array(op, "src2dst", own.src2dst, sizeof(int32_t), num_tokens, error));
     MOE_TRY(moe_call_check_array(op, "topk_weights", own.topk_weights, sizeof(float), 0, error));
     MOE_TRY(moe_call_check_array(op, "shared_factor", own.shared_factor, sizeof(float), 0, error));
-    struct moe_span output =
-        moe_call_span(own.output, num_tokens, hidden, own.output_stride, dtype);
-    MOE_TRY(moe_call_check_overlap(
-        op, "output", output, "rows",
-        moe_call_span(own.rows, own.num_rows, hidden, own.row_stride, dtype), 0, error));
-    MOE_TRY(moe_call_check_overlap(
-        op, "output", output, "shared",
-        moe_call_span(own.shared, num_tokens, hidden, own.shared_stride, dtype), 1, error));
-    MOE_TRY(moe_call_check_overlap(
-        op, "output", output, "residual",
-        moe_call_span(own.residual, num_tokens, hidden, own.residual_stride, dtype), 1, error));
+    MOE_TRY(check_reorder_overlap(plan, &own, error));
     if (plan->backend->id == MOE_BACKEND_CPU) {
         MOE_TRY(moe_call_check_destinations(
             op, own.src2dst, run.num_tokens * moe_problem_num_slots(problem), own.num_rows, error));

@@ -424,6 +424,14 @@ static void bad_rows_are_refused(void **state)
     op_expect_refusal(MOE_STATUS_INVALID_ARGUMENT, &watch, op_invoke_post_reorder, &post,
                       &post.call);
     post.residual = NULL;
+    post.topk_weights = (const float *)(const void *)(output.data + 4); /* overlaps */
+    op_expect_refusal(MOE_STATUS_INVALID_ARGUMENT, &watch, op_invoke_post_reorder, &post,
+                      &post.call);
+    post.topk_weights = NULL;
+    post.src2dst = (const int32_t *)(const void *)output.data; /* overlaps */
+    op_expect_refusal(MOE_STATUS_INVALID_ARGUMENT, &watch, op_invoke_post_reorder, &post,
+                      &post.call);
+    post.src2dst = fine;
     post.shared_factor = values; /* of what? */
     op_expect_refusal(MOE_STATUS_INVALID_ARGUMENT, &watch, op_invoke_post_reorder, &post,
                       &post.call);
