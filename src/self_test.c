@@ -207,5 +207,5 @@ int32_t moe_self_test(struct moe_context *context, struct moe_error *error)
         status = run_layer(context, dtypes[i], data, error);
     }
     moe_memory_free(&context->memory, data, sizeof(*data));
-    return status;
+    return status == MOE_STATUS_OK ? moe_self_test_ops(context, error) : status;
 }
