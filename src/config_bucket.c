@@ -102,13 +102,9 @@ static bool read_kernel(struct moe_config_parse *parse, const struct moe_tree_no
     struct moe_words words = {0, ""};
     moe_words_add(&words, "%s has no kernel ", moe_tiles_op_name(op));
     moe_words_add_node(&words, node);
-    if (kernel_name(&op, 0) == NULL) {
-        moe_words_add(&words, "; no kernel of %s exists yet", moe_tiles_op_name(op));
-    } else {
-        moe_words_add(&words, "; valid: ");
-        moe_words_add_names(&words, kernel_name, &op);
-        moe_words_add_suggestion(&words, node->text, kernel_name, &op);
-    }
+    moe_words_add(&words, "; valid: ");
+    moe_words_add_names(&words, kernel_name, &op);
+    moe_words_add_suggestion(&words, node->text, kernel_name, &op);
     moe_config_report_error(parse->report, node, MOE_CONFIG_CODE_UNKNOWN_TILE, "%s", words.text);
     return false;
 }
@@ -186,9 +182,6 @@ static bool check_rows(struct moe_config_parse *parse, const struct moe_rule_op 
     struct moe_words words = {0, ""};
     moe_words_add(&words, "%s has no tile ", moe_tiles_op_name(op));
     add_asked(&words, asked);
-    if (kernel_name(&op, 0) == NULL) {
-        moe_words_add(&words, "; no kernel of %s exists yet", moe_tiles_op_name(op));
-    }
     add_nearest(&words, asked, op);
     moe_config_report_add(parse->report, MOE_LEVEL_ERROR,
                           moe_config_report_code(MOE_CONFIG_CODE_UNKNOWN_TILE), asked->line,
