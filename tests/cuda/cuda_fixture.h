@@ -28,7 +28,7 @@ static struct fake_driver *driver;
 static fake_driver_reset_fn *reset_driver;
 
 /* Addresses that no host memory has: a call that touches what they stand for ends the program. */
-#define ON_DEVICE(number) ((void *)(uintptr_t)(UINT64_C(0x100000000000) * ((number) + 1)))
+#define ON_DEVICE(number) ((void *)(uintptr_t)(UINT64_C(0x100000000000) * ((uint64_t)(number) + 1)))
 
 static inline void *open_library(const char *path)
 {

@@ -444,7 +444,7 @@ struct moe_problem {
     int32_t determinism;          /* MOE_DETERMINISM_* */
     int32_t output_dtype;         /* 0: as tokens */
     int32_t logits_dtype;         /* dtype that router logits are rounded to and read as; 0: fp32 */
-    int32_t num_appended_experts; /* gating appends ids E_global, E_global + 1, ...; 0: none */
+    int32_t num_appended_experts; /* gating appends the ids num_physical_experts, ...; 0: none */
     float appended_weight;        /* their weight */
     int32_t num_physical_experts; /* range of the ids that a physical map gives out; 0:
                                      num_experts_global (no redundant experts) */
@@ -841,8 +841,8 @@ struct moe_post_reorder_args {
 };
 
 /*
- * route: gating and the sorts of align_block_size and ep_preprocess in one call (on a GPU one
- * launch where that is faster), with the results of the three. What is NULL is not made; at least
+ * route: gating and the sorts of align_block_size and ep_preprocess in one call (on a GPU a chain
+ * of one to three launches), with the results of the three. What is NULL is not made; at least
  * one of sorted_ids, expert_counts, seg_indptr and masked_m must be wanted.
  */
 struct moe_route_args {
