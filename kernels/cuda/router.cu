@@ -17,6 +17,7 @@
  */
 #include "cuda_args.h"
 #include "ptx.cuh"
+#include "vmath.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -167,7 +168,7 @@ __device__ __forceinline__ void finish_logit(const struct moe_cuda_router &args,
     }
     float value = op.bias.base != nullptr ? __fadd_rn(sum, load_bias(op.bias, expert)) : sum;
     if (args.applies_sigmoid) {
-        value = __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(-value)));
+        value = moe_vmath_logistic(value);
     }
     store_logit(op.logits, token * op.logits_stride + expert, op.logits_dtype, value);
 }
