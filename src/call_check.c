@@ -223,11 +223,12 @@ int32_t moe_call_check_num_rows(const char *op, const struct moe_plan *plan, int
                              (long long)num_rows, (long long)plan->max_rows);
     }
     if (num_rows > plan->max_rows) {
+        const int64_t max_tokens = (num_rows - 1) / num_slots + 1;
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "%s: num_rows is %lld; the plan takes 0 to %lld, all rows of a masked "
                              "layout counted; one with max_tokens %lld takes them",
                              op, (long long)num_rows, (long long)plan->max_rows,
-                             (long long)((num_rows - 1) / num_slots + 1));
+                             (long long)max_tokens);
     }
     return MOE_STATUS_OK;
 }

@@ -159,6 +159,7 @@ int32_t moe_calls_grouped_gemm(const struct moe_plan *plan,
     MOE_TRY(moe_call_check_plan(plan, MOE_OP_GEMM1, error));
     MOE_TRY(MOE_STRUCT_READ(&own, args, moe_grouped_gemm_args, error));
     const struct moe_problem *problem = &plan->problem;
+    shape.input = &problem->tokens;
     MOE_TRY(read_gemm_shape(problem, own.which, &shape, error));
     MOE_TRY(moe_call_begin(plan, shape.op, &own.call, own.call.num_tokens, &run, error));
     MOE_TRY(moe_call_check_weights(op, plan, own.weights, error));

@@ -75,7 +75,7 @@ static int64_t segment_size(const struct moe_op_experts *op, int32_t e)
     if (op->seg_indptr != NULL) {
         return op->seg_indptr[e + 1] - op->seg_indptr[e];
     }
-    const int64_t count = op->masked_m[e];
+    const int64_t count = op->masked_m != NULL ? op->masked_m[e] : 0;
     return count < 0 ? 0 : count > op->max_masked_rows ? op->max_masked_rows : count;
 }
 

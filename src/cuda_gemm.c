@@ -45,7 +45,7 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
     struct moe_cuda_gemm args;
     memset(&args, 0, sizeof(args));
     args.op = *op;
-    for (int32_t i = 0; i < op->num_matrices; i++) {
+    for (int32_t i = 0; i < 2 && i < op->num_matrices; i++) {
         const struct moe_cuda_matrix *matrix = &weights->matrices[matrices[i]];
         args.weight[i] = *moe_cuda_weights_map(weights, matrices[i], tile);
         args.op.weight[i] = matrix->operand;

@@ -282,8 +282,8 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
         attribute.value.programmaticStreamSerializationAllowed = 1;
         config.numAttrs = 1;
     }
-    const CUfunction function = launch->form == 0 ? state->functions[launch->tile]
-                                                  : state->forms[launch->tile][launch->form - 1];
+    CUfunction function = launch->form == 0 ? state->functions[launch->tile]
+                                            : state->forms[launch->tile][launch->form - 1];
     CUresult result = driver->cuCtxPushCurrent(state->context);
     if (result == CUDA_SUCCESS) {
         result = driver->cuLaunchKernelEx(&config, function, &args, NULL);

@@ -180,9 +180,12 @@ static int32_t check_quantize(const uint8_t *codes, const float *scales, struct 
                                  quantize_codes[i]);
         }
     }
-    if (memcmp(scales, quantize_scales, sizeof(quantize_scales)) != 0) {
-        return moe_error_set(error, MOE_STATUS_SELF_TEST,
-                             "self-test: quantize: the scales differ from the known answer");
+    for (size_t i = 0; i < sizeof(quantize_scales) / sizeof(quantize_scales[0]); i++) {
+        if (scales[i] != quantize_scales[i]) {
+            return moe_error_set(error, MOE_STATUS_SELF_TEST,
+                                 "self-test: quantize: scale %zu is %g instead of %g", i,
+                                 (double)scales[i], (double)quantize_scales[i]);
+        }
     }
     return MOE_STATUS_OK;
 }

@@ -125,7 +125,7 @@ static int read_shape(const struct moe_args_list *shape, struct moe_problem *pro
 static int settle_dtype(const char *name, struct moe_problem *problem, struct moe_cli_error *error)
 {
     const int32_t dtype = name != NULL ? moe_abi_find_dtype(name) : problem->tokens.dtype;
-    if (dtype < 0 || moe_element_bytes(dtype) == 0) {
+    if (dtype != MOE_DTYPE_FP32 && dtype != MOE_DTYPE_FP16 && dtype != MOE_DTYPE_BF16) {
         return MOE_CLI_FAIL(error, "--dtype: '%s' is not one of fp32, fp16, bf16",
                             name != NULL ? name : moe_abi_dtype_name(dtype));
     }
