@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "gpu_host.h"
 
+#include "gpu_limits.h"
+
 #include <dlfcn.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <threads.h>
+#include <time.h>
 
 /* X(function, symbol): what this host needs of libcuda. */
 #define GPU_FUNCTIONS(X)                                        \
@@ -31,6 +36,7 @@
     X(cuEventRecord, cuEventRecord)                             \
     X(cuEventSynchronize, cuEventSynchronize)                   \
     X(cuEventElapsedTime, cuEventElapsedTime_v2)                \
+    X(cuEventDestroy, cuEventDestroy_v2)                        \
     X(cuModuleLoadData, cuModuleLoadData)                       \
     X(cuModuleGetFunction, cuModuleGetFunction)                 \
     X(cuLaunchKernelEx, cuLaunchKernelEx)
@@ -158,7 +164,7 @@ void gpu_host_finish(struct gpu_host *host)
 void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile,
                     const char *op_name)
 {
-    char text[512];
+    char numbers[256], text[1024];
     struct moe_error error;
     struct moe_config_source source;
     MOE_INIT(error);
@@ -168,11 +174,19 @@ void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *til
                        "built-in");
         return;
     }
-    snprintf(
-        text, sizeof(text),
-        "schema: moe-dispatch/1\nrules:\n- name: forced\n  match: {backend: cuda}\n  buckets:\n"
-        "  - max_tokens: inf\n    %s: {kernel: %s, BLOCK_SIZE: %d}\n",
-        op_name, tile->kernel, tile->block_size);
+    if (tile->block_size > 0) {
+        snprintf(numbers, sizeof(numbers), "BLOCK_SIZE: %d", tile->block_size);
+    } else {
+        snprintf(numbers, sizeof(numbers),
+                 "BLOCK_SIZE_M: %d, BLOCK_SIZE_N: %d, BLOCK_SIZE_K: %d, GROUP_SIZE_M: %d, "
+                 "num_warps: %d, num_stages: %d",
+                 tile->block_size_m, tile->block_size_n, tile->block_size_k, tile->group_size_m,
+                 tile->num_warps, tile->num_stages);
+    }
+    snprintf(text, sizeof(text),
+             "schema: moe-dispatch/1\nrules:\n- name: forced\n  match: {backend: cuda}\n"
+             "  buckets:\n  - max_tokens: inf\n    %s: {kernel: %s, %s}\n",
+             op_name, tile->kernel, numbers);
     source.flags = MOE_CONFIG_REPLACE;
     source.path = "forced";
     source.text = text;
@@ -223,14 +237,48 @@ static int compare_doubles(const void *a, const void *b)
     return (left > right) - (left < right);
 }
 
-struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self,
-                                 int num_replays, size_t flush_bytes)
+static double now_ms(void)
+{
+    struct timespec now;
+    (void)timespec_get(&now, TIME_UTC);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+/* Something of the stream's own for a while, so that clocks are those of steady work. */
+static void warm_up(CUstream stream, CUgraphExec exec, double warm_ms)
+{
+    for (const double start = now_ms(); now_ms() - start < warm_ms;) {
+        check(cuda.cuGraphLaunch(exec, stream), "cuGraphLaunch");
+        check(cuda.cuStreamSynchronize(stream), "cuStreamSynchronize");
+    }
+}
+
+static void idle(double idle_ms)
+{
+    const struct timespec pause = {(time_t)(idle_ms / 1e3), (long)(fmod(idle_ms, 1e3) * 1e6)};
+    (void)thrd_sleep(&pause, NULL);
+}
+
+/* One replay in microseconds. */
+static double time_replay(CUstream stream, CUgraphExec exec, CUevent begin, CUevent end)
+{
+    float milliseconds = 0.0f;
+    check(cuda.cuEventRecord(begin, stream), "cuEventRecord");
+    check(cuda.cuGraphLaunch(exec, stream), "cuGraphLaunch");
+    check(cuda.cuEventRecord(end, stream), "cuEventRecord");
+    check(cuda.cuEventSynchronize(end), "cuEventSynchronize");
+    check(cuda.cuEventElapsedTime(&milliseconds, begin, end), "cuEventElapsedTime");
+    return 1000.0 * (double)milliseconds;
+}
+
+struct gpu_timing gpu_time_graph_paced(CUstream stream, gpu_record_fn *record, void *self,
+                                       int num_replays, const struct gpu_pace *pace)
 {
     CUgraph graph;
     CUgraphExec exec;
     CUevent begin, end;
     double *samples = calloc((size_t)num_replays, sizeof(*samples));
-    void *flush = flush_bytes > 0 ? gpu_alloc(flush_bytes) : NULL;
+    void *flush = pace->flush_bytes > 0 ? gpu_alloc(pace->flush_bytes) : NULL;
     if (samples == NULL) {
         stop("samples", "no memory");
     }
@@ -240,28 +288,37 @@ struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *s
     record(self, stream);
     check(cuda.cuStreamEndCapture(stream, &graph), "cuStreamEndCapture");
     check(cuda.cuGraphInstantiateWithFlags(&exec, graph, 0), "cuGraphInstantiate");
-    for (int i = -3; i < num_replays; i++) {
-        float milliseconds = 0.0f;
+    warm_up(stream, exec, pace->warm_ms);
+    for (int i = -pace->num_untimed; i < num_replays; i++) {
         if (flush != NULL) {
-            gpu_limits_write(stream, flush, flush_bytes);
+            gpu_limits_write(stream, flush, pace->flush_bytes);
         }
-        check(cuda.cuEventRecord(begin, stream), "cuEventRecord");
-        check(cuda.cuGraphLaunch(exec, stream), "cuGraphLaunch");
-        check(cuda.cuEventRecord(end, stream), "cuEventRecord");
-        check(cuda.cuEventSynchronize(end), "cuEventSynchronize");
-        check(cuda.cuEventElapsedTime(&milliseconds, begin, end), "cuEventElapsedTime");
+        if (pace->idle_ms > 0.0) {
+            gpu_synchronize(stream);
+            idle(pace->idle_ms);
+        }
+        const double us = time_replay(stream, exec, begin, end);
         if (i >= 0) {
-            samples[i] = 1000.0 * (double)milliseconds;
+            samples[i] = us;
         }
     }
     qsort(samples, (size_t)num_replays, sizeof(*samples), compare_doubles);
     struct gpu_timing timing = {samples[num_replays / 2], samples[num_replays / 10],
                                 samples[num_replays - 1 - num_replays / 10]};
+    check(cuda.cuEventDestroy(begin), "cuEventDestroy");
+    check(cuda.cuEventDestroy(end), "cuEventDestroy");
     check(cuda.cuGraphExecDestroy(exec), "cuGraphExecDestroy");
     check(cuda.cuGraphDestroy(graph), "cuGraphDestroy");
     gpu_free(flush);
     free(samples);
     return timing;
+}
+
+struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self,
+                                 int num_replays, size_t flush_bytes)
+{
+    const struct gpu_pace pace = {.num_untimed = 3, .flush_bytes = flush_bytes};
+    return gpu_time_graph_paced(stream, record, self, num_replays, &pace);
 }
 
 void *gpu_module_open(const char *program, const char *name)
@@ -340,7 +397,15 @@ void gpu_limits_chain(CUstream stream, void *at, int is_pdl)
 void gpu_fill_random(CUstream stream, void *to, size_t num_words, uint64_t random_seed,
                      int32_t is_fp32)
 {
-    void *args[] = {&to, &num_words, &random_seed, &is_fp32};
+    int32_t kind = is_fp32 ? GPU_FILL_FP32 : GPU_FILL_BF16;
+    void *args[] = {&to, &num_words, &random_seed, &kind};
+    launch(stream, limit_random, 132 * 4, 512, args, 0);
+}
+
+void gpu_fill_random_fp16(CUstream stream, void *to, size_t num_words, uint64_t random_seed)
+{
+    int32_t kind = GPU_FILL_FP16;
+    void *args[] = {&to, &num_words, &random_seed, &kind};
     launch(stream, limit_random, 132 * 4, 512, args, 0);
 }
 

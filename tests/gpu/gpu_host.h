@@ -52,6 +52,16 @@ struct gpu_timing {
 struct gpu_timing gpu_time_graph(CUstream stream, gpu_record_fn *record, void *self,
                                  int num_replays, size_t flush_bytes);
 
+/* The same with a pace: of every number 0 means none. */
+struct gpu_pace {
+    double warm_ms;     /* of replays that are not timed, once */
+    double idle_ms;     /* of nothing before each replay: the clocks of a burst */
+    int num_untimed;    /* replays before the timed ones */
+    size_t flush_bytes; /* as above */
+};
+struct gpu_timing gpu_time_graph_paced(CUstream stream, gpu_record_fn *record, void *self,
+                                       int num_replays, const struct gpu_pace *pace);
+
 /* A fatbin beside the program, its kernels, and a launch. */
 void *gpu_module_open(const char *program, const char *name);
 CUfunction gpu_module_function(void *module, const char *symbol);
@@ -74,6 +84,9 @@ void gpu_driver_copy(CUstream stream, const void *from, void *to, size_t bytes);
  * on the stream. gpu_limits_open comes before. */
 void gpu_fill_random(CUstream stream, void *to, size_t num_words, uint64_t random_seed,
                      int32_t is_fp32);
+
+/* The same as pairs of fp16 between 2^-7 and 2^-1, so that sums stay finite. */
+void gpu_fill_random_fp16(CUstream stream, void *to, size_t num_words, uint64_t random_seed);
 
 /* splitmix64 */
 uint64_t gpu_random(uint64_t *state);

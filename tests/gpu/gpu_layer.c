@@ -4,9 +4,11 @@
  *
  *   gpu_layer check [seed] [text]         layers against the CPU backend and double arithmetic;
  *                                         only those whose name contains the text
- *   gpu_layer bench [file.json] [text]    times, and ratios to the read limit of the same run;
- *                                         only models whose name contains the text;
- *                                         "tiles:" before it: every tile in turn
+ *   gpu_layer bench [file.json [text [set...]]]
+ *                                         times, and ratios to the read limit of the same run; no
+ *                                         report for "" as file; only models whose name contains
+ *                                         the text; "tiles:" before it: every tile in turn; sets
+ *                                         are layer (bf16, uniform routing), zipf, fp16 and burst
  */
 #include "gpu_layer.h"
 
@@ -127,9 +129,11 @@ int main(int argc, char **argv)
         failed = layer_check(&host, argc > 2 ? (uint64_t)atoll(argv[2]) : 20261123,
                              argc > 3 ? argv[3] : "");
     } else if (argc > 1 && strcmp(argv[1], "bench") == 0) {
-        failed = layer_bench(&host, argc > 2 ? argv[2] : NULL, argc > 3 ? argv[3] : "");
+        failed = layer_bench(&host, argc > 2 ? argv[2] : NULL, argc > 3 ? argv[3] : "", argv + 4,
+                             argc > 4 ? argc - 4 : 0);
     } else {
-        fprintf(stderr, "usage: gpu_layer check [seed] [text] | bench [file.json] [text]\n");
+        fprintf(stderr,
+                "usage: gpu_layer check [seed] [text] | bench [file.json [text [set...]]]\n");
     }
     gpu_host_finish(&host);
     return failed;

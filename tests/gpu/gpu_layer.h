@@ -107,6 +107,9 @@ CUstream layer_stream(void);
 int layer_check_experts(const struct gpu_host *host, const struct layer_case *test, uint64_t *seed);
 
 int layer_check(const struct gpu_host *host, uint64_t seed, const char *filter);
-int layer_bench(const struct gpu_host *host, const char *json_path, const char *filter);
+
+/* The exit status. `json_path` NULL or "": no report. `kind_names`: what to record, all without. */
+int layer_bench(const struct gpu_host *host, const char *json_path, const char *filter,
+                char **kind_names, int num_kind_names);
 
 #endif

@@ -2,6 +2,8 @@
 /* What a device can do at best, for benchmarks to hold against: an empty kernel, and streams that
  * read, write and copy. The data is never summed away: the sum of a read is compared with a value
  * that it cannot have. */
+#include "gpu_limits.h"
+
 #include <stdint.h>
 
 extern "C" __global__ void gpu_empty()
@@ -22,9 +24,9 @@ extern "C" __global__ void gpu_chain(uint32_t *at)
     }
 }
 
-/* Numbers between 2^-7 and 2^5 of either sign: pairs of bf16, or fp32. */
+/* Numbers between 2^-7 and 2^5 of either sign, pairs of bf16 or fp32; pairs of fp16 below 2^-1. */
 extern "C" __global__ void __launch_bounds__(512)
-    gpu_random(uint32_t *to, uint64_t num_words, uint64_t seed, int32_t is_fp32)
+    gpu_random(uint32_t *to, uint64_t num_words, uint64_t seed, int32_t kind)
 {
     const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
     for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < num_words;
@@ -34,10 +36,16 @@ extern "C" __global__ void __launch_bounds__(512)
         bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
         bits ^= bits >> 31;
         const uint32_t word = static_cast<uint32_t>(bits);
+        if (kind == GPU_FILL_FP16) {
+            const uint32_t first = 8u + static_cast<uint32_t>(bits >> 32) % 6u;
+            const uint32_t second = 8u + static_cast<uint32_t>(bits >> 48) % 6u;
+            to[i] = (word & 0x83ff83ffu) | second << 26 | first << 10;
+            continue;
+        }
         const uint32_t low = 120u + static_cast<uint32_t>(bits >> 32) % 12u;
         const uint32_t high = 120u + static_cast<uint32_t>(bits >> 48) % 12u;
-        to[i] = is_fp32 != 0 ? (word & 0x807fffffu) | high << 23
-                             : (word & 0x807f807fu) | high << 23 | low << 7;
+        to[i] = kind == GPU_FILL_FP32 ? (word & 0x807fffffu) | high << 23
+                                      : (word & 0x807f807fu) | high << 23 | low << 7;
     }
 }
 
