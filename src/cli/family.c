@@ -19,6 +19,12 @@ const char moe_family_usual_layers[] = "model.layers.{layer}.|model.language_mod
     {                     \
         .value = (number) \
     }
+#define PROJECTIONS(prefix)                                                                   \
+    .gate = {.weight = prefix "gate_proj.weight"}, .up = {.weight = prefix "up_proj.weight"}, \
+    .down = {.weight = prefix "down_proj.weight"}
+#define SHARED_PROJECTIONS(prefix)                                                  \
+    .shared_gate = prefix "gate_proj.weight", .shared_up = prefix "up_proj.weight", \
+    .shared_down = prefix "down_proj.weight"
 
 static const struct moe_family rows[] = {
 #include "families.def"

@@ -74,6 +74,7 @@ struct moe_family {
     int32_t gating;                      /* MOE_GATING_* */
     struct moe_family_value renormalize; /* boolean */
     struct moe_family_value scaling;     /* on the routing weights; 0: 1 */
+    int scaling_is_on_output;            /* on the sum over experts instead */
     struct moe_family_value num_groups;  /* 0 or 1: not grouped */
     struct moe_family_value topk_groups;
     int32_t group_score;                     /* MOE_GROUP_SCORE_* */
@@ -101,12 +102,13 @@ struct moe_family {
     int is_transposed;                /* experts' matrices are stored as [in, out] */
 
     /* Shared experts, as one of the sum of their widths. */
-    struct moe_family_value shared_inter; /* width of all; where it is 0: num_shared * inter */
+    struct moe_family_value shared_inter; /* width of all; 0: num_shared times the width of each */
     struct moe_family_value num_shared;
-    const char *shared_gate_up; /* [2 * shared I, H]: gate rows then up rows */
-    const char *shared_gate;    /* [shared I, H] */
-    const char *shared_up;      /* [shared I, H] */
-    const char *shared_down;    /* [H, shared I] */
+    struct moe_family_value shared_inter_each; /* 0: inter */
+    const char *shared_gate_up;                /* [2 * shared I, H]: gate rows then up rows */
+    const char *shared_gate;                   /* [shared I, H] */
+    const char *shared_up;                     /* [shared I, H] */
+    const char *shared_down;                   /* [H, shared I] */
     const char *shared_sigmoid; /* [1, H]: its output is multiplied by sigma(x . w) */
 };
 

@@ -105,7 +105,8 @@ static int read_gating(struct moe_model_config *config, struct moe_cli_error *er
         family->correction_bias != NULL && has_bias ? MOE_PROBLEM_CORRECTION_BIAS : 0u;
     if (scaling != 0.0 && scaling != 1.0) {
         problem->routed_scaling = (float)scaling;
-        problem->scaling_on = MOE_SCALING_WEIGHTS;
+        problem->scaling_on =
+            family->scaling_is_on_output ? MOE_SCALING_OUTPUT : MOE_SCALING_WEIGHTS;
     }
     if (problem->num_groups > 1) {
         problem->group_score = family->group_score;
@@ -145,19 +146,23 @@ static int read_shared(struct moe_model_config *config, struct moe_cli_error *er
     struct moe_problem *problem = &config->problem;
     int64_t shared_inter;
     int64_t num_shared;
+    int64_t each;
     if (moe_model_read_size(config, &family->shared_inter, 0, MOE_MODEL_MAX_SIZE, &shared_inter,
                             error) != 0 ||
         moe_model_read_size(config, &family->num_shared, 0, MOE_MODEL_MAX_EXPERTS, &num_shared,
+                            error) != 0 ||
+        moe_model_read_size(config, &family->shared_inter_each, 0, MOE_MODEL_MAX_SIZE, &each,
                             error) != 0) {
         return -1;
     }
+    each = each != 0 ? each : problem->inter;
     if (shared_inter == 0) {
-        shared_inter = num_shared * problem->inter;
+        shared_inter = num_shared * each;
     }
     if (shared_inter > MOE_MODEL_MAX_SIZE) {
         return MOE_CLI_FAIL(
-            error, "%s: %" PRId64 " shared experts of width %" PRId32 " are wider than %" PRId64,
-            config->path, num_shared, problem->inter, MOE_MODEL_MAX_SIZE);
+            error, "%s: %" PRId64 " shared experts of width %" PRId64 " are wider than %" PRId64,
+            config->path, num_shared, each, MOE_MODEL_MAX_SIZE);
     }
     problem->shared_inter = (int32_t)shared_inter;
     if (shared_inter > 0 && family->shared_sigmoid != NULL) {
@@ -209,6 +214,37 @@ static int check_expectations(const struct moe_model_config *config, struct moe_
     return 0;
 }
 
+/* The object in which a model of several parts describes the part that writes text. */
+static const struct moe_tree_node *find_text_part(const struct moe_tree_node *node)
+{
+    static const char *const keys[] = {"text_config", "thinker_config"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; ++i) {
+        const struct moe_tree_node *part = moe_tree_find(node, keys[i]);
+        if (part != NULL && part->kind == MOE_NODE_MAPPING) {
+            return part;
+        }
+    }
+    return NULL;
+}
+
+/* The family of the first part, going inward, whose model_type the table has. */
+static const struct moe_family *find_in_parts(const struct moe_tree_node *root,
+                                              const struct moe_tree_node **text)
+{
+    struct moe_cli_error why;
+    for (*text = find_text_part(root); *text != NULL; *text = find_text_part(*text)) {
+        const struct moe_tree_node *type = moe_tree_find(*text, "model_type");
+        int is_wrapped = 0;
+        const struct moe_family *family = type != NULL && type->text != NULL && type->quoted
+                                              ? moe_family_find(type->text, &is_wrapped, &why)
+                                              : NULL;
+        if (family != NULL && !is_wrapped) {
+            return family;
+        }
+    }
+    return NULL;
+}
+
 /* Finds the family and the object that holds its keys. */
 static int read_family(const struct moe_tree_node *root, struct moe_model_config *config,
                        struct moe_cli_error *error)
@@ -219,7 +255,11 @@ static int read_family(const struct moe_tree_node *root, struct moe_model_config
     }
     int is_wrapped = 0;
     struct moe_cli_error why;
+    config->text = root;
     config->family = moe_family_find(type->text, &is_wrapped, &why);
+    if (config->family == NULL) {
+        config->family = find_in_parts(root, &config->text);
+    }
     if (config->family == NULL) {
         return MOE_CLI_FAIL(error, "%s: %s", config->path, why.message);
     }
@@ -227,7 +267,9 @@ static int read_family(const struct moe_tree_node *root, struct moe_model_config
         return MOE_CLI_FAIL(error, "%s: a model of type '%s' cannot be run: %s", config->path,
                             type->text, config->family->refusal);
     }
-    config->text = is_wrapped ? moe_tree_find(root, "text_config") : root;
+    if (is_wrapped) {
+        config->text = moe_tree_find(root, "text_config");
+    }
     if (config->text == NULL || config->text->kind != MOE_NODE_MAPPING) {
         return MOE_CLI_FAIL(error, "%s: 'text_config' is missing; a model of type '%s' needs it",
                             config->path, type->text);

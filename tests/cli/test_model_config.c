@@ -175,8 +175,56 @@ static void a_wrapped_text_model_is_read(void **state)
     assert_int_equal(config.problem.tokens.dtype, MOE_DTYPE_FP32);
     assert_string_equal(config.family->model_type, "llama4_text");
     moe_tree_destroy(tree);
+    tree = read_config(
+        "{\"model_type\":\"new_vision_model\",\"thinker_config\":{\"model_type\":\"thinker\","
+        "\"text_config\":{" QWEN3 "}}}",
+        &config, 0, &error);
+    assert_int_equal(config.problem.num_experts, 8);
+    assert_string_equal(config.family->model_type, "qwen3_moe");
+    moe_tree_destroy(tree);
+    assert_refused(
+        "{\"model_type\":\"new_vision_model\",\"text_config\":{\"model_type\":\"bert\"}}",
+        "model type 'new_vision_model' is not known");
+    assert_refused(
+        "{\"model_type\":\"new_vision_model\",\"text_config\":{\"model_type\":\"zaya\"}}",
+        "'new_vision_model' cannot be run: its router is an MLP");
     assert_refused("{\"model_type\":\"llama4\"}", "'text_config' is missing");
     assert_refused("{\"model_type\":\"llama4\",\"text_config\":3}", "'text_config' is missing");
+}
+
+/* Where the scaling factor goes, and how wide shared experts are that have a width of their own. */
+static void scaling_and_shared_experts_have_their_places(void **state)
+{
+    (void)state;
+    struct moe_model_config config;
+    struct moe_cli_error error;
+    static const char usual[] =
+        "\"num_hidden_layers\":2,\"num_experts_per_tok\":2,\"hidden_size\":64,"
+        "\"moe_intermediate_size\":32,\"hidden_act\":\"silu\",\"routed_scaling_factor\":2.5,"
+        "\"mlp_layer_types\":[\"dense\",\"sparse\"]";
+    static const struct {
+        const char *own;
+        int32_t scaling_on;
+        int32_t shared_inter;
+    } cases[] = {
+        {"\"model_type\":\"beam\",\"num_experts\":8", MOE_SCALING_OUTPUT, 0},
+        {"\"model_type\":\"deepseek_v32\",\"n_routed_experts\":8,\"n_group\":1,"
+         "\"n_shared_experts\":3",
+         MOE_SCALING_WEIGHTS, 96},
+        {"\"model_type\":\"dots3_note_text\",\"n_routed_experts\":8,\"n_shared_experts\":3,"
+         "\"shared_experts_intermediate_size\":40",
+         MOE_SCALING_WEIGHTS, 120},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
+        char text[1024];
+        snprintf(text, sizeof text, "{%s,%s}", usual, cases[i].own);
+        struct moe_tree *tree = read_config(text, &config, 0, &error);
+        assert_int_equal(config.problem.scaling_on, cases[i].scaling_on);
+        assert_true(config.problem.routed_scaling == 2.5f);
+        assert_int_equal(config.problem.shared_inter, cases[i].shared_inter);
+        assert_int_equal(moe_model_config_first_moe_layer(&config), 1);
+        moe_tree_destroy(tree);
+    }
 }
 
 static void an_unknown_type_names_the_known_ones(void **state)
@@ -192,7 +240,7 @@ static void an_unknown_type_names_the_known_ones(void **state)
     }
     assert_true(num_rows >= 29);
     assert_refused("{\"model_type\":\"bert\"}",
-                   "'bert' is not known; known are afmoe, cohere2_moe, ");
+                   "'bert' is not known; known are afmoe, aria_text, ");
     assert_refused("{}", "'model_type' is missing");
     assert_refused("{\"model_type\":3}", "'model_type' is missing or no string");
     assert_refused("{\"model_type\":[\"mixtral\"]}", "'model_type' is missing or no string");
@@ -298,6 +346,7 @@ int main(void)
         cmocka_unit_test(kinds_of_layers_are_read),
         cmocka_unit_test(groups_follow_their_method),
         cmocka_unit_test(a_wrapped_text_model_is_read),
+        cmocka_unit_test(scaling_and_shared_experts_have_their_places),
         cmocka_unit_test(an_unknown_type_names_the_known_ones),
         cmocka_unit_test(wrong_keys_are_named),
         cmocka_unit_test(rows_are_complete),

@@ -1,21 +1,26 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """make_golden.py OUT_DIR [FAMILY...]
+make_golden.py --compare FAMILIES.DEF
 
 Makes golden layers in the format of tests/data/golden with transformers and torch (both from PyPI; any machine, no GPU): a small random
 model of each family, layer 0's MoE tensors under their published names, and what the library's own block computes for 74 tokens. The
-small results are committed; this script says how they came to be and makes them for a family that is added.
+small results are committed; this script says how they came to be and makes them for a family that is added. --compare lists the MoE
+model types of the installed transformers that the table of families neither runs nor refuses, and fails if there are any.
 """
 
+import importlib
 import json
 import os
+import pathlib
+import re
 import sys
 import tempfile
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 NUM_TOKENS = 74
 BASE = {
@@ -27,49 +32,129 @@ MLA = {
     "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
     "num_key_value_heads": 4, "head_dim": 16, "first_k_dense_replace": 0,
 }
+SPARSE = {"mlp_layer_types": ["sparse"]}
+SMALL = {"num_experts_per_tok": 5, "moe_intermediate_size": 24}
+GROUPED = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True}
 # Sizes are small and awkward on purpose; what is not named is the family's default.
 FAMILIES = {
     "afmoe": {"num_experts": 20, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "num_shared_experts": 1, "num_dense_layers": 0},
+    "aria_text": {"moe_num_experts": 20, "moe_topk": 3, "moe_num_shared_experts": 2},
+    "axk1": {**MLA, **SPARSE, **SMALL, **GROUPED, "n_routed_experts": 24, "n_shared_experts": 1},
+    "axk2": {**MLA, **SPARSE, **SMALL, **GROUPED, "n_routed_experts": 24, "n_shared_experts": 1},
+    "bailing_hybrid": {**MLA, **SPARSE, **SMALL, **GROUPED, "num_local_experts": 24, "n_shared_experts": 1,
+                "layer_types": ["full_attention"]},
+    "beam": {**SPARSE, **SMALL, **GROUPED, "num_experts": 24},
     "cohere2_moe": {"num_experts": 20, "num_experts_per_tok": 3, "first_k_dense_replace": 0},
+    "deepseek_ocr2_text": {**SPARSE, **SMALL, "n_routed_experts": 24, "n_shared_experts": 2},
     "deepseek_v2": {**MLA, "n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 2,
                     "n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0,
                     "norm_topk_prob": False},
+    "deepseek_v32": {**MLA, **SPARSE, **SMALL, **GROUPED, "n_routed_experts": 24, "n_shared_experts": 1},
     "dots1": {"n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 2, "n_group": 1,
               "topk_group": 1, "first_k_dense_replace": 0, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
+    "dots3_note_text": {**MLA, **SPARSE, **SMALL, **GROUPED, "n_routed_experts": 24, "n_shared_experts": 2,
+                "shared_experts_intermediate_size": 40},
     "ernie4_5_moe": {"moe_num_experts": 20, "moe_k": 5, "moe_intermediate_size": 24, "moe_num_shared_experts": 2,
                      "moe_layer_start_index": 0, "moe_layer_end_index": 0},
     "exaone_moe": {"num_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "num_shared_experts": 1,
                    "first_k_dense_replace": 0, "routed_scaling_factor": 2.5},
     "flex_olmo": {"num_experts": 7, "num_experts_per_tok": 5},
+    "flint": {**SMALL, "num_experts": 24, "shared_expert_intermediate_size": 88, "mlp_only_layers": []},
     "glm4_moe": {"n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 1, "n_group": 1,
                  "topk_group": 1, "first_k_dense_replace": 0, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
     "glm4_moe_lite": {**MLA, "n_routed_experts": 24, "num_experts_per_tok": 4, "moe_intermediate_size": 24, "n_shared_experts": 1,
                       "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8, "mlp_layer_types": ["sparse"]},
+    "glm4v_moe_text": {**SMALL, **GROUPED, "n_routed_experts": 24, "n_shared_experts": 1, "first_k_dense_replace": 0},
+    "glm_moe_dsa": {**MLA, **SPARSE, **SMALL, **GROUPED, "n_routed_experts": 24, "n_shared_experts": 1},
     "granitemoe": {"num_local_experts": 20, "num_experts_per_tok": 6},
+    "granitemoe_swa": {"num_local_experts": 20, "num_experts_per_tok": 6, "shared_intermediate_size": 88},
     "granitemoehybrid": {"num_local_experts": 20, "num_experts_per_tok": 6, "shared_intermediate_size": 88,
                          "layer_types": ["attention"], "mamba_n_heads": 8, "mamba_d_head": 18},
     "granitemoeshared": {"num_local_experts": 20, "num_experts_per_tok": 6, "shared_intermediate_size": 88},
     "hunyuan_v1_moe": {"num_experts": 16, "moe_topk": 3},
+    "hy_v3": {**SPARSE, **SMALL, "num_experts": 24, "num_shared_experts": 1, "router_scaling_factor": 2.5},
     "jamba": {"num_experts": 8, "num_experts_per_tok": 2, "expert_layer_period": 1, "expert_layer_offset": 0, "attn_layer_period": 1,
               "attn_layer_offset": 0, "use_mamba_kernels": False},
     "kimi_k2": {**MLA, "n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 1, "n_group": 1,
                 "topk_group": 1, "routed_scaling_factor": 2.827, "norm_topk_prob": True},
+    "kimi_linear": {**MLA, **SPARSE, **SMALL, **GROUPED, "num_local_experts": 24, "n_shared_experts": 1, "layer_types": ["full_attention"]},
+    "laguna": {**SPARSE, **SMALL, "num_experts": 24, "shared_expert_intermediate_size": 88, "moe_routed_scaling_factor": 2.5,
+                "layer_types": ["full_attention"]},
     "lfm2_moe": {"num_experts": 20, "num_experts_per_tok": 4, "moe_intermediate_size": 24, "num_dense_layers": 0,
                  "layer_types": ["full_attention"], "routed_scaling_factor": 1.5, "norm_topk_prob": True},
+    "mellum": {**SMALL, "num_experts": 24, "norm_topk_prob": True},
+    "mimo_v2_flash": {**SPARSE, **SMALL, **GROUPED, "n_routed_experts": 24},
     "minimax": {"num_local_experts": 8, "num_experts_per_tok": 2, "layer_types": ["full_attention"]},
     "minimax_m2": {"num_local_experts": 24, "num_experts_per_tok": 5},
+    "minimax_m3_vl_text": {**SPARSE, "num_local_experts": 24, "num_experts_per_tok": 5, "shared_intermediate_size": 88},
+    "mistral4": {**MLA, **SMALL, **GROUPED, "n_routed_experts": 24, "n_shared_experts": 1},
+    "mistral_large4_text": {**MLA, **SPARSE, **SMALL, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5,
+                "n_routed_experts": 24, "n_shared_experts": 1},
     "nemotron_h": {"n_routed_experts": 24, "num_experts_per_tok": 6, "moe_intermediate_size": 24, "n_shared_experts": 1,
                    "moe_shared_expert_intermediate_size": 72, "hybrid_override_pattern": "E", "layers_block_type": ["moe"],
                    "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
+    "openai_privacy_filter": {"num_local_experts": 20, "num_experts_per_tok": 4},
     "phimoe": {"num_local_experts": 16, "num_experts_per_tok": 2, "router_jitter_noise": 0.01},
+    "qwen3_5_moe_text": {**SMALL, "num_experts": 24, "shared_expert_intermediate_size": 88, "layer_types": ["full_attention"]},
     "qwen3_next": {"num_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 88,
                    "layer_types": ["full_attention"], "norm_topk_prob": True},
+    "qwen3_omni_moe_talker_text": {**SMALL, "num_experts": 24, "norm_topk_prob": True, "shared_expert_intermediate_size": 88},
+    "qwen3_omni_moe_text": {**SMALL, "num_experts": 24, "norm_topk_prob": True},
+    "qwen3_vl_moe_text": {**SMALL, "num_experts": 24},
+    "qwen4_exp_text": {**SMALL, "num_experts": 24, "shared_expert_intermediate_size": 88, "norm_topk_prob": True,
+                "layer_types": ["linear_attention"]},
     "solar_open": {"n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 1,
                    "first_k_dense_replace": 0, "routed_scaling_factor": 1.0},
+    "unlimited_ocr_text": {**SPARSE, **SMALL, "n_routed_experts": 24, "n_shared_experts": 2, "routed_scaling_factor": 2.0},
 }
 
 # Published with the code of another family, under a name of its own.
 CODE_OF = {"kimi_k2": "deepseek_v3"}
+
+# The text part of a model that has others: how its tensors' names begin where it is published, the model_type of the config.json around
+# it, and what saving the part by itself does not show of the published tensors: a matrix per expert, or matrices stored as [in, out].
+WRAPPED = {
+    "deepseek_ocr2_text": ("model.", "deepseek_ocr2", "per expert"),
+    "glm4v_moe_text": ("model.language_model.", "glm4v_moe", "per expert"),
+    "mistral4": ("language_model.model.", "mistral3", None),
+    "mistral_large4_text": ("", "mistral_large4", "w1 w2 w3"),
+    "openai_privacy_filter": ("model.", None, None),
+    "qwen3_omni_moe_talker_text": ("talker.model.", None, "per expert"),
+    "qwen3_omni_moe_text": ("thinker.model.", "qwen3_omni_moe", "per expert"),
+    "qwen3_vl_moe_text": ("model.language_model.", "qwen3_vl_moe", "transposed"),
+    "unlimited_ocr_text": ("model.", "unlimited_ocr", "per expert"),
+}
+
+# What the library has in another unit than the layer: weights divided by top_k, and their sum multiplied by it.
+NOT_RECORDED = {"openai_privacy_filter": ("topk_weights", "experts_output")}
+
+
+def text_model(config):
+    """The class of a text part that no automatic class makes."""
+    module = sys.modules[type(config).__module__.replace(".configuration_", ".modeling_")]
+    classes = [getattr(module, name) for name in dir(module) if name.endswith("Model") and "PreTrained" not in name]
+    return next(c for c in classes if getattr(c, "config_class", None) is type(config))
+
+
+def publish(tensors, prefix, form):
+    """A text part's tensors under their published names and in their published form."""
+    published = {}
+    for name, tensor in tensors.items():
+        head, _, part = name.rpartition(".experts.")
+        if form == "transposed" and part in ("gate_up_proj", "down_proj"):
+            tensor = tensor.transpose(1, 2)
+        if form == "per expert" and part == "gate_up_proj":
+            for e, (gate, up) in enumerate(each.chunk(2) for each in tensor):
+                published[f"{prefix}{head}.experts.{e}.gate_proj.weight"] = gate
+                published[f"{prefix}{head}.experts.{e}.up_proj.weight"] = up
+        elif form == "per expert" and part == "down_proj":
+            published.update({f"{prefix}{head}.experts.{e}.down_proj.weight": down for e, down in enumerate(tensor)})
+        else:
+            if form == "w1 w2 w3":
+                for ours, theirs in (("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")):
+                    name = name.replace(f"shared_experts.{ours}", f"shared_experts.{theirs}")
+            published[prefix + name] = tensor
+    return {name: tensor.clone().contiguous() for name, tensor in published.items()}
 
 
 def find_block(model):
@@ -124,6 +209,8 @@ def record(block, beside, hidden_states):
     if beside is not None:
         with torch.no_grad():
             seen["block_output"] = seen["block_output"] + beside(hidden_states)
+    if hasattr(block, "routed_scaling_factor"):  # on the output of the experts, where the router does not apply it
+        seen["experts_output"] = seen["experts_output"] * block.routed_scaling_factor
     seen["hidden_states"] = hidden_states
     return {name: tensor.detach().clone().contiguous() for name, tensor in seen.items()}
 
@@ -132,13 +219,24 @@ def make(family, out_dir):
     torch.manual_seed(sum(family.encode()))
     config = AutoConfig.for_model(CODE_OF.get(family, family), **{**BASE, **FAMILIES[family]}, dtype="bfloat16")
     config._experts_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    if family not in WRAPPED:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    else:
+        importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+        try:
+            model = AutoModel.from_config(config, dtype=torch.bfloat16).eval()
+        except ValueError:
+            model = text_model(config)._from_config(config, dtype=torch.bfloat16).eval()
     name, block = find_block(model)
     randomize(block)
     beside = getattr(model.get_submodule(name.rpartition(".")[0]), "shared_mlp", None)
     if beside is not None:
         randomize(beside)
+    if hasattr(block, "post_mlp_layernorm"):
+        block.post_mlp_layernorm = torch.nn.Identity()  # a norm of the block's output is not part of the layer
     golden = record(block, beside, torch.randn(NUM_TOKENS, config.hidden_size).to(torch.bfloat16))
+    for tensor_name in NOT_RECORDED.get(family, ()):
+        del golden[tensor_name]
     folder = os.path.join(out_dir, family)
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory() as saved:
@@ -147,8 +245,14 @@ def make(family, out_dir):
             text = json.load(file)
         text["model_type"] = family
         tensors = load_file(os.path.join(saved, "model.safetensors"))
+    if family in WRAPPED:
+        prefix, wrapper, form = WRAPPED[family]
+        tensors = publish(tensors, prefix, form)
+        outer = {"model_type": wrapper, "text_config": text}
+        text = {"model_type": wrapper, "thinker_config": outer} if wrapper == "qwen3_omni_moe" else outer if wrapper else text
     before = {n for n, _ in model.named_parameters()} | {n for n, _ in model.named_buffers()}
-    inside = tuple(f".{part}." for part in ("mlp", "block_sparse_moe", "feed_forward", "moe", "mixer", "shared_mlp"))
+    inside = tuple(f".{part}." for part in ("mlp", "block_sparse_moe", "feed_forward", "moe", "mixer", "shared_mlp", "gate", "experts",
+                                                "shared_experts"))
     kept = {n: t.contiguous() for n, t in tensors.items() if any(part in n for part in inside)}
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         json.dump(text, file, indent=2, sort_keys=True)
@@ -162,9 +266,36 @@ def make(family, out_dir):
     print("   ", {n: (list(t.shape), str(t.dtype)[6:]) for n, t in golden.items()})
 
 
+# Members of a configuration that say that there are experts; parts that are no text model have no layer of ours.
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+NO_TEXT_MODEL = ("dots3_note_vision_encoder", "vitpose_backbone")
+
+
+def compare(table):
+    """Every configuration class with a number of experts has a row: one that runs has a golden layer here, or was recorded before."""
+    with open(table, encoding="utf-8") as file:
+        text = file.read()
+    known = set(re.findall(r'\.(?:model_type|wrapper) = "([^"]+)"', text))
+    refused = set(re.findall(r'\.model_type = "([^"]+)",\n(?:    \.wrapper[^\n]*\n)?    \.refusal', text))
+    seen, missing = set(), set()
+    for path in sorted(pathlib.Path(transformers.__file__).parent.glob("models/*/configuration_*.py")):
+        for source in re.split(r"\nclass ", path.read_text(encoding="utf-8"))[1:]:
+            model_type = re.search(r'^    model_type = "([^"]+)"', source, re.MULTILINE)
+            if model_type and any(re.search(rf"^    {key}\b", source, re.MULTILINE) for key in EXPERT_KEYS):
+                seen.add(model_type.group(1))
+    missing = seen - known - set(NO_TEXT_MODEL)
+    golden = pathlib.Path(__file__).parent.parent / "data" / "golden"
+    untested = {name for name in set(re.findall(r'\.model_type = "([^"]+)"', text)) - refused if not (golden / name).is_dir()}
+    print(f"{len(seen)} model types with experts, {len(seen & refused)} of them refused by a sentence")
+    if missing or untested:
+        raise SystemExit(f"no row: {', '.join(sorted(missing)) or 'none'}; no golden layer: {', '.join(sorted(untested)) or 'none'}")
+
+
 def main():
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
+    if sys.argv[1] == "--compare":
+        return compare(sys.argv[2])
     print("transformers", transformers.__version__, "torch", torch.__version__)
     failed = []
     for family in sys.argv[2:] or sorted(FAMILIES):
