@@ -416,7 +416,7 @@ struct moe_recipe {
  *              intermediate's recipe. The intermediate is quantized from fp32. With a group of 128
  *              in rows or weights: acc = fma(sum of 128 products, input scale * weight scale, acc)
  *              over k in order; else one sum over all k, * (input scale * weight scale)
- *   plain      weight-only: products with weight * scale, rounded to fp32
+ *   plain      weight-only: as fp8 rows with scales of 1
  * fp8 rows with plain weights are refused. With fp8 tokens output_dtype must be set; layer takes
  * logits or ids then, and grouped_gemm of gate and up gives output_dtype.
  */

@@ -188,6 +188,9 @@ static void *worker_main(void *argument)
     char name[16];
     (void)snprintf(name, sizeof(name), "moe-cpu-%d", (int)worker->thread);
     (void)pthread_setname_np(pthread_self(), name);
+    struct moe_cpu_float
+        inherited; /* from the thread that made the pool; this one has no other use */
+    moe_cpu_float_enter(&inherited);
 
     for (;;) {
         uint32_t seen = atomic_load_explicit(&pool->num_runs, memory_order_acquire);
@@ -329,6 +332,7 @@ void moe_cpu_session_begin(struct moe_cpu_session *session, struct moe_cpu_pool 
 {
     session->pool = pool;
     session->reserved = 0;
+    moe_cpu_float_enter(&session->host);
     session->has_workers = pool->num_threads > 1 &&
                            !atomic_exchange_explicit(&pool->in_session, true, memory_order_acquire);
 }
@@ -339,6 +343,7 @@ void moe_cpu_session_end(struct moe_cpu_session *session)
         session->has_workers = 0;
         atomic_store_explicit(&session->pool->in_session, false, memory_order_release);
     }
+    moe_cpu_float_leave(&session->host);
 }
 
 static void start_run(struct moe_cpu_pool *pool, int64_t num_tasks, moe_cpu_task_fn *run,

@@ -8,6 +8,7 @@
 #ifndef MOE_CPU_POOL_H
 #define MOE_CPU_POOL_H
 
+#include "cpu_float.h"
 #include "memory.h"
 #include "moe_plugin.h"
 
@@ -36,10 +37,12 @@ int32_t moe_cpu_pool_num_threads(const struct moe_cpu_pool *pool);
 /*
  * A session is the run of one call's stages. begin takes the workers if they are free (else the
  * caller is alone); run executes tasks 0..num_tasks-1 and returns when all are done; end gives the
- * workers back. No allocation; no system call but futex, none with one thread.
+ * workers back. Between begin and end the calling thread has the floating-point environment of
+ * cpu_float.h, workers always. No allocation; no system call but futex, none with one thread.
  */
 struct moe_cpu_session {
     struct moe_cpu_pool *pool;
+    struct moe_cpu_float host; /* the caller's environment */
     int32_t has_workers;
     int32_t reserved;
 };

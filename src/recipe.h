@@ -7,7 +7,7 @@
  *   fp8     fp8      any            fp8 rows (given with their scales) meet fp8 weights
  *   plain   fp8      fp8            the same, and layer and experts quantize their tokens first, by
  *                                   the intermediate's recipe
- *   plain   fp8      plain          weight-only: plain rows meet value * scale, rounded to fp32
+ *   plain   fp8      plain          weight-only: as fp8 rows with scales of 1
  *
  * GEMM2 likewise, with the intermediate as its rows and down as its weights. fp8 rows and plain
  * weights are refused.

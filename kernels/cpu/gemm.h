@@ -6,11 +6,12 @@
  * Canonical arithmetic of one output: lane l of eight sums k = l, l + 8, ... in ascending order by
  * fused multiply-add, from +0, with zero products in the lanes that the last eight columns lack;
  * then ((s0+s4)+(s2+s6)) + ((s1+s5)+(s3+s7)), times the row's weight, plus the bias, the
- * activation, one rounding. fp8 weights meet plain rows as value * scale, rounded to fp32. fp8 rows
- * and weights: with scales for all of k the sum is multiplied by input scale * weight scale (a
- * rounded product) before all else; with scales per 128 columns each 128 make a sum of their own,
- * and total = fma(sum, input scale * weight scale, total), from +0 in ascending order. Nothing else
- * enters: instruction set, tile, weight layout, segment and thread never change a bit.
+ * activation, one rounding. fp8 weights and rows come as their values; the input scale of rows that
+ * are not fp8 is 1 (and such rows are infinite from 2^120 on). With scales for all of k the sum is
+ * multiplied by input scale * weight scale (a rounded product) before all else; with scales per 128
+ * columns each 128 make a sum of their own, and total = fma(sum, input scale * weight scale,
+ * total), from +0 in ascending order. Nothing else enters: instruction set, tile, weight layout,
+ * segment and thread never change a bit.
  */
 #ifndef MOE_GEMM_H
 #define MOE_GEMM_H

@@ -15,7 +15,10 @@
 
 enum { GEMM_SCALE_COLUMNS = 128 }; /* columns that share a scale of an fp8 operand in blocks */
 
-/* fp8 weights are decoded as value * 2^-8 (gemm_stream.h), fp8 inputs packed as value * 2^8. */
+/*
+ * fp8 weights are decoded as value * 2^-8 (gemm_stream.h), the rows that meet them packed as
+ * value * 2^8: their products are those of the values, and rows from 2^120 on are infinite.
+ */
 #define GEMM_FP8_UNIT 0x1p+8f
 
 /* a * b + c, rounded once. */

@@ -100,28 +100,23 @@ static int32_t scaling_of(const struct moe_op_gemm *op)
     if (op->weight[0].dtype != MOE_DTYPE_FP8_E4M3) {
         return GEMM_SCALE_NONE;
     }
-    if (op->input_dtype != MOE_DTYPE_FP8_E4M3) {
-        return GEMM_SCALE_WEIGHTS;
-    }
-    return op->weight_group_k < op->k || op->input_scales.group_k < op->k ? GEMM_SCALE_BLOCKS
-                                                                          : GEMM_SCALE_WHOLE;
+    const bool has_row_groups =
+        op->input_dtype == MOE_DTYPE_FP8_E4M3 && op->input_scales.group_k < op->k;
+    return op->weight_group_k < op->k || has_row_groups ? GEMM_SCALE_BLOCKS : GEMM_SCALE_WHOLE;
 }
 
 /* The scales of a block's channels: one per 128 columns, whatever the groups are. */
-static void load_weight_scales(struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch)
+static void load_weight_scales(const struct moe_gemm_block *block,
+                               const struct moe_gemm_scratch *scratch)
 {
     const struct moe_op_gemm *op = block->op;
-    const float most = 0x1p+119f; /* times 2^8 still finite */
-    block->has_huge_scale = 0;
     for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
         const struct moe_operand *scale = &op->weight_scale[matrix];
         for (int64_t g = 0; g < scratch->num_scales; g++) {
             const int64_t group = g * GEMM_SCALE_COLUMNS / op->weight_group_k;
-            const float value = moe_convert_load_scalar(
+            scratch->weight_scales[matrix * scratch->num_scales + g] = moe_convert_load_scalar(
                 operand_at(scale, block->expert, block->first / op->weight_group_rows, group),
                 MOE_DTYPE_FP32);
-            scratch->weight_scales[matrix * scratch->num_scales + g] = value;
-            block->has_huge_scale |= value > most || value < -most;
         }
     }
 }
@@ -165,28 +160,33 @@ static float input_scale_at(const struct moe_op_scales *scales, int64_t row, int
                                                               : base[row * scales->stride + group];
 }
 
+/* Rows that are not fp8 are as if they had scales of 1. */
 static void load_input_scales(const struct moe_op_gemm *op, const struct moe_gemm_scratch *scratch,
                               int64_t num_rows)
 {
+    const bool is_quantized = op->input_dtype == MOE_DTYPE_FP8_E4M3;
     for (int64_t m = 0; m < num_rows; m++) {
         for (int64_t g = 0; g < scratch->num_scales; g++) {
             scratch->input_scales[m * scratch->num_scales + g] =
-                input_scale_at(&op->input_scales, scratch->input_rows[m], g);
+                is_quantized ? input_scale_at(&op->input_scales, scratch->input_rows[m], g) : 1.0f;
         }
     }
 }
 
-/* fp8 rows become value * 2^8, see GEMM_FP8_UNIT. */
-static void pack_inputs(const struct moe_op_gemm *op, const struct moe_gemm_scratch *scratch,
+/* Rows that meet fp8 weights become value * 2^8, see GEMM_FP8_UNIT. */
+static void pack_inputs(const struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch,
                         int64_t num_rows, int64_t first_k, int64_t k)
 {
-    const struct moe_vec8 unit = moe_vec8_set1(GEMM_FP8_UNIT * GEMM_FP8_UNIT);
+    const struct moe_op_gemm *op = block->op;
+    const bool is_scaled = block->scaling != GEMM_SCALE_NONE;
+    const struct moe_vec8 unit = moe_vec8_set1(
+        op->input_dtype == MOE_DTYPE_FP8_E4M3 ? GEMM_FP8_UNIT * GEMM_FP8_UNIT : GEMM_FP8_UNIT);
     for (int64_t m = 0; m < num_rows; m++) {
         const void *from = moe_convert_at(op->input, op->input_dtype,
                                           scratch->input_rows[m] * op->input_stride + first_k);
         float *to = scratch->inputs + m * scratch->pitch;
         gemm_pack_row(to, from, op->input_dtype, k);
-        for (int64_t i = 0; op->input_dtype == MOE_DTYPE_FP8_E4M3 && i < k; i += MOE_VEC8_LANES) {
+        for (int64_t i = 0; is_scaled && i < k; i += MOE_VEC8_LANES) {
             moe_vec8_store(to + i, moe_vec8_mul(moe_vec8_load(to + i), unit));
         }
     }
@@ -243,7 +243,7 @@ static struct gemm_fetch plan_fetch(const struct moe_gemm_block *block,
 
 /* How weights meet the rows. The choice changes no bit. */
 enum method {
-    METHOD_STREAMED, /* contiguous along k, few rows: converted (and scaled) in registers */
+    METHOD_STREAMED, /* contiguous along k, few rows: converted in registers */
     METHOD_COLUMNS,  /* contiguous along channels, one or two rows: likewise */
     METHOD_IN_PLACE, /* fp32, contiguous along k, many rows */
     METHOD_PACKED,   /* all else: fp32 in scratch first */
@@ -254,9 +254,8 @@ static enum method choose_method(const struct moe_gemm_block *block, int32_t mat
 {
     const struct moe_operand *weight = &block->op->weight[matrix];
     if (block->scaling != GEMM_SCALE_NONE) {
-        return weight->col_stride == 1 && num_rows <= GEMM_STREAM_ROWS && !block->has_huge_scale
-                   ? METHOD_STREAMED
-                   : METHOD_PACKED;
+        return weight->col_stride == 1 && num_rows <= GEMM_STREAM_ROWS ? METHOD_STREAMED
+                                                                       : METHOD_PACKED;
     }
     if (weight->col_stride == 1) {
         return num_rows <= GEMM_STREAM_ROWS      ? METHOD_STREAMED
@@ -335,20 +334,6 @@ static void advance_streamed(const struct moe_gemm_block *block, int32_t matrix,
     }
 }
 
-/* Packed fp8 weights become value * scale, rounded. */
-static void scale_packed(const struct gemm_weight_block *weights, float *packed, int64_t pitch,
-                         const struct gemm_scales *scales)
-{
-    const struct moe_vec8 unit = moe_vec8_set1(GEMM_FP8_UNIT);
-    for (int64_t c = 0; c < weights->num_channels; c++) {
-        for (int64_t i = 0; i < weights->k; i += MOE_VEC8_LANES) {
-            const struct moe_vec8 scale = moe_vec8_set1(scales->weights[i / GEMM_SCALE_COLUMNS]);
-            float *at = packed + c * pitch + i;
-            moe_vec8_store(at, moe_vec8_mul(moe_vec8_mul(moe_vec8_load(at), unit), scale));
-        }
-    }
-}
-
 /* fp32 weights, contiguous along k. */
 static void advance_cached(const struct moe_gemm_block *block, const float *from, int64_t pitch,
                            int64_t k, struct gemm_rows rows, struct gemm_fetch *fetch,
@@ -401,9 +386,6 @@ static void advance_matrix(const struct moe_gemm_block *block,
         break;
     case METHOD_PACKED:
         gemm_pack_weights(scratch->weights, scratch->pitch, &weights);
-        if (block->scaling == GEMM_SCALE_WEIGHTS) {
-            scale_packed(&weights, scratch->weights, scratch->pitch, &scales);
-        }
         fetch = plan_fetch(block, scratch, matrix, num_rows, first_k, k);
         /* Packed rows end in zeros. */
         advance_cached(block, scratch->weights, scratch->pitch, round_up_columns(k), rows, &fetch,
@@ -525,7 +507,7 @@ void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
     const int64_t acc_floats = block->block_n * MOE_VEC8_LANES;
     struct moe_gemm_scratch scratch = *thread_scratch;
     lengthen_chunk(block, &scratch, num_rows);
-    if (op->input_dtype == MOE_DTYPE_FP8_E4M3) {
+    if (block->scaling != GEMM_SCALE_NONE) {
         load_input_scales(op, &scratch, num_rows);
     }
     for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
@@ -535,7 +517,7 @@ void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
     for (int64_t first_k = 0; first_k < op->k; first_k += scratch.k_chunk) {
         const int64_t left = op->k - first_k;
         const int64_t k = left < scratch.k_chunk ? left : scratch.k_chunk;
-        pack_inputs(op, &scratch, num_rows, first_k, k);
+        pack_inputs(block, &scratch, num_rows, first_k, k);
         for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
             advance_matrix(block, &scratch, matrix, num_rows, first_k, k);
         }

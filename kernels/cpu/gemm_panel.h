@@ -16,7 +16,7 @@ struct moe_gemm_scratch {
     float *bias;          /* [num_matrices][block_n] */
     int64_t num_scales;   /* groups of 128 columns in k */
     float *weight_scales; /* [num_matrices][num_scales], of fp8 weights */
-    float *input_scales;  /* [block_m][num_scales], of fp8 rows */
+    float *input_scales;  /* [block_m][num_scales], of rows that meet fp8 weights */
     int64_t *input_rows;  /* [block_m], and so on: the rows of the panel */
     int64_t *output_rows;
     float *row_weights;
@@ -30,8 +30,7 @@ struct moe_gemm_block {
     int64_t expert;
     int64_t first;
     int64_t count;
-    int32_t scaling;        /* enum gemm_scaling; set with the next by begin_block */
-    int32_t has_huge_scale; /* a weight scale that cannot take the 2^8 of a decoded weight along */
+    int32_t scaling; /* enum gemm_scaling; set by begin_block */
 };
 
 /*

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Weights that come from memory, contiguous along k, and meet few rows where they lie: 1 to 3 rows
- * x 4 channels, converted (and scaled) in registers. Four channels are four chains of multiply-adds
+ * x 4 channels, converted in registers. Four channels are four chains of multiply-adds
  * for one row, which hide the latency of an addition; their lines further on are fetched into the
  * second level cache (fetched into the first level they would evict each other: rows of 4 KiB share
  * its sets).
  *
  * fp8 e4m3: the seven low bits of a code are exponent and mantissa of an fp16 with a bias of 15
  * instead of 7, so one shift and one conversion give the value * 2^-8, subnormals included, and
- * nothing is lost on the way. Rows that are fp8 themselves are packed as value * 2^8, which makes
- * products exact; a weight's scale takes the 2^8 along where rows are not quantized. NaN (0x7f,
- * 0xff) is the one code that this gets wrong: a channel is searched for it after it was used, and
- * its sums become NaN, whatever they were.
+ * nothing is lost on the way. The rows are packed as value * 2^8, so that products are those of the
+ * values. Placing a code's bits in an fp32 takes fewer operations, but subnormal codes are then
+ * subnormals of fp32, for which some processors need a hundred cycles each. NaN (0x7f, 0xff) is the
+ * one code that this gets wrong: a channel is searched for it after it was used, and its sums
+ * become NaN, whatever they were.
  *
  * What becomes of the eight lane sums of a channel (gemm.h):
  *   GEMM_SCALE_NONE     plain weights, one sum over all k
- *   GEMM_SCALE_WEIGHTS  weights are value * scale, rounded to fp32; one sum over all k
- *   GEMM_SCALE_WHOLE    values as they are, one sum over all k; scaled when it is finished
+ *   GEMM_SCALE_WHOLE    fp8 values as they are, one sum over all k; scaled when it is finished
  *   GEMM_SCALE_BLOCKS   a sum per 128 columns; total = fma(sum, input scale * weight scale, total)
  */
 #ifndef MOE_GEMM_STREAM_H
@@ -26,7 +26,6 @@
 
 enum gemm_scaling {
     GEMM_SCALE_NONE, /* weights are not fp8 */
-    GEMM_SCALE_WEIGHTS,
     GEMM_SCALE_WHOLE,
     GEMM_SCALE_BLOCKS,
 };
@@ -36,7 +35,7 @@ enum { GEMM_STREAM_CHANNELS = 4 };
 /* Scales of the columns of a chunk, one per 128. */
 struct gemm_scales {
     const float *weights; /* of the channels at hand, which all share them */
-    const float *inputs;  /* [row][inputs_pitch] */
+    const float *inputs;  /* [row][inputs_pitch]; 1 for rows that are not fp8 */
     int64_t inputs_pitch;
 };
 
@@ -46,18 +45,23 @@ static inline int gemm_fp8_has_nan(const unsigned char *from, int64_t count)
     int64_t i = 0;
     int found = 0;
 #if MOE_VEC8_AVX2
-    const __m256i magnitude = _mm256_set1_epi8(0x7f);
-    __m256i most = _mm256_setzero_si256();
-    for (; i + 64 <= count; i += 64) {
-        const __m256i low = _mm256_loadu_si256((const __m256i *)(const void *)(from + i));
-        const __m256i high = _mm256_loadu_si256((const __m256i *)(const void *)(from + i + 32));
-        most = _mm256_max_epu8(most, _mm256_and_si256(low, magnitude));
-        most = _mm256_max_epu8(most, _mm256_and_si256(high, magnitude));
+    /* Twice a code, carry lost, is 0xfe for both NaNs and less for all else. */
+    __m256i most[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                       _mm256_setzero_si256()};
+    for (; i + 128 <= count; i += 128) {
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; part++) {
+            const __m256i codes =
+                _mm256_loadu_si256((const __m256i *)(const void *)(from + i + 32 * part));
+            most[part] = _mm256_max_epu8(most[part], _mm256_add_epi8(codes, codes));
+        }
     }
-    found = _mm256_movemask_epi8(_mm256_cmpeq_epi8(most, magnitude));
+    const __m256i both =
+        _mm256_max_epu8(_mm256_max_epu8(most[0], most[1]), _mm256_max_epu8(most[2], most[3]));
+    found = _mm256_movemask_epi8(_mm256_cmpeq_epi8(both, _mm256_set1_epi8((char)0xfe)));
 #endif
     for (; i < count; i++) {
-        found |= (from[i] & 0x7f) == 0x7f;
+        found |= (from[i] & MOE_FP8_NAN) == MOE_FP8_NAN;
     }
     return found != 0;
 }
@@ -86,19 +90,14 @@ GEMM_INLINE struct gemm_pair gemm_load_pair(const unsigned char *from, int32_t d
 }
 
 /* Sixteen columns of four channels. */
-GEMM_INLINE void gemm_stream_step(int32_t dtype, enum gemm_scaling scaling, int num_rows,
+GEMM_INLINE void gemm_stream_step(int32_t dtype, int num_rows,
                                   const unsigned char *const w[GEMM_STREAM_CHANNELS],
                                   int64_t offset, const float *a, int64_t pitch,
-                                  struct moe_vec8 scale,
                                   struct moe_vec8 acc[3][GEMM_STREAM_CHANNELS])
 {
 #pragma GCC unroll 4
     for (int c = 0; c < GEMM_STREAM_CHANNELS; c++) {
-        struct gemm_pair weight = gemm_load_pair(w[c] + offset, dtype);
-        if (scaling == GEMM_SCALE_WEIGHTS) {
-            weight.low = moe_vec8_mul(weight.low, scale);
-            weight.high = moe_vec8_mul(weight.high, scale);
-        }
+        const struct gemm_pair weight = gemm_load_pair(w[c] + offset, dtype);
 #pragma GCC unroll 3
         for (int row = 0; row < num_rows; row++) {
             acc[row][c] = moe_vec8_fma(moe_vec8_load(a + row * pitch), weight.low, acc[row][c]);
@@ -109,21 +108,17 @@ GEMM_INLINE void gemm_stream_step(int32_t dtype, enum gemm_scaling scaling, int 
 }
 
 /* The last `count` (1..15) columns: a step of eight, or two, with zeros behind them. */
-GEMM_INLINE void gemm_stream_last(int32_t dtype, enum gemm_scaling scaling, int num_rows,
+GEMM_INLINE void gemm_stream_last(int32_t dtype, int num_rows,
                                   const unsigned char *const w[GEMM_STREAM_CHANNELS],
                                   int64_t offset, int64_t count, const float *a, int64_t pitch,
-                                  struct moe_vec8 scale,
                                   struct moe_vec8 acc[3][GEMM_STREAM_CHANNELS])
 {
     for (int64_t i = 0; i < count; i += MOE_VEC8_LANES) {
         const int64_t left = count - i < MOE_VEC8_LANES ? count - i : MOE_VEC8_LANES;
 #pragma GCC unroll 4
         for (int c = 0; c < GEMM_STREAM_CHANNELS; c++) {
-            struct moe_vec8 weight =
+            const struct moe_vec8 weight =
                 gemm_load_partial(moe_convert_at(w[c] + offset, dtype, i), dtype, left);
-            if (scaling == GEMM_SCALE_WEIGHTS) {
-                weight = moe_vec8_mul(weight, scale);
-            }
 #pragma GCC unroll 3
             for (int row = 0; row < num_rows; row++) {
                 acc[row][c] = moe_vec8_fma(moe_vec8_load(a + row * pitch + i), weight, acc[row][c]);
@@ -170,7 +165,6 @@ GEMM_INLINE void gemm_stream_tile(int32_t dtype, enum gemm_scaling scaling, int 
     const int64_t line = GEMM_LINE_BYTES / element_bytes;
     const int64_t step = 2 * MOE_VEC8_LANES;
     struct moe_vec8 acc[3][GEMM_STREAM_CHANNELS];
-    struct moe_vec8 scale = moe_vec8_zero();
 #pragma GCC unroll 3
     for (int row = 0; row < num_rows; row++) {
 #pragma GCC unroll 4
@@ -183,22 +177,17 @@ GEMM_INLINE void gemm_stream_tile(int32_t dtype, enum gemm_scaling scaling, int 
     for (int64_t first = 0; first < k; first += GEMM_SCALE_COLUMNS) {
         const int64_t end = k - first < GEMM_SCALE_COLUMNS ? k : first + GEMM_SCALE_COLUMNS;
         const int64_t group = first / GEMM_SCALE_COLUMNS;
-        if (scaling == GEMM_SCALE_WEIGHTS) {
-            scale = moe_vec8_set1(scales->weights[group] * GEMM_FP8_UNIT);
-        }
         int64_t i = first;
         for (int64_t at = first; at < end; at += line) {
             const int64_t line_end = end - at < line ? end : at + line;
             gemm_fetch_lines(fetch);
 #pragma GCC unroll 2
             for (; i + step <= line_end; i += step) {
-                gemm_stream_step(dtype, scaling, num_rows, w, i * element_bytes, a + i, pitch,
-                                 scale, acc);
+                gemm_stream_step(dtype, num_rows, w, i * element_bytes, a + i, pitch, acc);
             }
         }
         if (i < end) {
-            gemm_stream_last(dtype, scaling, num_rows, w, i * element_bytes, end - i, a + i, pitch,
-                             scale, acc);
+            gemm_stream_last(dtype, num_rows, w, i * element_bytes, end - i, a + i, pitch, acc);
         }
 #pragma GCC unroll 3
         for (int row = 0; scaling == GEMM_SCALE_BLOCKS && row < num_rows; row++) {
@@ -282,8 +271,6 @@ static inline void gemm_streamed(int32_t dtype, enum gemm_scaling scaling,
         gemm_stream_typed(MOE_DTYPE_FP8_E4M3, GEMM_SCALE_BLOCKS, channels, k, rows, scales);
     } else if (scaling == GEMM_SCALE_WHOLE) {
         gemm_stream_typed(MOE_DTYPE_FP8_E4M3, GEMM_SCALE_WHOLE, channels, k, rows, scales);
-    } else if (scaling == GEMM_SCALE_WEIGHTS) {
-        gemm_stream_typed(MOE_DTYPE_FP8_E4M3, GEMM_SCALE_WEIGHTS, channels, k, rows, scales);
     } else if (dtype == MOE_DTYPE_BF16) {
         gemm_stream_typed(MOE_DTYPE_BF16, GEMM_SCALE_NONE, channels, k, rows, scales);
     } else if (dtype == MOE_DTYPE_FP16) {

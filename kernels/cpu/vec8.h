@@ -4,8 +4,8 @@
  * each operation is one IEEE operation per lane (round to nearest even), comparisons and selections
  * are spelled out, and the one thing that hardware leaves open, sign and payload of a NaN
  * that arithmetic makes, is settled when values leave for memory (moe_vec8_canonical). Nothing here
- * reads or changes the floating-point environment: a host that flushes subnormals gets them
- * flushed.
+ * reads or changes the floating-point environment, which is to be IEEE's default: the backend sets
+ * it for the time of a call.
  */
 #ifndef MOE_VEC8_H
 #define MOE_VEC8_H

@@ -7,6 +7,8 @@
  */
 #include "../ops/op_data.h"
 
+#include "support_float.h"
+
 enum { T = 21, K = 3, E = 7, H = 200, I = 168, MAX_GROUPS = 2, BLOCK = 128 };
 enum { H_GROUPS = (H + BLOCK - 1) / BLOCK, I_GROUPS = (I + BLOCK - 1) / BLOCK };
 
@@ -472,6 +474,31 @@ static void recipes_are_checked(void **state)
     layer_finish(&layer);
 }
 
+/* A host may flush subnormals and round towards zero, and gets the same bits and its state back. */
+static void the_state_of_the_host_does_not_matter(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < NUM_ROWS_KINDS; kind++) {
+        struct layer layer;
+        float whole[T * H], other[T * H];
+        layer_init(&layer, (enum rows_kind)kind, kind % 2 == 0);
+        for (int set = 0; set < op_plugin.num_tile_sets; set++) {
+            const struct op_variant *variant = op_variant(set, set % OP_MAX_THREADS + 1);
+            struct moe_plan *plan = op_plan(variant->context, &layer.problem, 0);
+            run_plain(&layer, variant, 0, T, whole);
+            support_float_disturb();
+            const unsigned int before = support_float_state();
+            run_layer(&layer, variant, plan, &layer.problem, layer.tokens, NULL, 0, T, other);
+            const unsigned int after = support_float_state();
+            support_float_default();
+            op_api()->plan_destroy(plan);
+            assert_int_equal(after, before);
+            assert_bits_equal(whole, other, T * H, 4);
+        }
+        layer_finish(&layer);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -481,6 +508,7 @@ int main(void)
         cmocka_unit_test(quantized_tokens_give_the_same_bits),
         cmocka_unit_test(experts_give_the_same_bits),
         cmocka_unit_test(recipes_are_checked),
+        cmocka_unit_test(the_state_of_the_host_does_not_matter),
     };
     return cmocka_run_group_tests(tests, op_setup, op_teardown);
 }

@@ -205,13 +205,58 @@ static void test_extreme_scales(void **state)
     }
 }
 
+/* Rows at the ends of fp32: one product per output. */
+static void test_extreme_rows(void **state)
+{
+    (void)state;
+    static const float inputs_at[] = {0x1.fep+118f, 0x1.02p+100f, 0x1p-85f,      0x1.fep-110f,
+                                      0x1p-126f,    -0x1.8p-130f, -0x1.fep-126f, -0.0f};
+    const struct moe_tile *tiles[MOE_NUM_TILES];
+    const int64_t num_tiles = list_tiles(tiles);
+    for (int i = 0; i < 2 * COUNT(inputs_at); i++) {
+        const float x = inputs_at[i / 2];
+        const bool is_bf16 = i % 2 != 0;
+        struct gemm_shape shape = make_shape(is_bf16, 0);
+        struct gemm_fixture fixture;
+        shape.k = 40;
+        shape.n = 16;
+        shape.num_rows = 4 + 30 * (i % 3 == 0);
+        shape.output_dtype = MOE_DTYPE_FP32;
+        shape.num_matrices = 1;
+        shape.spread = SPREAD_SPARSE;
+        shape.seed = 6;
+        gemm_fixture_init(&fixture, &shape);
+        const int64_t column = i % shape.k;
+        memset(fixture.input_memory.data, 0, fixture.input_memory.size);
+        for (int64_t m = 0; m < fixture.num_inputs; m++) {
+            ref_store(is_bf16 ? REF_BF16 : REF_F32, fixture.input_memory.data,
+                      m * fixture.op.input_stride + column, (double)x);
+        }
+        fixture.weight_scales[3] = 0.75f;
+        for (int64_t t = 0; t < num_tiles; t++) {
+            float *values = run_floats(&fixture, tiles[t]);
+            for (int64_t n = 0; n < shape.n; n++) {
+                const double code = ref_load(REF_E4M3, fixture.weight_memory[0].data,
+                                             (3 * shape.n + n) * shape.k + column);
+                const double sum = ref_round(REF_F32, code * (double)x);
+                const double expected = ref_round(REF_F32, sum * 0.75);
+                for (int64_t row = 0; row < fixture.num_outputs; row++) {
+                    const double value = (double)values[row * fixture.output_stride + n];
+                    assert_true(!fixture.written[row] || value == expected);
+                }
+            }
+            free(values);
+        }
+        gemm_fixture_finish(&fixture);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_grid),
-        cmocka_unit_test(test_layouts_agree),
-        cmocka_unit_test(test_nan_is_kept),
-        cmocka_unit_test(test_extreme_scales),
+        cmocka_unit_test(test_grid),         cmocka_unit_test(test_layouts_agree),
+        cmocka_unit_test(test_nan_is_kept),  cmocka_unit_test(test_extreme_scales),
+        cmocka_unit_test(test_extreme_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include "cpu_pool.h"
+#include "support_float.h"
 
 #include <limits.h>
 #include <pthread.h>
@@ -312,6 +313,45 @@ static void test_workers_are_named_and_block_signals(void **state)
     moe_cpu_pool_destroy(pool);
 }
 
+struct float_states {
+    struct meeting meeting;
+    unsigned int before_task[8];
+};
+
+static void record_float_state(void *self, int64_t task, int32_t thread)
+{
+    struct float_states *states = self;
+    states->before_task[thread] = support_float_state();
+    meet(&states->meeting, task, thread);
+}
+
+/* Tasks run in the default environment, whatever the creator and the caller of a pool have. */
+static void test_tasks_have_the_default_float_state(void **state)
+{
+    (void)state;
+    enum { NUM_THREADS = 4 };
+    support_float_default();
+    const unsigned int expected = support_float_state();
+    support_float_disturb();
+    const unsigned int own = support_float_state();
+    assert_int_not_equal(own, expected);
+    struct moe_cpu_pool *pool = create_pool(NUM_THREADS);
+    struct float_states *states = calloc(1, sizeof(*states));
+    assert_non_null(states);
+    states->meeting.num_expected = NUM_THREADS;
+    struct moe_cpu_session session;
+    moe_cpu_session_begin(&session, pool);
+    moe_cpu_session_run(&session, NUM_THREADS, record_float_state, states);
+    moe_cpu_session_end(&session);
+    assert_int_equal(support_float_state(), own);
+    support_float_default();
+    for (int thread = 0; thread < NUM_THREADS; thread++) {
+        assert_int_equal(states->before_task[thread], expected);
+    }
+    free(states);
+    moe_cpu_pool_destroy(pool);
+}
+
 static void test_number_of_threads_is_checked(void **state)
 {
     (void)state;
@@ -381,6 +421,7 @@ int main(void)
         cmocka_unit_test(test_concurrent_sessions),
         cmocka_unit_test(test_create_destroy_cycles),
         cmocka_unit_test(test_workers_are_named_and_block_signals),
+        cmocka_unit_test(test_tasks_have_the_default_float_state),
         cmocka_unit_test(test_number_of_threads_is_checked),
         cmocka_unit_test(test_no_memory),
         cmocka_unit_test(test_default_follows_affinity),
