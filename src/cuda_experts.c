@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * experts on a GPU: GEMM1 and GEMM2 on rows that are dispatched already. Contiguous rows run in
- * passes, as windows of rows, when their intermediate does not fit the workspace; masked rows, of
- * which only the device knows how many are in use, run at once.
+ * experts on a GPU: GEMM1 and GEMM2 on rows that are dispatched already. Rows run in passes when
+ * their intermediate does not fit the workspace: a window of contiguous rows, the masked rows of
+ * some experts, or a part of one expert's. A helper clips the segments to each pass.
  */
 #include "cuda_args.h"
 #include "cuda_chain.h"
@@ -14,8 +14,8 @@
 
 /* Workspace of one pass. */
 struct experts_layout {
-    uint64_t seg_indptr; /* int64 [E + 1] */
-    uint64_t inter;      /* [rows, I] */
+    uint64_t segments; /* int64 [E + 1], or int32 [E] of masked rows */
+    uint64_t inter;    /* [rows, I] */
     uint64_t total;
 };
 
@@ -25,8 +25,7 @@ static void lay_out_experts(const struct moe_problem *problem, int64_t num_rows,
     const uint64_t row_bytes =
         (uint64_t)problem->inter * (uint64_t)moe_dtype_bytes(problem->intermediate.dtype);
     uint64_t total = 0;
-    out->seg_indptr =
-        moe_cuda_append(&total, ((uint64_t)problem->num_experts + 1) * sizeof(int64_t));
+    out->segments = moe_cuda_append(&total, ((uint64_t)problem->num_experts + 1) * sizeof(int64_t));
     out->inter = moe_cuda_append(&total, (uint64_t)num_rows * row_bytes);
     out->total = total;
 }
@@ -68,6 +67,24 @@ static void fill_whole(struct experts_run *experts)
     experts->gemm2.output = op->output;
 }
 
+/* The launch before a pass's GEMMs. */
+static int32_t run_helper(struct experts_run *experts, int32_t helper, const void *args,
+                          struct moe_error *error)
+{
+    const struct moe_cuda_launch launch = {
+        .tile = helper,
+        .grid_x = 1,
+        .grid_y = 1,
+        .num_threads = MOE_CUDA_HELPER_THREADS,
+        .is_chained = experts->run.is_chained,
+        .args = args,
+    };
+    MOE_TRY(moe_cuda_state_launch(moe_cuda_state_of(&experts->run), experts->run.stream, &launch,
+                                  error));
+    experts->run.is_chained = 1;
+    return MOE_STATUS_OK;
+}
+
 /* The window [first, last) of contiguous rows. */
 static int32_t fill_window(struct experts_run *experts, int64_t first, int64_t last,
                            struct moe_error *error)
@@ -79,22 +96,12 @@ static int32_t fill_window(struct experts_run *experts, int64_t first, int64_t l
     char *workspace = experts->run.workspace;
     const struct moe_cuda_clip_segments args = {
         .seg_indptr = op->seg_indptr,
-        .out = (int64_t *)(void *)(workspace + experts->layout.seg_indptr),
+        .out = (int64_t *)(void *)(workspace + experts->layout.segments),
         .first = first,
         .last = last,
         .num_segments = problem->num_experts,
     };
-    const struct moe_cuda_launch launch = {
-        .tile = MOE_CUDA_CLIP_SEGMENTS,
-        .grid_x = 1,
-        .grid_y = 1,
-        .num_threads = MOE_CUDA_HELPER_THREADS,
-        .is_chained = experts->run.is_chained,
-        .args = &args,
-    };
-    MOE_TRY(moe_cuda_state_launch(moe_cuda_state_of(&experts->run), experts->run.stream, &launch,
-                                  error));
-    experts->run.is_chained = 1;
+    MOE_TRY(run_helper(experts, MOE_CUDA_CLIP_SEGMENTS, &args, error));
     experts->gemm1.seg_indptr = args.out;
     experts->gemm1.num_rows = last - first;
     experts->gemm1.input = (const char *)op->rows + first * op->row_stride * token_bytes;
@@ -105,11 +112,86 @@ static int32_t fill_window(struct experts_run *experts, int64_t first, int64_t l
     return MOE_STATUS_OK;
 }
 
+/*
+ * Rows [first_row, first_row + num_rows) of the experts [first, last), whose rows lie one after the
+ * other: of all their rows, or of one expert. The kernels address row i of expert e as
+ * e * max_masked_rows + i, so what is a part only is moved back by what is left out of it.
+ */
+static int32_t fill_masked_window(struct experts_run *experts, int32_t first, int32_t last,
+                                  int64_t first_row, int64_t num_rows, struct moe_error *error)
+{
+    const struct moe_op_experts *op = experts->op;
+    const struct moe_problem *problem = &experts->run.plan->problem;
+    const int64_t token_bytes = moe_dtype_bytes(problem->tokens.dtype);
+    const int64_t output_bytes = moe_dtype_bytes(problem->output_dtype);
+    const int64_t inter_bytes =
+        (int64_t)problem->inter * moe_dtype_bytes(problem->intermediate.dtype);
+    char *workspace = experts->run.workspace;
+    const struct moe_cuda_clip_masked args = {
+        .masked_m = op->masked_m,
+        .out = (int32_t *)(void *)(workspace + experts->layout.segments),
+        .first_row = first_row,
+        .num_rows = num_rows,
+        .first_expert = first,
+        .last_expert = last,
+        .num_experts = problem->num_experts,
+    };
+    const uintptr_t inter = (uintptr_t)workspace + experts->layout.inter -
+                            (uintptr_t)(first * op->max_masked_rows * inter_bytes);
+    MOE_TRY(run_helper(experts, MOE_CUDA_CLIP_MASKED, &args, error));
+    experts->gemm1.masked_m = args.out;
+    experts->gemm1.max_masked_rows = op->max_masked_rows;
+    experts->gemm1.num_rows = op->num_rows;
+    experts->gemm1.input = (const char *)op->rows + first_row * op->row_stride * token_bytes;
+    experts->gemm1.row_weights = op->row_weights != NULL ? op->row_weights + first_row : NULL;
+    experts->gemm1.output = (void *)inter;
+    experts->gemm2.masked_m = args.out;
+    experts->gemm2.max_masked_rows = op->max_masked_rows;
+    experts->gemm2.num_rows = op->num_rows;
+    experts->gemm2.input = experts->gemm1.output;
+    experts->gemm2.output = (char *)op->output + first_row * op->output_stride * output_bytes;
+    return MOE_STATUS_OK;
+}
+
 static int32_t run_gemms(struct experts_run *experts, struct moe_error *error)
 {
     MOE_TRY(
         moe_cuda_run_gemm(&experts->run, MOE_OP_GEMM1, &experts->gemm1, MOE_CUDA_GATE, 0, error));
     return moe_cuda_run_gemm(&experts->run, MOE_OP_GEMM2, &experts->gemm2, MOE_CUDA_DOWN, 1, error);
+}
+
+static int32_t run_windows(struct experts_run *experts, int64_t rows_per_pass,
+                           struct moe_error *error)
+{
+    const int64_t num_rows = experts->op->num_rows;
+    for (int64_t first = 0; first < num_rows; first += rows_per_pass) {
+        const int64_t last = num_rows - first < rows_per_pass ? num_rows : first + rows_per_pass;
+        MOE_TRY(fill_window(experts, first, last, error));
+        MOE_TRY(run_gemms(experts, error));
+    }
+    return MOE_STATUS_OK;
+}
+
+/* As many experts as fit a pass, or parts of one. */
+static int32_t run_masked_windows(struct experts_run *experts, int64_t rows_per_pass,
+                                  struct moe_error *error)
+{
+    const int32_t num_experts = experts->run.plan->problem.num_experts;
+    const int64_t num_rows = experts->op->max_masked_rows;
+    const int64_t fit = rows_per_pass / num_rows;
+    const int32_t num_together = (int32_t)(fit > 1 ? fit : 1); /* below num_experts */
+    for (int32_t first = 0; first < num_experts; first += num_together) {
+        const int32_t last =
+            num_experts - first < num_together ? num_experts : first + num_together;
+        const int64_t step = fit > 0 ? num_rows : rows_per_pass;
+        for (int64_t row = 0; row < num_rows; row += step) {
+            const int64_t left = num_rows - row;
+            MOE_TRY(
+                fill_masked_window(experts, first, last, row, left < step ? left : step, error));
+            MOE_TRY(run_gemms(experts, error));
+        }
+    }
+    return MOE_STATUS_OK;
 }
 
 int32_t moe_cuda_experts(const struct moe_run *run, const struct moe_op_experts *op,
@@ -139,18 +221,6 @@ int32_t moe_cuda_experts(const struct moe_run *run, const struct moe_op_experts 
         fill_whole(&experts);
         return run_gemms(&experts, error);
     }
-    if (op->masked_m != NULL) {
-        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                             "experts: the %lld masked rows (num_experts * max_masked_rows) run at "
-                             "once on the cuda backend, and this plan's workspace is for %lld; "
-                             "make it with a larger max_tokens or workspace_cap",
-                             (long long)op->num_rows, (long long)rows_per_pass);
-    }
-    for (int64_t first = 0; first < op->num_rows; first += rows_per_pass) {
-        const int64_t last =
-            op->num_rows - first < rows_per_pass ? op->num_rows : first + rows_per_pass;
-        MOE_TRY(fill_window(&experts, first, last, error));
-        MOE_TRY(run_gemms(&experts, error));
-    }
-    return MOE_STATUS_OK;
+    return op->masked_m != NULL ? run_masked_windows(&experts, rows_per_pass, error)
+                                : run_windows(&experts, rows_per_pass, error);
 }

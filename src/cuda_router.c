@@ -28,6 +28,9 @@ static int32_t launch_router(const struct moe_run *run, const struct moe_op_rout
         .grid_y = (uint32_t)(blocks < GRID_Y_LIMIT ? blocks : GRID_Y_LIMIT),
         .num_threads = MOE_CUDA_ROUTER_WARPS * 32,
         .is_chained = run->is_chained,
+        .form = op->token_dtype == MOE_DTYPE_FP32 || op->weight.dtype == MOE_DTYPE_FP32
+                    ? MOE_CUDA_ROUTER_WIDE
+                    : MOE_CUDA_ROUTER_HALF,
         .args = &args,
     };
     return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);

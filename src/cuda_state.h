@@ -24,6 +24,7 @@ extern const int32_t moe_cuda_num_modules;
  * X(constant, symbol): functions stand behind those of the tiles. */
 #define MOE_CUDA_HELPER_LIST(X)                      \
     X(MOE_CUDA_CLIP_SEGMENTS, "moe_clip_segments")   \
+    X(MOE_CUDA_CLIP_MASKED, "moe_clip_masked")       \
     X(MOE_CUDA_PACK_MATRIX_16, "moe_pack_matrix_16") \
     X(MOE_CUDA_PACK_MATRIX_32, "moe_pack_matrix_32")
 enum {

@@ -74,7 +74,19 @@ static int32_t check_experts(const struct moe_device *device, const struct moe_p
 
 static int32_t check_router(const struct moe_problem *problem, struct moe_error *error)
 {
-    MOE_TRY(check_recipe("tokens", &problem->tokens, problem, error));
+    struct moe_recipe plain;
+    memset(&plain, 0, sizeof(plain));
+    plain.dtype = problem->tokens.dtype;
+    if (memcmp(&plain, &problem->tokens, sizeof(plain)) != 0 ||
+        (!is_half(plain.dtype) && plain.dtype != MOE_DTYPE_FP32)) {
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                             "problem.tokens is %s%s; the router of the cuda backend takes plain "
+                             "bf16, fp16 and fp32",
+                             moe_dtype_name(plain.dtype),
+                             is_half(plain.dtype) || plain.dtype == MOE_DTYPE_FP32
+                                 ? " with scales, groups or a packing"
+                                 : "");
+    }
     return check_width("hidden", problem->hidden, error);
 }
 

@@ -332,6 +332,21 @@ static int32_t check_dtype(const char *name, const struct moe_operand *operand, 
     return MOE_STATUS_OK;
 }
 
+/* A router is multiplied with tokens of its own type, or either of them is fp32. */
+static int32_t check_router_dtype(const char *name, const struct moe_operand *operand,
+                                  int32_t token_dtype, struct moe_error *error)
+{
+    if (operand->dtype != token_dtype && operand->dtype != MOE_DTYPE_FP32 &&
+        token_dtype != MOE_DTYPE_FP32) {
+        return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
+                             "weights: %s is of type %s; with %s tokens the cuda backend "
+                             "multiplies %s and fp32",
+                             name, moe_dtype_name(operand->dtype), moe_dtype_name(token_dtype),
+                             moe_dtype_name(token_dtype));
+    }
+    return MOE_STATUS_OK;
+}
+
 /* The router and the shared expert's gate are read row by row, 16 bytes at a time. */
 static int32_t bind_rows(const char *name, const struct moe_operand *operand,
                          const struct moe_problem *problem, int32_t num_rows,
@@ -341,7 +356,7 @@ static int32_t bind_rows(const char *name, const struct moe_operand *operand,
     if (!is_present(operand)) {
         return MOE_STATUS_OK;
     }
-    MOE_TRY(check_dtype(name, operand, problem->tokens.dtype, error));
+    MOE_TRY(check_router_dtype(name, operand, problem->tokens.dtype, error));
     *out = resolve_single(operand);
     if (num_rows == 1) {
         out->row_stride = problem->hidden; /* not used */

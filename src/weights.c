@@ -248,6 +248,21 @@ static int32_t check_desc(const struct moe_problem *problem, struct moe_weights_
     return MOE_STATUS_OK;
 }
 
+/* What these weights are for: a router alone needs no problem that the experts' GEMMs run. */
+static uint64_t ops_of(struct moe_weights_desc *desc)
+{
+    bool has_router = false;
+    for (int32_t i = 0; i < NUM_OPERANDS; i++) {
+        const bool is_given = is_present(operand_at(desc, i));
+        if (is_given && operand_rules[i].group != GROUP_ROUTER) {
+            return MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2);
+        }
+        has_router |= is_given;
+    }
+    return has_router ? MOE_OP_BIT(MOE_OP_ROUTER)
+                      : MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2);
+}
+
 /* Read and check what query, prepare and bind have in common. */
 static int32_t read_request(const struct moe_context *context, const struct moe_problem *problem,
                             const struct moe_weights_desc *desc, struct moe_problem *own_problem,
@@ -258,15 +273,14 @@ static int32_t read_request(const struct moe_context *context, const struct moe_
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT, "context is NULL");
     }
     uint64_t ops = 0;
+    MOE_TRY(MOE_STRUCT_READ(own_desc, desc, moe_weights_desc, error));
     MOE_TRY(moe_problem_read(own_problem, problem, error));
-    MOE_TRY(moe_problem_expand_ops(own_problem, MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2),
-                                   &ops, error));
+    MOE_TRY(moe_problem_expand_ops(own_problem, ops_of(own_desc), &ops, error));
     if (own_problem->max_tokens == 0) {
         own_problem->max_tokens = 1; /* weights do not depend on it */
     }
     MOE_TRY(moe_problem_check(own_problem, ops, error));
     MOE_TRY(context->backend->supports(&context->device, own_problem, ops, error));
-    MOE_TRY(MOE_STRUCT_READ(own_desc, desc, moe_weights_desc, error));
     return check_desc(own_problem, own_desc, num_table_entries, error);
 }
 

@@ -84,8 +84,11 @@ struct moe_cuda_route {
     struct moe_cuda_sort_shape shape;
 };
 
-/* Warps of a CTA of the router kernels; they share the columns of k. */
+/* Warps of a CTA of the router kernels. */
 #define MOE_CUDA_ROUTER_WARPS 8
+
+/* router: tokens and weights of one 16-bit type, on tensor cores; fp32 on either side. */
+enum { MOE_CUDA_ROUTER_HALF, MOE_CUDA_ROUTER_WIDE, MOE_CUDA_ROUTER_NUM_FORMS };
 
 /* `applies_sigmoid`: the results are 1 / (1 + exp(-logit)), for the factor of a shared expert. */
 struct moe_cuda_router {
@@ -101,6 +104,7 @@ struct moe_cuda_router {
  */
 #define MOE_CUDA_MAX_FORMS 8
 #define MOE_CUDA_FORMS_LIST(X)                              \
+    X(MOE_OP_ROUTER, MOE_CUDA_ROUTER_NUM_FORMS)             \
     X(MOE_OP_GATING, MOE_CUDA_GATE_NUM_FORMS)               \
     X(MOE_OP_ROUTE, MOE_CUDA_ROUTE_NUM_FORMS)               \
     X(MOE_OP_PRE_REORDER, MOE_CUDA_PRE_REORDER_NUM_FORMS)   \
@@ -273,6 +277,19 @@ struct moe_cuda_clip_segments {
     int64_t first;
     int64_t last;
     int32_t num_segments;
+    int32_t reserved;
+};
+
+/* out[e] = clamp(masked_m[e] - first_row, 0, num_rows) for e in [first_expert, last_expert), else
+ * 0: rows in use of a pass over a window of masked rows. */
+struct moe_cuda_clip_masked {
+    const int32_t *masked_m;
+    int32_t *out;
+    int64_t first_row;
+    int64_t num_rows;
+    int32_t first_expert;
+    int32_t last_expert;
+    int32_t num_experts;
     int32_t reserved;
 };
 

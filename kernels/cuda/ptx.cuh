@@ -113,6 +113,19 @@ static __device__ __forceinline__ void moe_ptx_copy16(uint32_t to, const void *f
                  : "memory");
 }
 
+/* 9.7.9.25.3 cp.async.commit_group: this thread's copies since the last one are a group. */
+static __device__ __forceinline__ void moe_ptx_copy_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* 9.7.9.25.3 cp.async.wait_group: until all but the newest kPending groups of this thread have
+ * landed. */
+template <int kPending> static __device__ __forceinline__ void moe_ptx_copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
 /* 9.7.13.15 cp.async.mbarrier.arrive: the barrier counts an arrival of this thread when its copies
  * so far have landed. The thread does not wait. */
 static __device__ __forceinline__ void moe_ptx_copy_arrive(uint32_t barrier)

@@ -11,12 +11,14 @@
  *   it is. 3 mma.m16n8k16 with fp32 accumulators. 4 the warps' sums meet in a fixed tree.
  *   5 bias, sigmoid, one rounding.
  * Arithmetic: which columns meet in which order follows from H alone, so a logit has the same bits
- *   in every tile and batch.
- * Limits: 16-bit tokens and weights of one type, H, strides and addresses multiples of 16 bytes
- *   (cuda_router.c checks them).
+ *   in every tile and batch. Form 1, where tokens or weights are fp32: router_wide.cuh instead of 2
+ *   to 4, with the CPU's bits; bound by shared memory in prefill.
+ * Limits: tokens and weights of one 16-bit type, or one of them or both fp32; H a multiple of 8;
+ *   rows begin at multiples of 16 bytes (cuda_router.c and cuda_weights.c check them).
  */
 #include "cuda_args.h"
 #include "ptx.cuh"
+#include "router_wide.cuh"
 #include "vmath.cuh"
 
 #include <cuda_bf16.h>
@@ -173,15 +175,21 @@ __device__ __forceinline__ void finish_logit(const struct moe_cuda_router &args,
     store_logit(op.logits, token * op.logits_stride + expert, op.logits_dtype, value);
 }
 
+/* Tokens of the call, as far as the device has them. */
+__device__ __forceinline__ int64_t count_tokens(const struct moe_op_router &op)
+{
+    if (op.num_tokens_device == nullptr) {
+        return op.num_tokens;
+    }
+    const int64_t real = max(*op.num_tokens_device, 0);
+    return real < op.num_tokens ? real : op.num_tokens;
+}
+
 template <typename Element, int kM, int kN>
 __device__ __forceinline__ void route_tokens(const struct moe_cuda_router &args, float *shared)
 {
     const struct moe_op_router &op = args.op;
-    int64_t num_tokens = op.num_tokens;
-    if (op.num_tokens_device != nullptr) {
-        const int64_t real = max(*op.num_tokens_device, 0);
-        num_tokens = real < num_tokens ? real : num_tokens;
-    }
+    const int64_t num_tokens = count_tokens(op);
     const Rows tokens = {static_cast<const char *>(op.tokens), op.token_stride * 2, num_tokens,
                          op.hidden};
     const Rows weights = {static_cast<const char *>(op.weight.base), op.weight.row_stride * 2,
@@ -218,14 +226,92 @@ __device__ __forceinline__ void run_router(const struct moe_cuda_router &args)
     }
 }
 
+/* The same for any pair of types, one of them fp32. */
+template <typename Token, typename Weight, int kBlockM, int kBlockN>
+__device__ __forceinline__ void route_wide(const struct moe_cuda_router &args, char *shared)
+{
+    constexpr int kTokens = kBlockM / kRouterTokenGroups;
+    constexpr int kExperts = kBlockN / kRouterExpertGroups;
+    const struct moe_op_router &op = args.op;
+    const int64_t num_tokens = count_tokens(op);
+    const WideRows tokens = {static_cast<const char *>(op.tokens),
+                             op.token_stride * static_cast<int64_t>(sizeof(Token)), num_tokens};
+    const WideRows weights = {static_cast<const char *>(op.weight.base),
+                              op.weight.row_stride * static_cast<int64_t>(sizeof(Weight)),
+                              op.num_experts};
+    const int group = static_cast<int>(threadIdx.x) / kRouterLanes;
+    const int64_t first_expert = static_cast<int64_t>(blockIdx.x) * kBlockN;
+    for (int64_t first = static_cast<int64_t>(blockIdx.y) * kBlockM; first < num_tokens;
+         first += static_cast<int64_t>(gridDim.y) * kBlockM) {
+        float sums[kTokens][kExperts] = {};
+        sum_block<Token, Weight, kBlockM, kBlockN, kThreads>(tokens, weights, first, first_expert,
+                                                             op.hidden, shared, sums);
+#pragma unroll
+        for (int i = 0; i < kTokens * kExperts; i++) {
+            const float sum = sum_lanes(sums[i / kExperts][i % kExperts]);
+            if (static_cast<int>(threadIdx.x) % kRouterLanes == i % kRouterLanes) {
+                finish_logit(
+                    args, first + i / kExperts * kRouterTokenGroups + group / kRouterExpertGroups,
+                    num_tokens,
+                    first_expert + i % kExperts * kRouterExpertGroups + group % kRouterExpertGroups,
+                    sum);
+            }
+        }
+    }
+}
+
+/* fp32 tokens. */
+template <int kBlockM, int kBlockN>
+__device__ __forceinline__ void route_wide_tokens(const struct moe_cuda_router &args, char *shared)
+{
+    switch (args.op.weight.dtype) {
+    case MOE_DTYPE_FP16:
+        route_wide<float, __half, kBlockM, kBlockN>(args, shared);
+        break;
+    case MOE_DTYPE_BF16:
+        route_wide<float, __nv_bfloat16, kBlockM, kBlockN>(args, shared);
+        break;
+    default:
+        route_wide<float, float, kBlockM, kBlockN>(args, shared);
+        break;
+    }
+}
+
+template <int kBlockM, int kBlockN>
+__device__ __forceinline__ void run_wide_router(const struct moe_cuda_router &args)
+{
+    __shared__ __align__(16) char shared[kRouterStages * RouterStage<kBlockM, kBlockN>::kBytes];
+    moe_ptx_griddep_wait();
+    moe_ptx_griddep_launch();
+    switch (args.op.token_dtype) {
+    case MOE_DTYPE_FP16:
+        route_wide<__half, float, kBlockM, kBlockN>(args, shared);
+        break;
+    case MOE_DTYPE_BF16:
+        route_wide<__nv_bfloat16, float, kBlockM, kBlockN>(args, shared);
+        break;
+    default:
+        route_wide_tokens<kBlockM, kBlockN>(args, shared);
+        break;
+    }
+}
+
 } // namespace
 
+static_assert(MOE_CUDA_ROUTER_NUM_FORMS == 2 && MOE_CUDA_ROUTER_WIDE == 1, "forms");
+#define MOE_EMIT_WIDE_ROUTER(symbol, bm, bn)                        \
+    extern "C" __global__ void __launch_bounds__(kThreads)          \
+        symbol(const __grid_constant__ struct moe_cuda_router args) \
+    {                                                               \
+        run_wide_router<bm, bn>(args);                              \
+    }
 #define MOE_EMIT_CUDA_ROUTER(symbol, bm, bn)                        \
     extern "C" __global__ void __launch_bounds__(kThreads)          \
         symbol(const __grid_constant__ struct moe_cuda_router args) \
     {                                                               \
         run_router<(bm) / 16, (bn) / 8>(args);                      \
-    }
+    }                                                               \
+    MOE_EMIT_WIDE_ROUTER(MOE_FORM(1, symbol), bm, bn)
 #define MOE_INSTANTIATE_ROUTER(kernel, bm, bn) MOE_EMIT_ROUTER_ROW(kernel, bm, bn)
 
 #include "instantiate.cuh"

@@ -369,6 +369,9 @@ static CUresult CUDAAPI fake_cuLaunchKernelEx(const CUlaunchConfig *config, CUfu
         launch->num_refused++;
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (driver.args_of != NULL && strstr(kernel->symbol, driver.args_of) != NULL) {
+        memcpy(launch->args, args[0], driver.args_bytes);
+    }
     if (driver.num_launches < FAKE_MAX_LAUNCHES) {
         driver.launches[driver.num_launches] = *launch;
     }

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-enum { FAKE_MAX_LAUNCHES = 64, FAKE_MAX_CALLS = 4096, FAKE_MAX_STACK = 16 };
+enum { FAKE_MAX_LAUNCHES = 64, FAKE_MAX_CALLS = 4096, FAKE_MAX_STACK = 16, FAKE_ARGS_BYTES = 1024 };
 
 /* What cuLaunchKernelEx was asked for last. */
 struct fake_launch {
@@ -23,6 +23,7 @@ struct fake_launch {
     uint32_t is_chained;  /* begins under the tail of the node before */
     uint32_t num_refused; /* launches that a device would refuse; they return INVALID_VALUE */
     void *stream;
+    unsigned char args[FAKE_ARGS_BYTES]; /* the first args_bytes of the kernel's argument */
 };
 
 struct fake_driver {
@@ -38,6 +39,8 @@ struct fake_driver {
     const char *failing;        /* a function whose every call fails with fail_result; NULL: none */
     int64_t fail_at;            /* the call (from 1) that fails with fail_result; 0: none */
     int32_t fail_result;        /* a CUresult */
+    const char *args_of; /* kernels with this in their symbol are launched with an argument */
+    uint32_t args_bytes; /* of so many bytes, which are kept. NULL: none are */
 
     /* Counted by the driver. Clean-up calls that fail do their work all the same. */
     int64_t num_calls; /* of everything but cuGetProcAddress_v2 and cuGetErrorName */
@@ -54,7 +57,6 @@ struct fake_driver {
     struct fake_launch launch;
     struct fake_launch launches[FAKE_MAX_LAUNCHES]; /* all since num_launches was set to 0 */
     int32_t num_launches;
-    int32_t reserved;
 };
 
 /* The one driver of the library, which exports this function under the name fake_driver_get.

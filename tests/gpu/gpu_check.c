@@ -29,8 +29,8 @@ int main(int argc, char **argv)
         if (tile.backend != MOE_BACKEND_CUDA || tile.min_sm > check_host.device.sm) {
             continue;
         }
-        if (tile.op == MOE_OP_GEMM1 || tile.op == MOE_OP_ROUTER) {
-            continue; /* they do not have the CPU's bits: gpu_layer and gpu_gemm check them */
+        if (tile.op == MOE_OP_GEMM1) {
+            continue; /* not the CPU's bits: gpu_layer and gpu_gemm check them */
         }
         const int failed_before = check_num_failed, checked_before = check_num_checked;
         gpu_force_tile(&check_host, &tile, op_names[tile.op]);
@@ -41,6 +41,9 @@ int main(int argc, char **argv)
                 break;
             case MOE_OP_EP_PREPROCESS:
                 check_ep_preprocess();
+                break;
+            case MOE_OP_ROUTER:
+                check_router();
                 break;
             case MOE_OP_GATING:
                 check_gating();

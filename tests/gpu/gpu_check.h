@@ -76,6 +76,7 @@ void check_quantize(void);
 void check_activation(void);
 void check_post_reorder(int is_sum);
 void check_gating(void);
+void check_router(void); /* with fp32 tokens or weights */
 void check_route(void);
 
 #endif

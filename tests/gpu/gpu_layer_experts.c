@@ -109,9 +109,10 @@ static int check_case(struct experts_case *experts, const char *what)
     const double relative = compare(experts);
     is_right = is_right && relative < max_relative;
     memcpy(whole, experts->cuda, experts->bytes);
-    if (is_right && experts->max_masked_rows == 0) {
+    /* A few passes of many experts; passes of parts of an expert. */
+    for (int64_t divisor = 3; is_right && divisor <= 300; divisor *= 100) {
         const uint64_t row_bytes = (uint64_t)experts->test->shape.inter * 2;
-        const uint64_t cap = row_bytes * (uint64_t)experts->num_rows / 3 + 16384;
+        const uint64_t cap = row_bytes * (uint64_t)(experts->num_rows / divisor) + 16384;
         is_right = run_side(experts, 0, cap) && memcmp(whole, experts->cuda, experts->bytes) == 0;
     }
     if (!is_right) {
