@@ -116,9 +116,10 @@ static int32_t default_dtype(const struct operand_rule *rule, const struct moe_p
     if (rule->kind == KIND_CORRECTION || rule->kind == KIND_SCALE) {
         return MOE_DTYPE_FP32;
     }
-    /* Shared experts are as gate_up in plain types. */
+    /* Shared experts are as gate_up in plain types; their down is as down where gate_up is fp8. */
     const struct moe_recipe *recipe = recipe_of(rule, problem);
-    if (rule->group == GROUP_SHARED && !moe_recipe_is_fp8(recipe)) {
+    if (rule->group == GROUP_SHARED && !moe_recipe_is_fp8(recipe) &&
+        !moe_recipe_is_fp8(&problem->gate_up)) {
         recipe = &problem->gate_up;
     }
     return rule->kind != KIND_MATRIX && moe_recipe_is_fp8(recipe) ? problem->output_dtype

@@ -33,6 +33,8 @@ struct layer_data {
     struct op_bound bound;
     struct op_routes routes;
     struct op_tensor tokens;
+    struct op_scales scales; /* of fp8 tokens */
+    double *rows;            /* what GEMM1 reads: the tokens, quantized where the layer does that */
     struct op_tensor logits;
     struct op_tensor weights; /* [T, k] fp32 */
     struct op_tensor residual;
@@ -51,6 +53,26 @@ static inline int32_t layer_logits_dtype(const struct moe_problem *problem)
     return problem->logits_dtype != 0 ? problem->logits_dtype : MOE_DTYPE_FP32;
 }
 
+/* Tokens, in fp8 with scales of their own. */
+static inline void layer_tokens_init(struct layer_data *data, struct support_random *random,
+                                     const struct moe_problem *problem)
+{
+    const int64_t T = data->test.num_tokens, H = problem->hidden;
+    const struct moe_recipe *recipe = &problem->tokens, inter = op_inter_recipe(problem);
+    const bool is_fp8 = op_is_fp8(recipe);
+    op_tensor_init(&data->tokens, random, recipe->dtype, T, H, data->test.gap,
+                   is_fp8 ? OP_FP8_CODES : 1.0);
+    memset(&data->scales, 0, sizeof(data->scales));
+    if (is_fp8) {
+        op_tensor_scale(&data->tokens, &data->scales, random, recipe, data->test.gap % 2);
+    }
+    data->rows = op_array(T * H, sizeof(double));
+    memcpy(data->rows, data->tokens.values, (size_t)(T * H) * sizeof(double));
+    for (int64_t t = 0; op_quantizes_tokens(problem) && t < T; t++) {
+        op_quantize_row(&inter, H, data->rows + t * H);
+    }
+}
+
 /* `problem` as the case wants it, but for num_experts, num_experts_global holding all experts, and
  * max_tokens. */
 static inline void layer_data_init(struct layer_data *data, uint64_t seed,
@@ -67,7 +89,7 @@ static inline void layer_data_init(struct layer_data *data, uint64_t seed,
     own.max_tokens = T > 0 ? T : 1;
     op_model_init(&data->model, &random, &own);
     op_bound_init(&data->bound, &data->model, test->layout);
-    op_tensor_init(&data->tokens, &random, own.tokens.dtype, T, H, test->gap, 1.0);
+    layer_tokens_init(data, &random, &own);
     op_tensor_init(&data->logits, &random, layer_logits_dtype(&own), T, E, test->gap, 2.0);
     op_tensor_init(&data->weights, &random, MOE_DTYPE_FP32, T, own.top_k, 0, 0.5);
     op_tensor_init(&data->residual, &random, op_output_dtype(&own), T, H, test->gap, 1.0);
@@ -79,6 +101,10 @@ static inline void layer_data_finish(struct layer_data *data)
     op_model_finish(&data->model);
     op_routes_finish(&data->routes);
     op_tensor_finish(&data->tokens);
+    if (op_is_fp8(&data->model.problem.tokens)) {
+        support_guard_finish(&data->scales.memory);
+    }
+    free(data->rows);
     op_tensor_finish(&data->logits);
     op_tensor_finish(&data->weights);
     op_tensor_finish(&data->residual);
@@ -145,6 +171,10 @@ static inline void layer_fill_args(const struct layer_data *data, int64_t first,
     args->weights = data->bound.weights;
     args->tokens = layer_row(&data->tokens, first);
     args->token_stride = data->tokens.stride;
+    if (op_is_fp8(&problem->tokens)) {
+        args->input_scales = op_scales_from(&data->scales, &problem->tokens, first);
+        args->input_scale_stride = data->scales.stride;
+    }
     args->ids_dtype = op_ids_dtype(&data->routes);
     args->filter = data->routes.filter;
     args->residual = test->has_residual ? layer_row(&data->residual, first) : NULL;
@@ -280,14 +310,15 @@ static inline void layer_expect_token(const struct layer_data *data,
     const struct moe_problem *problem = &data->model.problem;
     const int64_t H = problem->hidden, k = problem->top_k;
     const bool on_input = (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0;
-    const double *x = data->tokens.values + token * H;
+    const double *x = data->rows + token * H;
     double *rows = op_array(k * H, sizeof(double)), *slack = op_array(k * H, sizeof(double));
     double *carried = op_array(H, sizeof(double)), *magnitude = op_array(H, sizeof(double));
     double *weights = op_array(k, sizeof(double));
     double *shared = op_array(2 * H, sizeof(double));
     int32_t *src2dst = op_array(k, sizeof(int32_t));
     double factor_tolerance = 0.0;
-    const double factor = layer_expect_factor(data, x, &factor_tolerance);
+    const double factor =
+        layer_expect_factor(data, data->tokens.values + token * H, &factor_tolerance);
     const double scaling =
         problem->scaling_on == MOE_SCALING_OUTPUT ? (double)problem->routed_scaling : 1.0;
     for (int64_t j = 0; j < k; j++) {

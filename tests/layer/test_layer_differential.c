@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest timeout: 600 */
 /*
- * Differential fuzzing of the layer: random problems, batches, filters, layouts and destinations,
- * each against the reference, in a random variant (tiles and threads) and again in another, and a
- * few tokens alone. A fixed set of seeds runs in the suite;
+ * Differential fuzzing of the layer: random problems, plain and fp8 (every kind and layout of
+ * scales), batches, filters, layouts and destinations, each against the reference, in a random
+ * variant (tiles and threads) and again in another, and a few tokens alone. A fixed set of seeds
+ * runs in the suite;
  *
  *   MOE_FUZZ_SECONDS=300 MOE_FUZZ_SEED=1 test_layer_layer_differential
  *
@@ -94,6 +95,13 @@ static void draw_problem(struct support_random *random, struct moe_problem *prob
     problem->output_dtype = draw_dtype(random);
     problem->logits_dtype = draw_dtype(random);
     problem->max_tokens = 1;
+    if (draw(random, 0, 1)) {
+        if (problem->num_experts <= 24) { /* several blocks of 128 */
+            problem->hidden = (int32_t)draw(random, 1, 300);
+            problem->inter = (int32_t)draw(random, 1, 300);
+        }
+        op_draw_fp8(random, problem);
+    }
 }
 
 static void draw_case(struct support_random *random, const struct moe_problem *problem,
@@ -112,6 +120,9 @@ static void draw_case(struct support_random *random, const struct moe_problem *p
         .target = (enum layer_target)draw(random, 0, LAYER_NUM_TARGETS - 1),
         .has_residual = draw(random, 0, 1) == 1,
         .gap = draw(random, 0, 5)};
+    if (op_is_fp8(&problem->tokens) && test->source == LAYER_FROM_ROUTER) {
+        test->source = LAYER_FROM_LOGITS; /* the router reads plain tokens */
+    }
 }
 
 /* A few tokens alone give the rows that they gave in the batch. */

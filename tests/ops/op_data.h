@@ -14,7 +14,10 @@ static const int32_t op_dtypes[] = {MOE_DTYPE_FP32, MOE_DTYPE_FP16, MOE_DTYPE_BF
 
 static inline enum ref_dtype op_ref_dtype(int32_t dtype)
 {
-    return dtype == MOE_DTYPE_FP32 ? REF_F32 : dtype == MOE_DTYPE_FP16 ? REF_F16 : REF_BF16;
+    return dtype == MOE_DTYPE_FP32       ? REF_F32
+           : dtype == MOE_DTYPE_FP16     ? REF_F16
+           : dtype == MOE_DTYPE_FP8_E4M3 ? REF_E4M3
+                                         : REF_BF16;
 }
 
 static inline size_t op_dtype_bytes(int32_t dtype)

@@ -5,7 +5,7 @@
 #ifndef MOE_TESTS_OP_WEIGHTS_H
 #define MOE_TESTS_OP_WEIGHTS_H
 
-#include "op_data.h"
+#include "op_fp8.h"
 
 enum op_slot {
     OP_GATE,
@@ -21,6 +21,12 @@ enum op_slot {
     OP_SHARED_UP,
     OP_SHARED_DOWN,
     OP_SHARED_SIGMOID,
+    OP_GATE_SCALE, /* of fp8 weights, in the order of their matrices */
+    OP_UP_SCALE,
+    OP_DOWN_SCALE,
+    OP_SHARED_GATE_SCALE,
+    OP_SHARED_UP_SCALE,
+    OP_SHARED_DOWN_SCALE,
     OP_NUM_SLOTS
 };
 
@@ -47,6 +53,7 @@ struct op_matrix {
 struct op_model {
     struct moe_problem problem;
     struct op_matrix matrices[OP_NUM_SLOTS];
+    bool is_per_tensor; /* fp8 weights without groups: one scale for all experts */
 };
 
 /* One layout of a model in guarded memory, bound in a context. */
@@ -92,22 +99,82 @@ static inline int32_t op_inter_dtype(const struct moe_problem *problem)
     return problem->intermediate.dtype != 0 ? problem->intermediate.dtype : problem->tokens.dtype;
 }
 
+/* Where the scales of an fp8 matrix are. */
+static inline int op_scale_slot(int slot)
+{
+    return slot < OP_SHARED_GATE ? slot - OP_GATE + OP_GATE_SCALE
+                                 : slot - OP_SHARED_GATE + OP_SHARED_GATE_SCALE;
+}
+
+/* A weight matrix by its recipe. */
+static inline void op_model_weight(struct op_model *model, struct support_random *random, int slot,
+                                   const struct moe_recipe *recipe, int64_t experts, int64_t rows,
+                                   int64_t cols)
+{
+    struct op_matrix *matrix = &model->matrices[slot];
+    if (!op_is_fp8(recipe)) {
+        op_matrix_init(matrix, random, recipe->dtype, experts, rows, cols, 0.25);
+        return;
+    }
+    struct op_matrix *scale = &model->matrices[op_scale_slot(slot)];
+    const int64_t row_groups = op_num_groups(rows, recipe->group_rows);
+    const int64_t col_groups = op_num_groups(cols, recipe->group_k);
+    const int64_t num_scaled = model->is_per_tensor && recipe->group_k == 0 ? 1 : experts;
+    op_matrix_init(matrix, random, recipe->dtype, experts, rows, cols, OP_FP8_CODES);
+    op_matrix_init(scale, random, MOE_DTYPE_FP32, num_scaled, row_groups, col_groups, 1.0);
+    for (int64_t i = 0; i < num_scaled * row_groups * col_groups; i++) {
+        scale->values[i] = op_draw_scale(random, false, 0.25);
+        ref_store(REF_F32, scale->native, i, scale->values[i]);
+    }
+    for (int64_t i = 0; i < experts * rows * cols; i++) {
+        const int64_t e = i / (rows * cols) % num_scaled;
+        const int64_t row = recipe->group_rows == 0 ? 0 : i / cols % rows / recipe->group_rows;
+        const int64_t col = recipe->group_k == 0 ? 0 : i % cols / recipe->group_k;
+        matrix->values[i] *= scale->values[(e * row_groups + row) * col_groups + col];
+    }
+}
+
+/* The type of what is never quantized: as gate_up, or as the output where that is fp8. */
+static inline int32_t op_plain_dtype(const struct moe_problem *problem)
+{
+    return op_is_fp8(&problem->gate_up) ? op_output_dtype(problem) : problem->gate_up.dtype;
+}
+
+static inline void op_model_shared(struct op_model *model, struct support_random *random)
+{
+    const struct moe_problem *problem = &model->problem;
+    const int64_t H = problem->hidden, S = problem->shared_inter;
+    const bool is_fp8 = op_is_fp8(&problem->gate_up) || op_is_fp8(&problem->down);
+    op_model_weight(model, random, OP_SHARED_UP, &problem->gate_up, 1, S, H);
+    op_model_weight(model, random, OP_SHARED_DOWN, is_fp8 ? &problem->down : &problem->gate_up, 1,
+                    H, S);
+    if (op_is_gated(problem)) {
+        op_model_weight(model, random, OP_SHARED_GATE, &problem->gate_up, 1, S, H);
+    }
+    if (problem->flags & MOE_PROBLEM_SHARED_SIGMOID) {
+        op_matrix_init(&model->matrices[OP_SHARED_SIGMOID], random, op_plain_dtype(problem), 1, 1,
+                       H, 0.25);
+    }
+}
+
 /* Everything that the problem uses, the router included if it has a gating rule. Biases, router
- * and shared experts are of the type of gate_up, their default. */
+ * and shared experts are of the type that they have by default. */
 static inline void op_model_init(struct op_model *model, struct support_random *random,
                                  const struct moe_problem *problem)
 {
     const int64_t E = problem->num_experts, G = op_num_global(problem), H = problem->hidden;
-    const int64_t I = problem->inter, S = problem->shared_inter;
-    const int32_t dtype = problem->gate_up.dtype;
+    const int64_t I = problem->inter;
+    const int32_t dtype = op_plain_dtype(problem);
     const bool gated = op_is_gated(problem);
     struct op_matrix *m = model->matrices;
     memset(model, 0, sizeof(*model));
     model->problem = *problem;
-    op_matrix_init(&m[OP_UP], random, dtype, E, I, H, 0.25);
-    op_matrix_init(&m[OP_DOWN], random, problem->down.dtype, E, H, I, 0.25);
+    model->is_per_tensor = (op_is_fp8(&problem->gate_up) || op_is_fp8(&problem->down)) &&
+                           support_random_below(random, 2) == 0;
+    op_model_weight(model, random, OP_UP, &problem->gate_up, E, I, H);
+    op_model_weight(model, random, OP_DOWN, &problem->down, E, H, I);
     if (gated) {
-        op_matrix_init(&m[OP_GATE], random, dtype, E, I, H, 0.25);
+        op_model_weight(model, random, OP_GATE, &problem->gate_up, E, I, H);
     }
     if (problem->flags & MOE_PROBLEM_GATE_UP_BIAS) {
         op_matrix_init(&m[OP_UP_BIAS], random, dtype, E, I, 1, 0.5);
@@ -127,15 +194,8 @@ static inline void op_model_init(struct op_model *model, struct support_random *
             op_matrix_init(&m[OP_CORRECTION_BIAS], random, MOE_DTYPE_FP32, 1, G, 1, 0.5);
         }
     }
-    if (S > 0) {
-        op_matrix_init(&m[OP_SHARED_UP], random, dtype, 1, S, H, 0.25);
-        op_matrix_init(&m[OP_SHARED_DOWN], random, dtype, 1, H, S, 0.25);
-        if (gated) {
-            op_matrix_init(&m[OP_SHARED_GATE], random, dtype, 1, S, H, 0.25);
-        }
-        if (problem->flags & MOE_PROBLEM_SHARED_SIGMOID) {
-            op_matrix_init(&m[OP_SHARED_SIGMOID], random, dtype, 1, 1, H, 0.25);
-        }
+    if (problem->shared_inter > 0) {
+        op_model_shared(model, random);
     }
 }
 
@@ -207,12 +267,25 @@ static inline void op_place(const struct op_matrix *matrix, const struct op_stri
 
 static inline struct moe_operand *op_operand(struct moe_weights_desc *desc, int slot)
 {
-    struct moe_operand *const operands[OP_NUM_SLOTS] = {
-        &desc->gate,          &desc->up,          &desc->down,
-        &desc->gate_bias,     &desc->up_bias,     &desc->down_bias,
-        &desc->router,        &desc->router_bias, &desc->correction_bias,
-        &desc->shared_gate,   &desc->shared_up,   &desc->shared_down,
-        &desc->shared_sigmoid};
+    struct moe_operand *const operands[OP_NUM_SLOTS] = {&desc->gate,
+                                                        &desc->up,
+                                                        &desc->down,
+                                                        &desc->gate_bias,
+                                                        &desc->up_bias,
+                                                        &desc->down_bias,
+                                                        &desc->router,
+                                                        &desc->router_bias,
+                                                        &desc->correction_bias,
+                                                        &desc->shared_gate,
+                                                        &desc->shared_up,
+                                                        &desc->shared_down,
+                                                        &desc->shared_sigmoid,
+                                                        &desc->gate_scale,
+                                                        &desc->up_scale,
+                                                        &desc->down_scale,
+                                                        &desc->shared_gate_scale,
+                                                        &desc->shared_up_scale,
+                                                        &desc->shared_down_scale};
     return operands[slot];
 }
 
@@ -254,15 +327,18 @@ static inline void op_place_slot(struct op_bound *bound, const struct op_model *
     memory += second ? (size_t)strides.second * bytes : 0;
     operand->row_stride = strides.row;
     operand->col_stride = strides.col;
+    /* One scale for all experts: each finds it at the same place. */
+    const bool is_one_for_all = slot >= OP_GATE_SCALE && matrix->experts == 1;
     if (!by_table) {
         operand->base = memory;
-        operand->expert_stride = strides.expert;
+        operand->expert_stride = is_one_for_all ? 0 : strides.expert;
         return;
     }
-    bound->tables[slot] = op_array(matrix->experts, sizeof(void *));
-    for (int64_t e = 0; e < matrix->experts; e++) {
-        bound->tables[slot][e] =
-            memory + (size_t)((matrix->experts - 1 - e) * strides.expert) * bytes;
+    const int64_t experts = is_one_for_all ? model->problem.num_experts : matrix->experts;
+    bound->tables[slot] = op_array(experts, sizeof(void *));
+    for (int64_t e = 0; e < experts; e++) {
+        const int64_t at = is_one_for_all ? 0 : matrix->experts - 1 - e;
+        bound->tables[slot][e] = memory + (size_t)(at * strides.expert) * bytes;
     }
     operand->table = bound->tables[slot];
 }
@@ -345,10 +421,11 @@ static inline struct op_expert op_shared_expert(const struct op_model *model)
 }
 
 /* out[n] = row_weight * x . w[n] + bias[n], and how far fp32 may be from it when x itself is off
- * by x_tolerance (NULL: exact). */
-static inline void op_expect_gemm(const double *x, const double *x_tolerance, const double *w,
-                                  const double *bias, double row_weight, int64_t n, int64_t k,
-                                  double *out, double *tolerance)
+ * by x_tolerance (NULL: exact) and scales add some roundings. */
+static inline void op_expect_scaled_gemm(const double *x, const double *x_tolerance,
+                                         const double *w, const double *bias, double row_weight,
+                                         int64_t num_roundings, int64_t n, int64_t k, double *out,
+                                         double *tolerance)
 {
     const int32_t expert = 0;
     struct ref_grouped_gemm gemm = {.a = x,
@@ -374,10 +451,23 @@ static inline void op_expect_gemm(const double *x, const double *x_tolerance, co
     }
     for (int64_t i = 0; i < n; i++) {
         /* ceil(k / 8) steps, a tree of 3, the row weight, the bias. */
-        tolerance[i] = carried[i] + ref_gemm_tolerance((k + 7) / 8 + 5, REF_F32, REF_F64,
-                                                       tolerance[i] + carried[i], out[i]);
+        tolerance[i] = carried[i] + ref_gemm_tolerance((k + 7) / 8 + 5 + num_roundings, REF_F32,
+                                                       REF_F64, tolerance[i] + carried[i], out[i]);
     }
     free(carried);
+}
+
+static inline void op_expect_gemm(const double *x, const double *x_tolerance, const double *w,
+                                  const double *bias, double row_weight, int64_t n, int64_t k,
+                                  double *out, double *tolerance)
+{
+    op_expect_scaled_gemm(x, x_tolerance, w, bias, row_weight, 0, n, k, out, tolerance);
+}
+
+/* fp8 weights: a weight times its scale, or the product of two scales and a sum over the blocks. */
+static inline int64_t op_num_scale_roundings(const struct moe_recipe *weights, int64_t k)
+{
+    return op_is_fp8(weights) ? op_num_groups(k, OP_FP8_BLOCK) + 2 : 0;
 }
 
 static inline struct ref_activation op_ref_activation(const struct moe_problem *problem)
@@ -439,21 +529,23 @@ static inline void op_expect_gate_up(const struct op_expert *expert, const doubl
                                      double row_weight, double *sums[2], double *tolerances[2])
 {
     const int64_t I = expert->inter, H = expert->problem->hidden;
+    const int64_t num_roundings = op_num_scale_roundings(&expert->problem->gate_up, H);
     const bool gated = expert->gate != NULL;
-    op_expect_gemm(x, NULL, gated ? expert->gate : expert->up,
-                   gated ? expert->gate_bias : expert->up_bias, row_weight, I, H, sums[0],
-                   tolerances[0]);
+    op_expect_scaled_gemm(x, NULL, gated ? expert->gate : expert->up,
+                          gated ? expert->gate_bias : expert->up_bias, row_weight, num_roundings, I,
+                          H, sums[0], tolerances[0]);
     if (gated) {
-        op_expect_gemm(x, NULL, expert->up, expert->up_bias, row_weight, I, H, sums[1],
-                       tolerances[1]);
+        op_expect_scaled_gemm(x, NULL, expert->up, expert->up_bias, row_weight, num_roundings, I, H,
+                              sums[1], tolerances[1]);
     }
 }
 
-/* GEMM1 with activation, rounded to the intermediate's type: h [inter]. */
+/* GEMM1 with activation, rounded to the intermediate's type or quantized: h [inter]. */
 static inline void op_expect_hidden_row(const struct op_expert *expert, const double *x,
                                         double row_weight, double *h, double *tolerance)
 {
     const int64_t I = expert->inter;
+    const struct moe_recipe recipe = op_inter_recipe(expert->problem);
     double *scratch = op_array(4 * I, sizeof(double));
     double *sums[2] = {scratch, scratch + I};
     double *slack[2] = {scratch + 2 * I, scratch + 3 * I};
@@ -462,7 +554,11 @@ static inline void op_expect_hidden_row(const struct op_expert *expert, const do
         tolerance[i] =
             op_expect_act(expert->problem, sums[0][i], sums[1][i], slack[0][i], slack[1][i], &h[i]);
     }
-    op_add_rounding(op_inter_dtype(expert->problem), h, tolerance, I);
+    if (op_is_fp8(&recipe)) {
+        op_expect_quantized(&recipe, I, h, tolerance);
+    } else {
+        op_add_rounding(recipe.dtype, h, tolerance, I);
+    }
     free(scratch);
 }
 
@@ -473,7 +569,8 @@ static inline void op_expect_expert_row(const struct op_expert *expert, const do
     const int64_t I = expert->inter, H = expert->problem->hidden;
     double *h = op_array(2 * I, sizeof(double));
     op_expect_hidden_row(expert, x, row_weight, h, h + I);
-    op_expect_gemm(h, h + I, expert->down, expert->down_bias, 1.0, H, I, out, tolerance);
+    op_expect_scaled_gemm(h, h + I, expert->down, expert->down_bias, 1.0,
+                          op_num_scale_roundings(&expert->problem->down, I), H, I, out, tolerance);
     op_add_rounding(op_output_dtype(expert->problem), out, tolerance, H);
     free(h);
 }
