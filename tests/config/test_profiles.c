@@ -14,28 +14,31 @@ struct shape {
     int32_t top_k;
     int32_t hidden;
     int32_t inter;
+    int32_t max_tp; /* ranks that a model's inter or experts are usually split over, powers of 2 */
+    int32_t max_ep;
+    int32_t is_fp8; /* published in fp8 too */
 };
 
 static const struct shape shapes[] = {
-    {"mixtral-8x7b", 8, 2, 4096, 14336},
-    {"mixtral-8x22b", 8, 2, 6144, 16384},
-    {"qwen3-30b-a3b", 128, 8, 2048, 768},
-    {"qwen3-235b-a22b", 128, 8, 4096, 1536},
-    {"qwen3-next-80b-a3b", 512, 10, 2048, 512},
-    {"qwen2-57b-a14b", 64, 8, 3584, 2560},
-    {"qwen1.5-moe-a2.7b", 60, 4, 2048, 1408},
-    {"deepseek-v3", 256, 8, 7168, 2048},
-    {"deepseek-v2-lite", 64, 6, 2048, 1408},
-    {"olmoe-1b-7b", 64, 8, 2048, 1024},
-    {"gpt-oss-20b", 32, 4, 2880, 2880},
-    {"gpt-oss-120b", 128, 4, 2880, 2880},
-    {"glm-4.5", 160, 8, 5120, 1536},
-    {"glm-4.5-air", 128, 8, 4096, 1408},
-    {"kimi-k2", 384, 8, 7168, 2048},
-    {"minimax-m2", 256, 8, 3072, 1536},
-    {"granite-3-1b-a400m", 32, 8, 1024, 512},
-    {"granite-3-3b-a800m", 40, 8, 1536, 512},
-    {"cpu", 7, 3, 100, 36}, /* no model: the default of the CPU */
+    {"mixtral-8x7b", 8, 2, 4096, 14336, 8, 8, 0},
+    {"mixtral-8x22b", 8, 2, 6144, 16384, 8, 8, 0},
+    {"qwen3-30b-a3b", 128, 8, 2048, 768, 8, 8, 1},
+    {"qwen3-235b-a22b", 128, 8, 4096, 1536, 8, 16, 1},
+    {"qwen3-next-80b-a3b", 512, 10, 2048, 512, 8, 16, 1},
+    {"qwen2-57b-a14b", 64, 8, 3584, 2560, 8, 8, 0},
+    {"qwen1.5-moe-a2.7b", 60, 4, 2048, 1408, 8, 4, 0},
+    {"deepseek-v3", 256, 8, 7168, 2048, 8, 256, 1},
+    {"deepseek-v2-lite", 64, 6, 2048, 1408, 8, 8, 0},
+    {"olmoe-1b-7b", 64, 8, 2048, 1024, 8, 8, 0},
+    {"gpt-oss-20b", 32, 4, 2880, 2880, 8, 8, 0},
+    {"gpt-oss-120b", 128, 4, 2880, 2880, 8, 8, 0},
+    {"glm-4.5", 160, 8, 5120, 1536, 8, 16, 1},
+    {"glm-4.5-air", 128, 8, 4096, 1408, 8, 8, 1},
+    {"kimi-k2", 384, 8, 7168, 2048, 8, 128, 1},
+    {"minimax-m2", 256, 8, 3072, 1536, 8, 16, 1},
+    {"granite-3-1b-a400m", 32, 8, 1024, 512, 8, 8, 0},
+    {"granite-3-3b-a800m", 40, 8, 1536, 512, 8, 8, 0},
+    {"cpu", 7, 3, 100, 36, 1, 1, 0}, /* no model: the default of the CPU */
 };
 #define NUM_SHAPES (sizeof(shapes) / sizeof(shapes[0]))
 
@@ -129,29 +132,82 @@ static void on_rule(void *self, const struct moe_explain_rule *rule)
     }
 }
 
-/* Each model's own profile decides for its shape, on a CPU and on Hopper. */
+static bool is_split(int32_t part, int32_t whole, int32_t max_ranks)
+{
+    return whole % part == 0 && whole / part <= max_ranks &&
+           (whole / part & (whole / part - 1)) == 0;
+}
+
+/* Is a rank's share of this model? A share of gpt-oss-120b is all of gpt-oss-20b. */
+static bool is_share(const struct shape *shape, const struct moe_problem *problem)
+{
+    return shape->top_k == problem->top_k && shape->hidden == problem->hidden &&
+           is_split(problem->num_experts, shape->experts, shape->max_ep) &&
+           is_split(problem->inter, shape->inter, shape->max_tp);
+}
+
+/* The rule that explain chooses is in the profile of a model that this may be a share of. */
+static void assert_decided_by_its_model(struct moe_config *config, const struct moe_device *device,
+                                        const struct moe_problem *problem)
+{
+    struct moe_memory memory = fixture_memory();
+    struct decided decided;
+    memset(&decided, 0, sizeof(decided));
+    struct moe_explain_sink sink;
+    MOE_INIT(sink);
+    sink.self = &decided;
+    sink.rule = on_rule;
+    assert_int_equal(moe_explain(&memory, config, device, problem, FIXTURE_ALL_OPS, 1, &sink, NULL),
+                     MOE_STATUS_OK);
+    for (size_t i = 0; i < NUM_SHAPES; i++) {
+        char file[128];
+        snprintf(file, sizeof(file), "built-in/%s.yaml", shapes[i].model);
+        if (is_share(&shapes[i], problem) && strcmp(decided.file, file) == 0) {
+            return;
+        }
+    }
+    fail_msg("%d experts, hidden %d, inter %d, weights of type %d: %s", problem->num_experts,
+             problem->hidden, problem->inter, problem->gate_up.dtype, decided.file);
+}
+
+/* Weights with a scale per 128 x 128, rows with one per 128 columns. */
+static void make_fp8(struct moe_problem *problem)
+{
+    const struct moe_recipe weights = {.dtype = MOE_DTYPE_FP8_E4M3,
+                                       .scale_dtype = MOE_DTYPE_FP32,
+                                       .scale_layout = MOE_SCALE_ROW_MAJOR,
+                                       .group_rows = 128,
+                                       .group_k = 128};
+    problem->gate_up = problem->down = problem->intermediate = weights;
+    problem->intermediate.group_rows = 1;
+    problem->intermediate.dynamic = 1;
+}
+
+/* Each model's own profile decides for its shape, whole and split over ranks, on a CPU and on
+ * Hopper, in bf16 and, of those published so, in fp8 where whole blocks of 128 remain. */
 static void profiles_decide_for_their_models(void **state)
 {
     (void)state;
     struct moe_config *config = fixture_read(NULL, 0, NULL, NULL, NULL);
     struct moe_device devices[] = {fixture_cpu("avx2", 4), fixture_h200()};
-    struct moe_memory memory = fixture_memory();
     for (size_t i = 0; i + 1 < NUM_SHAPES; i++) {
-        for (size_t j = 0; j < 2; j++) {
-            struct moe_problem problem = fixture_problem(shapes[i].experts, shapes[i].top_k,
-                                                         shapes[i].hidden, shapes[i].inter, 4096);
-            struct decided decided;
-            memset(&decided, 0, sizeof(decided));
-            struct moe_explain_sink sink;
-            MOE_INIT(sink);
-            sink.self = &decided;
-            sink.rule = on_rule;
-            assert_int_equal(moe_explain(&memory, config, &devices[j], &problem, FIXTURE_ALL_OPS, 1,
-                                         &sink, NULL),
-                             MOE_STATUS_OK);
-            char file[128];
-            snprintf(file, sizeof(file), "built-in/%s.yaml", shapes[i].model);
-            assert_string_equal(decided.file, file);
+        const struct shape *shape = &shapes[i];
+        for (int32_t tp = 1; tp <= shape->max_tp; tp *= 2) {
+            for (int32_t ep = 1; ep <= shape->max_ep; ep *= 2) {
+                assert_int_equal(shape->inter % tp + shape->experts % ep, 0);
+                struct moe_problem problem = fixture_problem(
+                    shape->experts / ep, shape->top_k, shape->hidden, shape->inter / tp, 4096);
+                problem.num_experts_global = shape->experts;
+                for (size_t j = 0; j < 2; j++) {
+                    assert_decided_by_its_model(config, &devices[j], &problem);
+                }
+                if (shape->is_fp8 && problem.inter % 128 == 0) {
+                    make_fp8(&problem);
+                    for (size_t j = 0; j < 2; j++) {
+                        assert_decided_by_its_model(config, &devices[j], &problem);
+                    }
+                }
+            }
         }
     }
     moe_config_unref(config);
