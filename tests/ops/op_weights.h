@@ -464,7 +464,7 @@ static inline void op_expect_gemm(const double *x, const double *x_tolerance, co
     op_expect_scaled_gemm(x, x_tolerance, w, bias, row_weight, 0, n, k, out, tolerance);
 }
 
-/* fp8 weights: a weight times its scale, or the product of two scales and a sum over the blocks. */
+/* fp8 weights: the product of two scales, and a sum over the blocks. */
 static inline int64_t op_num_scale_roundings(const struct moe_recipe *weights, int64_t k)
 {
     return op_is_fp8(weights) ? op_num_groups(k, OP_FP8_BLOCK) + 2 : 0;
