@@ -366,6 +366,48 @@ static void run_route(const struct op_variant *variant, const struct route_case 
     }
 }
 
+/* gating as a call of its own gives the same ids, weights and counts. */
+static void run_gating(const struct op_variant *variant, const struct route_case *test,
+                       const struct route_data *data)
+{
+    const struct moe_problem problem = make_problem(test, &data->routes);
+    const int32_t real_tokens = (int32_t)test->real_tokens, num_valid = (int32_t)test->num_valid;
+    struct support_guard guards[NUM_OUTPUTS];
+    struct moe_gating_args args;
+    struct op_watch watch = {.variant = variant,
+                             .plan = op_plan(variant->context, &problem, OP_BIT(MOE_OP_GATING)),
+                             .op = MOE_OP_GATING,
+                             .num_tokens = test->num_tokens,
+                             .num_outputs = LOAD + 1};
+    for (int i = IDS; i <= LOAD; i++) {
+        const size_t bytes = i == IDS && !test->wide ? 4 : element_bytes[i];
+        guards[i] = op_output(data->counts[i] * (int64_t)bytes, bytes,
+                              i == WEIGHTS ? SUPPORT_POISON_FLOAT : SUPPORT_POISON_INT);
+        watch.outputs[i] = &guards[i];
+    }
+    for (int64_t e = 0; e < test->num_experts; e++) {
+        OP_INT64(guards[LOAD])[e] = e;
+    }
+    MOE_INIT_CALL(args);
+    args.call.num_tokens = test->num_tokens;
+    args.call.num_tokens_device = real_tokens < test->num_tokens ? &real_tokens : NULL;
+    args.logits = data->logits.data;
+    args.topk_ids = guards[IDS].data;
+    args.topk_weights = OP_FLOAT(guards[WEIGHTS]);
+    args.ids_dtype = test->wide ? MOE_IDS_INT64 : MOE_IDS_INT32;
+    args.max_replicas = test->max_replicas;
+    args.num_valid_tokens = num_valid < test->num_tokens ? &num_valid : NULL;
+    args.physical_ids = test->max_replicas > 0 ? data->physical_ids : NULL;
+    args.num_replicas = test->max_replicas > 0 ? data->num_replicas : NULL;
+    args.load_counters = OP_INT64(guards[LOAD]);
+    op_run(&watch, op_invoke_gating, &args, &args.call);
+    check_gating(test, data, guards);
+    op_api()->plan_destroy((struct moe_plan *)(uintptr_t)watch.plan);
+    for (int i = IDS; i <= LOAD; i++) {
+        support_guard_finish(&guards[i]);
+    }
+}
+
 static void run_case(const struct route_case *test, enum op_traffic traffic,
                      enum op_filtering filtering, int64_t turn)
 {
@@ -384,6 +426,9 @@ static void run_case(const struct route_case *test, enum op_traffic traffic,
     expect_sorts(test, &data);
     for (int v = 0; v < num_variants; v++) {
         run_route(variants[v], test, &data);
+        if (test->gates) {
+            run_gating(variants[v], test, &data);
+        }
     }
     for (int i = 0; i < NUM_OUTPUTS; i++) {
         free(data.expected[i]);
