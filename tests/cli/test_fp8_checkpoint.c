@@ -233,6 +233,186 @@ static void gives_them_on_ranks(void **state)
     fp8_finish(&model);
 }
 
+/* ---- against the reference, in double */
+
+/* What a tensor of the checkpoint means, and its shape. */
+struct meaning {
+    double *values;
+    int64_t rows, cols;
+};
+
+static struct meaning meaning_of(const char *name)
+{
+    for (size_t i = 0; i < model.num_tensors; ++i) {
+        const struct fp8_tensor *tensor = &model.tensors[i];
+        if (strcmp(tensor->name, name) != 0) {
+            continue;
+        }
+        const int64_t num_elements = fp8_num_elements(tensor);
+        struct meaning meaning = {.cols = tensor->shape[tensor->rank - 1]};
+        meaning.rows = num_elements / meaning.cols;
+        meaning.values = calloc((size_t)num_elements, sizeof(double));
+        assert_non_null(meaning.values);
+        for (int64_t j = 0; j < num_elements; ++j) {
+            meaning.values[j] = (double)tensor->values[j];
+        }
+        if (tensor->is_matrix) {
+            const struct fp8_blocks blocks = fp8_count_blocks(tensor);
+            float *scales = calloc((size_t)num_elements, sizeof *scales);
+            float *quotients = calloc((size_t)num_elements, sizeof *quotients);
+            assert_true(scales != NULL && quotients != NULL);
+            fp8_quantize(tensor, scales, quotients);
+            for (int64_t j = 0; j < num_elements; ++j) {
+                meaning.values[j] = ref_round(REF_E4M3, (double)quotients[j]) *
+                                    (double)scales[fp8_block_of(&blocks, j)];
+            }
+            free(quotients);
+            free(scales);
+        }
+        return meaning;
+    }
+    return (struct meaning){.values = NULL};
+}
+
+/* out[rows] = w x, or w times what x stands for once it is quantized per 128 columns. */
+static void multiply(const struct meaning *w, const double *x, int has_fp8_rows, double *out)
+{
+    double *row = calloc((size_t)w->cols * 3, sizeof *row);
+    assert_non_null(row);
+    double *codes = row + w->cols, *scales = codes + w->cols;
+    memcpy(row, x, (size_t)w->cols * sizeof *row);
+    if (has_fp8_rows) {
+        ref_quantize(x, 1, w->cols, FP8_BLOCK, 0, codes, scales);
+        for (int64_t i = 0; i < w->cols; ++i) {
+            row[i] = codes[i] * scales[i / FP8_BLOCK];
+        }
+    }
+    for (int64_t r = 0; r < w->rows; ++r) {
+        out[r] = 0.0;
+        for (int64_t i = 0; i < w->cols; ++i) {
+            out[r] += row[i] * w->values[r * w->cols + i];
+        }
+    }
+    free(row);
+}
+
+/* Adds weight times an expert's output for x. `expert` is its place below the layer. */
+static void add_expert(const char *expert, const double *x, double weight, int has_fp8_rows,
+                       double *out)
+{
+    static const char *const parts[] = {"gate_proj", "up_proj", "down_proj"};
+    struct meaning weights[3];
+    for (int i = 0; i < 3; ++i) {
+        char name[FP8_NAME_BYTES];
+        snprintf(name, sizeof name, "model.layers.0.mlp.%s.%s.weight", expert, parts[i]);
+        weights[i] = meaning_of(name);
+        assert_non_null(weights[i].values);
+    }
+    const int64_t inter = weights[0].rows, hidden = weights[0].cols;
+    double *gate = calloc((size_t)(2 * inter + hidden), sizeof *gate);
+    assert_non_null(gate);
+    double *up = gate + inter, *row = up + inter;
+    multiply(&weights[0], x, has_fp8_rows, gate);
+    multiply(&weights[1], x, has_fp8_rows, up);
+    for (int64_t i = 0; i < inter; ++i) {
+        gate[i] = gate[i] / (1.0 + exp(-gate[i])) * up[i];
+    }
+    multiply(&weights[2], gate, has_fp8_rows, row);
+    for (int64_t i = 0; i < hidden; ++i) {
+        out[i] += weight * row[i];
+    }
+    free(gate);
+    for (int i = 0; i < 3; ++i) {
+        free(weights[i].values);
+    }
+}
+
+/* Ids and weights of the tokens by the rule of the problem; no near ties in this data. */
+static void route(const struct moe_problem *problem, const double *x, int32_t *ids, double *weights)
+{
+    const struct meaning router = meaning_of("model.layers.0.mlp.gate.weight");
+    const struct meaning bias = meaning_of("model.layers.0.mlp.gate.e_score_correction_bias");
+    double *logits = calloc((size_t)(num_tokens * router.rows), sizeof *logits);
+    unsigned char ambiguous[num_tokens];
+    assert_true(router.values != NULL && logits != NULL);
+    const struct ref_gate_rule rule = {
+        .method = problem->gating == MOE_GATING_SIGMOID ? REF_GATE_SIGMOID : REF_GATE_SOFTMAX,
+        .num_experts = router.rows,
+        .top_k = problem->top_k,
+        .bias = bias.values,
+        .num_groups = problem->num_groups,
+        .topk_groups = problem->topk_groups,
+        .group_score = REF_GROUP_TOP2_SUM,
+        .renormalize = (problem->flags & MOE_PROBLEM_RENORMALIZE) != 0,
+        .scaling_factor = problem->routed_scaling != 0.0f ? (double)problem->routed_scaling : 1.0,
+        .abs_margin = 1e-6};
+    const struct ref_gate_result result = {
+        .ids = ids, .weights = weights, .ambiguous_set = ambiguous};
+    ref_router(x, router.values, NULL, num_tokens, router.rows, router.cols, logits, NULL);
+    ref_gate(&rule, logits, num_tokens, num_tokens, &result);
+    for (int t = 0; t < num_tokens; ++t) {
+        assert_int_equal(ambiguous[t], 0);
+    }
+    free(logits);
+    free(bias.values);
+    free(router.values);
+}
+
+/* The output of the quantized model, from the numbers that its weights mean. */
+static float *expect_in_double(int has_fp8_rows, int64_t *num_elements)
+{
+    struct moe_checkpoint_layer layer;
+    open_layer(quantized.path, -1, &layer);
+    const struct moe_problem problem = layer.problem;
+    moe_checkpoint_layer_close(&layer);
+    const int64_t hidden = problem.hidden, k = problem.top_k;
+    *num_elements = num_tokens * hidden;
+    float *tokens = calloc((size_t)*num_elements, sizeof *tokens);
+    double *x = calloc((size_t)*num_elements * 2, sizeof *x), *out = x + *num_elements;
+    int32_t *ids = calloc((size_t)(num_tokens * k), sizeof *ids);
+    double *weights = calloc((size_t)(num_tokens * k), sizeof *weights);
+    assert_true(tokens != NULL && x != NULL && ids != NULL && weights != NULL);
+    fill_tokens(tokens, *num_elements);
+    for (int64_t i = 0; i < *num_elements; ++i) {
+        x[i] = (double)tokens[i];
+    }
+    route(&problem, x, ids, weights);
+    for (int64_t t = 0; t < num_tokens; ++t) {
+        for (int64_t j = 0; j < k; ++j) {
+            char expert[32];
+            snprintf(expert, sizeof expert, "experts.%d", (int)ids[t * k + j]);
+            add_expert(expert, x + t * hidden, weights[t * k + j], has_fp8_rows, out + t * hidden);
+        }
+        if (problem.shared_inter > 0) {
+            add_expert("shared_experts", x + t * hidden, 1.0, has_fp8_rows, out + t * hidden);
+        }
+    }
+    for (int64_t i = 0; i < *num_elements; ++i) {
+        tokens[i] = (float)out[i];
+    }
+    free(weights);
+    free(ids);
+    free(x);
+    return tokens;
+}
+
+/* Codes of rows are the same unless a value lies within fp32's rounding of the middle between two:
+ * none does here, so both kinds of activations are as near. */
+static void agrees_with_double(void **state)
+{
+    void (*make)(void) = (void (*)(void))(uintptr_t)*state;
+    make();
+    fp8_write(&model, &(struct fp8_style){0}, &quantized);
+    for (int has_fp8_rows = 0; has_fp8_rows < 2; ++has_fp8_rows) {
+        int64_t num_elements;
+        float *expected = expect_in_double(has_fp8_rows, &num_elements);
+        ASSERT_BELOW(compare(expected, !has_fp8_rows, 1, 1), rounding_bound);
+        ASSERT_BELOW(compare(expected, !has_fp8_rows, 1, 2), rounding_bound);
+        free(expected);
+    }
+    fp8_finish(&model);
+}
+
 /* ---- the command */
 
 /* A golden file of the numbers that are meant. */
@@ -356,6 +536,9 @@ int main(void)
         MODEL(gives_the_numbers_that_it_means, make_golden_qwen),
         MODEL(gives_the_numbers_that_it_means, make_deepseek),
         MODEL(gives_the_numbers_that_it_means, make_halved_llama4),
+        MODEL(agrees_with_double, make_golden_deepseek),
+        MODEL(agrees_with_double, make_golden_qwen),
+        MODEL(agrees_with_double, make_deepseek),
         MODEL(gives_them_on_ranks, make_deepseek),
         MODEL(gives_them_on_ranks, make_halved_llama4),
         cmocka_unit_test_setup_teardown(the_command_checks_them, set_up, tear_down),
