@@ -3,6 +3,7 @@
 
 #include "abi_names.h"
 #include "element.h"
+#include "fp8_recipe.h"
 
 #include <inttypes.h>
 #include <stddef.h>
@@ -48,9 +49,18 @@ static uint64_t carved_bytes(int64_t num_elements, size_t element_bytes)
 /* Sizes that costs are made of. */
 struct sizes {
     double tokens, rows, active, experts, hidden, inter, shared, matrices, element, logit;
+    double gate_up, down; /* bytes of a weight, with its share of a scale */
     int64_t num_tokens, num_rows, num_experts, top_k, num_hidden, num_inter;
     size_t element_bytes, logit_bytes;
 };
+
+static double weight_bytes(const struct moe_recipe *recipe)
+{
+    const double scale_bytes = recipe->dtype == MOE_DTYPE_FP8_E4M3
+                                   ? (double)sizeof(float) / (MOE_FP8_BLOCK * MOE_FP8_BLOCK)
+                                   : 0.0;
+    return (double)moe_element_bytes(recipe->dtype) + scale_bytes;
+}
 
 static struct sizes measure_sizes(const struct moe_problem *problem,
                                   const struct moe_bench_routes *routes)
@@ -73,6 +83,8 @@ static struct sizes measure_sizes(const struct moe_problem *problem,
     s.matrices = (problem->flags & MOE_PROBLEM_UNGATED) != 0 ? 1.0 : 2.0;
     s.element = (double)s.element_bytes;
     s.logit = (double)s.logit_bytes;
+    s.gate_up = weight_bytes(&problem->gate_up);
+    s.down = weight_bytes(&problem->down);
     return s;
 }
 
@@ -324,8 +336,8 @@ static void cost_gemm1(const struct sizes *s, struct moe_bench_cost *cost)
 {
     cost->input_bytes = carved_bytes(s->num_rows * s->num_hidden, s->element_bytes);
     cost->output_bytes = carved_bytes(s->num_rows * s->num_inter, s->element_bytes);
-    cost->moved_bytes = s->element * (s->active * s->matrices * s->hidden * s->inter +
-                                      s->rows * (s->hidden + s->inter));
+    cost->moved_bytes = s->gate_up * s->active * s->matrices * s->hidden * s->inter +
+                        s->element * s->rows * (s->hidden + s->inter);
     cost->flops = 2.0 * s->matrices * s->rows * s->hidden * s->inter;
 }
 
@@ -334,7 +346,7 @@ static void cost_gemm2(const struct sizes *s, struct moe_bench_cost *cost)
     cost->input_bytes = carved_bytes(s->num_rows * s->num_inter, s->element_bytes);
     cost->output_bytes = carved_bytes(s->num_rows * s->num_hidden, s->element_bytes);
     cost->moved_bytes =
-        s->element * (s->active * s->hidden * s->inter + s->rows * (s->hidden + s->inter));
+        s->down * s->active * s->hidden * s->inter + s->element * s->rows * (s->hidden + s->inter);
     cost->flops = 2.0 * s->rows * s->hidden * s->inter;
 }
 
@@ -368,8 +380,8 @@ static void cost_experts(const struct sizes *s, struct moe_bench_cost *cost)
 {
     cost->input_bytes = carved_bytes(s->num_rows * s->num_hidden, s->element_bytes);
     cost->output_bytes = carved_bytes(s->num_rows * s->num_hidden, s->element_bytes);
-    cost->moved_bytes = s->element * (s->active * (s->matrices + 1.0) * s->hidden * s->inter +
-                                      2.0 * s->rows * s->hidden);
+    cost->moved_bytes = (s->gate_up * s->matrices + s->down) * s->active * s->hidden * s->inter +
+                        2.0 * s->element * s->rows * s->hidden;
     cost->flops = 2.0 * (s->matrices + 1.0) * s->rows * s->hidden * s->inter;
 }
 
@@ -392,8 +404,8 @@ static void cost_layer(const struct sizes *s, struct moe_bench_cost *cost)
     cost->input_bytes = carved_bytes(s->num_tokens * s->num_hidden, s->element_bytes);
     cost->output_bytes = carved_bytes(s->num_tokens * s->num_hidden, s->element_bytes);
     cost->moved_bytes =
-        s->element * ((s->matrices + 1.0) * s->hidden * (s->active * s->inter + s->shared) +
-                      2.0 * s->tokens * s->hidden);
+        (s->gate_up * s->matrices + s->down) * s->hidden * (s->active * s->inter + s->shared) +
+        2.0 * s->element * s->tokens * s->hidden;
     cost->flops =
         2.0 * (s->matrices + 1.0) * s->hidden * (s->rows * s->inter + s->tokens * s->shared);
 }

@@ -115,6 +115,18 @@ struct fill {
 
 /* One draw gives ENTRIES_PER_DRAW elements; written out per size, because a memcpy of known size is
  * a move. */
+static void fill_chunk_1(char *out, const char *table, uint64_t num_elements,
+                         struct moe_bench_random *random)
+{
+    for (uint64_t i = 0; i < num_elements; i += ENTRIES_PER_DRAW) {
+        uint64_t bits = moe_bench_random_next(random);
+        for (uint64_t j = 0; j < ENTRIES_PER_DRAW && i + j < num_elements;
+             ++j, bits >>= TABLE_BITS) {
+            out[i + j] = table[bits % TABLE_ENTRIES];
+        }
+    }
+}
+
 static void fill_chunk_2(char *out, const char *table, uint64_t num_elements,
                          struct moe_bench_random *random)
 {
@@ -151,7 +163,9 @@ static void fill_share(void *self, int thread_idx, int num_threads)
         struct moe_bench_random random;
         moe_bench_random_init(&random, fill->seed, chunk);
         char *out = fill->elements + first * fill->element_bytes;
-        if (fill->element_bytes == 2) {
+        if (fill->element_bytes == 1) {
+            fill_chunk_1(out, fill->table, num_elements, &random);
+        } else if (fill->element_bytes == 2) {
             fill_chunk_2(out, fill->table, num_elements, &random);
         } else {
             fill_chunk_4(out, fill->table, num_elements, &random);

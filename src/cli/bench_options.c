@@ -4,6 +4,7 @@
 #include "abi_names.h"
 #include "checkpoint_layer.h"
 #include "element.h"
+#include "fp8_recipe.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -40,6 +41,11 @@ static const char details[] =
     "--model takes the numbers of a layer from config.json; weights need not be there. The layer's "
     "stages are the rows of\n"
     "route, gemm1, gemm2 and post_reorder.\n"
+    "\n"
+    "--dtype fp8 is e4m3 weights with a scale per 128x128 and bf16 tokens, quantized 128 columns "
+    "at "
+    "a time where they meet\n"
+    "them; fp8-weights the same weights without quantized rows. Both are measured on a CPU.\n"
     "\n"
     "On a GPU, times are of graphs of dependent calls on a cold cache; `host us` is what a call "
     "without a graph costs\n"
@@ -121,13 +127,36 @@ static int read_shape(const struct moe_args_list *shape, struct moe_problem *pro
     return 0;
 }
 
-/* One type for tokens, weights and outputs: the asked one, or that of the tokens. */
-static int settle_dtype(const char *name, struct moe_problem *problem, struct moe_cli_error *error)
+/* Types of --dtype that are more than the name of one element type. */
+static const char fp8_layer[] = "fp8", fp8_weights[] = "fp8-weights";
+
+/* fp8 weights in blocks of 128x128; rows that are quantized 128 columns at a time where they meet
+ * them, or plain. */
+static void settle_fp8(int has_fp8_rows, struct moe_problem *problem)
 {
-    const int32_t dtype = name != NULL ? moe_abi_find_dtype(name) : problem->tokens.dtype;
+    problem->gate_up = moe_fp8_weights();
+    problem->down = moe_fp8_weights();
+    problem->intermediate =
+        has_fp8_rows ? moe_fp8_rows() : (struct moe_recipe){.dtype = problem->tokens.dtype};
+}
+
+/* One type for tokens, weights and outputs: the asked one, or that of the tokens; or fp8 weights
+ * between plain tokens. */
+static int settle_dtype(const char *name, struct moe_bench_options *options,
+                        struct moe_cli_error *error)
+{
+    struct moe_problem *problem = &options->problem;
+    const int is_model_fp8 = name == NULL && problem->gate_up.dtype == MOE_DTYPE_FP8_E4M3;
+    const int has_fp8_rows = is_model_fp8 ? problem->intermediate.dtype == MOE_DTYPE_FP8_E4M3
+                                          : name != NULL && strcmp(name, fp8_layer) == 0;
+    const int is_fp8 =
+        is_model_fp8 || has_fp8_rows || (name != NULL && strcmp(name, fp8_weights) == 0);
+    const int32_t dtype =
+        name != NULL && !is_fp8 ? moe_abi_find_dtype(name) : problem->tokens.dtype;
     if (dtype != MOE_DTYPE_FP32 && dtype != MOE_DTYPE_FP16 && dtype != MOE_DTYPE_BF16) {
-        return MOE_CLI_FAIL(error, "--dtype: '%s' is not one of fp32, fp16, bf16",
-                            name != NULL ? name : moe_abi_dtype_name(dtype));
+        return MOE_CLI_FAIL(error, "--dtype: '%s' is not one of fp32, fp16, bf16, %s, %s",
+                            name != NULL ? name : moe_abi_dtype_name(dtype), fp8_layer,
+                            fp8_weights);
     }
     problem->tokens.dtype = dtype;
     problem->gate_up.dtype = dtype;
@@ -136,6 +165,12 @@ static int settle_dtype(const char *name, struct moe_problem *problem, struct mo
     problem->output_dtype = dtype;
     problem->logits_dtype = problem->logits_dtype != 0 ? problem->logits_dtype : MOE_DTYPE_FP32;
     problem->num_experts_global = problem->num_experts;
+    options->dtype_name = has_fp8_rows ? fp8_layer : fp8_weights;
+    if (is_fp8) {
+        settle_fp8(has_fp8_rows, problem);
+    } else {
+        options->dtype_name = moe_abi_dtype_name(dtype);
+    }
     return 0;
 }
 
@@ -207,7 +242,7 @@ static int check(const struct texts *texts, struct moe_bench_options *options,
         texts->shape.num_values > 0 ? &texts->shape : &default_shape;
     if ((options->model != NULL ? read_model(texts->layer_idx, options, error)
                                 : read_shape(shape, &options->problem, error)) != 0 ||
-        settle_dtype(texts->dtype, &options->problem, error) != 0 ||
+        settle_dtype(texts->dtype, options, error) != 0 ||
         parse_ops(texts->ops, options, error) != 0 ||
         moe_bench_routing_parse(options->routing_text, &options->routing, error) != 0) {
         return -1;
@@ -255,7 +290,7 @@ enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char 
          .number = &texts.layer_idx,
          .max_value = INT32_MAX},
         {.name = "dtype",
-         .value_name = "fp32|fp16|bf16",
+         .value_name = "fp32|fp16|bf16|fp8|fp8-weights",
          .help = "of tokens and weights (bf16, or the model's)",
          .text = &texts.dtype},
         {.name = "tokens",

@@ -18,6 +18,7 @@ struct moe_bench_options {
     const char *model_type;     /* of the model; NULL: a shape */
     int64_t layer_idx;          /* of the model */
     struct moe_problem problem; /* max_tokens is the largest of `tokens` */
+    const char *dtype_name;     /* as --dtype names it */
     uint64_t ops;               /* bit set of 1 << MOE_OP_* */
     int is_all_ops;             /* "all": what the plugin refuses is reported, and is no mistake */
     struct moe_args_list tokens;

@@ -175,8 +175,7 @@ static void print_setting(const struct moe_bench_session *session, FILE *out)
     fprintf(out,
             "E %d, top_k %d, hidden %d, inter %d, shared %d, %s, routing %s, seed %" PRId64 "\n",
             problem->num_experts, problem->top_k, problem->hidden, problem->inter,
-            problem->shared_inter, moe_abi_dtype_name(problem->tokens.dtype), options->routing_text,
-            options->seed);
+            problem->shared_inter, options->dtype_name, options->routing_text, options->seed);
     if (weights->num_copies > 0) {
         fprintf(out, "weights: %" PRId64 " %s of %.1f MB; ", weights->num_copies,
                 weights->num_copies == 1 ? "copy" : "copies", 1e-6 * (double)weights->copy_bytes);
@@ -260,7 +259,7 @@ static void put_setting(const struct moe_bench_session *session, struct moe_cli_
     moe_cli_json_put_int(json, "hidden", problem->hidden);
     moe_cli_json_put_int(json, "inter", problem->inter);
     moe_cli_json_put_int(json, "shared_inter", problem->shared_inter);
-    moe_cli_json_put_text(json, "dtype", moe_abi_dtype_name(problem->tokens.dtype));
+    moe_cli_json_put_text(json, "dtype", options->dtype_name);
     moe_cli_json_end_object(json);
     moe_cli_json_begin_object(json, "method");
     moe_cli_json_put_text(json, "routing", options->routing_text);
@@ -399,11 +398,10 @@ int moe_bench_report_csv(const struct moe_bench_session *session, FILE *out)
                 "%s,%" PRId64
                 ",%d,%d,%d,%d,%s,%d,%.2f,%.4f,%.4f,%.4f,%zu,%.4f,%.4f,%s,%.4f,%.5f,%.3f,%.3f,%.3f,",
                 moe_abi_op_name(bench_case->op), bench_case->num_tokens, problem->num_experts,
-                problem->top_k, problem->hidden, problem->inter,
-                moe_abi_dtype_name(problem->tokens.dtype), session->host.device.num_sms,
-                bench_case->routes->mean_active, 1e6 * result->seconds.median,
-                1e6 * result->seconds.p10, 1e6 * result->seconds.p90, result->seconds.num_samples,
-                1e-9 * result->bytes_per_s, 1e-9 * result->flop_per_s,
+                problem->top_k, problem->hidden, problem->inter, session->options->dtype_name,
+                session->host.device.num_sms, bench_case->routes->mean_active,
+                1e6 * result->seconds.median, 1e6 * result->seconds.p10, 1e6 * result->seconds.p90,
+                result->seconds.num_samples, 1e-9 * result->bytes_per_s, 1e-9 * result->flop_per_s,
                 get_limit(session, result->bound)->name, 1e6 * result->floor_s, result->ratio,
                 1e-9 * limits[MOE_BENCH_LIMIT_READ].p90, 1e-9 * limits[MOE_BENCH_LIMIT_COPY].p90,
                 1e-9 * limits[MOE_BENCH_LIMIT_FMA].p90);

@@ -45,6 +45,13 @@ static int refuse(struct moe_bench_session *session, int32_t op, const char *rea
     return 0;
 }
 
+/* Operations between which rows are fp8. */
+static int options_refuse(const struct moe_bench_session *session, int32_t op)
+{
+    return session->options->problem.intermediate.dtype == MOE_DTYPE_FP8_E4M3 &&
+           (op == MOE_OP_GEMM1 || op == MOE_OP_GEMM2 || op == MOE_OP_ACTIVATION);
+}
+
 /* Sorts the operations that were asked for into those that the plugin can do here and those that it
  * cannot. */
 static int choose_ops(struct moe_bench_session *session, uint64_t *ops, struct moe_cli_error *error)
@@ -57,7 +64,14 @@ static int choose_ops(struct moe_bench_session *session, uint64_t *ops, struct m
         if ((session->options->ops & bit) == 0) {
             continue;
         }
-        if (!moe_bench_case_is_offered(api, op)) {
+        if (options_refuse(session, op)) {
+            if (refuse(session, op,
+                       "with --dtype fp8 it takes or gives quantized rows, which bench has only "
+                       "inside layer and experts",
+                       error) != 0) {
+                return -1;
+            }
+        } else if (!moe_bench_case_is_offered(api, op)) {
             if (refuse(session, op, "this plugin does not offer it (NULL in its table)", error) !=
                 0) {
                 return -1;
@@ -203,6 +217,11 @@ int moe_bench_session_init(struct moe_bench_session *session,
     }
     const struct moe_device *device = &session->host.device;
     const int is_gpu = device->backend == MOE_BACKEND_CUDA;
+    if (is_gpu && options->problem.gate_up.dtype == MOE_DTYPE_FP8_E4M3) {
+        return MOE_CLI_FAIL(error,
+                            "fp8 weights are measured on a CPU only; --backend cpu, or --dtype "
+                            "fp16 or bf16");
+    }
     if (choose_ops(session, &ops, error) != 0 ||
         (is_gpu && moe_gpu_open(device->ordinal, &session->gpu, error) != 0)) {
         return -1;

@@ -23,8 +23,8 @@ uint64_t moe_bench_weights_bytes(const struct moe_problem *problem);
 
 /*
  * Makes and binds `num_copies` copies: matrices stacked over the experts, rows packed, normally
- * distributed with standard deviation 1 / sqrt(columns), every copy with other numbers. Returns 0,
- * or -1 with a sentence.
+ * distributed with standard deviation 1 / sqrt(columns), every copy with other numbers; fp8 with
+ * scales per 128x128, and then in host memory. Returns 0, or -1 with a sentence.
  */
 int moe_bench_weights_init(struct moe_bench_weights *weights, const struct moe_plugin_api *api,
                            struct moe_context *context, const struct moe_problem *problem,

@@ -31,7 +31,7 @@ refuse "did you mean layer?" --op layr
 refuse "'' is not an operation" --op layer,
 refuse "--shape needs four numbers" --shape 8,2,64
 refuse "top_k 9 is more than the 8 experts" --shape 8,9,64,32
-refuse "'fp8_e4m3' is not one of fp32, fp16, bf16" --dtype fp8_e4m3
+refuse "'fp8_e4m3' is not one of fp32, fp16, bf16, fp8, fp8-weights" --dtype fp8_e4m3
 refuse "'warm' is not one of uniform, zipf:EXPONENT, hot" --routing warm
 refuse "1 token with top_k 2 of 8 experts can reach 2 to 2 experts" --shape 8,2,64,32 --active 3 -M 1
 refuse "choose one" --json --csv
@@ -54,6 +54,14 @@ python3 -m json.tool "$folder/all.json" >/dev/null || fail "bench --json is not 
 # shellcheck disable=SC2086
 "$moectl" bench $small --op gating,experts,sum_reduce --dtype fp16 --routing hot >"$folder/some.txt" 2>"$folder/err" ||
     fail "bench: $(cat "$folder/err")"
+# shellcheck disable=SC2086
+"$moectl" bench $small --dtype fp8 --csv >"$folder/fp8.csv" 2>"$folder/err" || fail "bench --dtype fp8: $(cat "$folder/err")"
+# shellcheck disable=SC2086
+"$moectl" bench $small --dtype fp8-weights --csv >"$folder/fp8-weights.csv" 2>"$folder/err" ||
+    fail "bench --dtype fp8-weights: $(cat "$folder/err")"
+# shellcheck disable=SC2086
+"$moectl" bench $small --dtype fp8 --op gemm1 >"$folder/out" 2>"$folder/err" && fail "bench --dtype fp8 --op gemm1 went through"
+grep -qF "quantized rows" "$folder/err" || fail "bench --dtype fp8 --op gemm1: $(cat "$folder/err")"
 for model in "$MOE_TESTS_DATA_DIR"/golden/*/config.json; do
     "$moectl" bench --model "${model%/config.json}" --op layer,router,gating -M 3 --min-time 1 --weight-mb 10 --json >"$folder/model.json" 2>"$folder/err" ||
         fail "bench --model $model: $(cat "$folder/err")"
@@ -111,6 +119,11 @@ assert [(row["op"], row["num_tokens"]) for row in rows] == [
     (op, size) for op in ("pre_reorder", "gemm1", "layer") for size in ("1", "5", "33")], rows
 assert all(None not in row and None not in row.values() for row in rows)
 assert all(float(row["mean_active_experts"]) == 2 and row["dtype"] == "fp32" and float(row["ratio"]) > 0 for row in rows), rows
+
+for dtype, missing in (("fp8", {"gemm1", "gemm2", "activation"}), ("fp8-weights", set())):
+    rows = list(csv.DictReader(open(f"{folder}/{dtype}.csv")))
+    assert all(row["dtype"] == dtype and float(row["ratio"]) > 0 for row in rows), rows
+    assert {row["op"] for row in rows} == set(ops) - set(refused) - missing, (dtype, rows)
 
 lines = open(folder + "/some.txt").read().splitlines()
 title = next(line for line in lines if line.startswith("op ") and line.endswith("tile"))
