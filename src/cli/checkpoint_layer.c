@@ -77,6 +77,9 @@ static int bind_router(const struct moe_binding *binding)
     const struct moe_family *family = binding->config->family;
     const struct moe_problem *problem = &binding->layer->problem;
     struct moe_weights_desc *weights = &binding->layer->weights;
+    if (family->routing_is_given) {
+        return 0;
+    }
     struct moe_wanted want = {
         .num_rows = problem->num_experts, .num_cols = problem->hidden, .num_parts = 1};
     if (bind_linear(binding, &family->router, want, &weights->router, NULL,
@@ -140,10 +143,12 @@ static int bind_shared(const struct moe_binding *binding)
     return 0;
 }
 
-/* Takes the first of the family's prefixes under which the layer has a router. */
+/* Takes the first of the family's prefixes under which the layer has a router, or experts where the
+ * router is none of ours. */
 static int find_prefix(struct moe_binding *binding)
 {
     const struct moe_family *family = binding->config->family;
+    const char *wanted = family->routing_is_given ? family->down.weight : family->router.weight;
     const char *prefixes = family->layer != NULL ? family->layer : moe_family_usual_layers;
     char pattern[MOE_BINDING_NAME_BYTES];
     char name[MOE_BINDING_NAME_BYTES];
@@ -152,7 +157,7 @@ static int find_prefix(struct moe_binding *binding)
         const char *path;
         if (moe_binding_fill_in(pattern, "{layer}", binding->layer->layer_idx, binding->prefix,
                                 sizeof binding->prefix) != 0 ||
-            moe_binding_name(binding, family->router.weight, 0, name) != 0) {
+            moe_binding_name(binding, wanted, 0, name) != 0) {
             return MOE_CLI_FAIL(binding->error, "the prefix '%s' is too long", pattern);
         }
         const int found =
@@ -161,11 +166,11 @@ static int find_prefix(struct moe_binding *binding)
             return found > 0 ? 0 : -1;
         }
     }
-    /* The message names the router under the first prefix, the usual one. */
+    /* The message names the tensor under the first prefix, the usual one. */
     moe_family_pick(prefixes, 0, pattern, sizeof pattern);
     moe_binding_fill_in(pattern, "{layer}", binding->layer->layer_idx, binding->prefix,
                         sizeof binding->prefix);
-    moe_binding_name(binding, family->router.weight, 0, name);
+    moe_binding_name(binding, wanted, 0, name);
     moe_binding_refuse_missing(binding, name);
     moe_cli_error_append(binding->error, "; prefixes tried: %s", prefixes);
     return -1;

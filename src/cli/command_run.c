@@ -39,18 +39,26 @@ static const char details[] =
     "it. With\n"
     "--activations plain only the weights are quantized.\n"
     "\n"
-    "Model types (model_type in config.json):";
+    "A model whose router is none of the gating rules (gemma4) takes ids and weights from the "
+    "golden file;\n"
+    "without one, from a round over the experts.\n"
+    "\n"
+    "Model types (model_type in config.json) that run:";
 
 enum { help_bytes = 4096 };
 
-/* `details`, and the model types of the table. */
+/* `details`, and the model types of the table that run. */
 static void write_help(char text[help_bytes])
 {
     size_t length = (size_t)snprintf(text, help_bytes, "%s", details);
     const struct moe_family *family;
+    const char *separator = "";
     for (size_t i = 0; (family = moe_family_row(i)) != NULL && length < help_bytes; ++i) {
-        length += (size_t)snprintf(text + length, help_bytes - length, "%s %s", i == 0 ? "" : ",",
-                                   family->model_type);
+        if (family->refusal == NULL) {
+            length += (size_t)snprintf(text + length, help_bytes - length, "%s %s", separator,
+                                       family->model_type);
+            separator = ",";
+        }
     }
 }
 
@@ -142,6 +150,8 @@ struct run {
     struct moe_layer_run_request request;
     struct moe_layer_run_result result;
     void *tokens;
+    int32_t *topk_ids; /* where the problem has no gating */
+    float *topk_weights;
 };
 
 static int settle_num_tokens(const struct run_options *options, const struct run *run,
@@ -177,6 +187,41 @@ static int make_tokens(const struct run_options *options, struct run *run,
         moe_element_store(run->tokens, dtype, i,
                           moe_golden_file_load(run->golden.hidden_states, i));
     }
+    return 0;
+}
+
+/* A layer without gating gets the file's routing, or one that spreads tokens over the experts. */
+static int make_routing(const struct run_options *options, struct run *run,
+                        struct moe_cli_error *error)
+{
+    const struct moe_problem *problem = &run->layer.problem;
+    const int64_t top_k = problem->top_k, num_routes = run->request.num_tokens * top_k;
+    const struct moe_safetensors_tensor *ids = run->golden.tensors[MOE_GOLDEN_TOPK_IDS];
+    const struct moe_safetensors_tensor *weights = run->golden.tensors[MOE_GOLDEN_TOPK_WEIGHTS];
+    if (problem->gating != MOE_GATING_NONE) {
+        return 0;
+    }
+    if (options->golden != NULL && (ids == NULL || weights == NULL)) {
+        return MOE_CLI_FAIL(error,
+                            "%s: it has no topk_ids and topk_weights; a layer of type '%s' takes "
+                            "its routing from them",
+                            options->golden, run->layer.model_type);
+    }
+    run->topk_ids = calloc((size_t)num_routes, sizeof *run->topk_ids);
+    run->topk_weights = calloc((size_t)num_routes, sizeof *run->topk_weights);
+    if (run->topk_ids == NULL || run->topk_weights == NULL) {
+        return moe_cli_fail_memory(error, "making a routing");
+    }
+    for (int64_t i = 0; i < num_routes; ++i) {
+        const int64_t id = ids != NULL
+                               ? moe_golden_file_load_id(ids, i)
+                               : (i + options->seed % problem->num_experts) % problem->num_experts;
+        run->topk_ids[i] = id >= 0 && id < problem->num_experts ? (int32_t)id : -1;
+        run->topk_weights[i] =
+            weights != NULL ? moe_golden_file_load(weights, i) : 1.0f / (float)top_k;
+    }
+    run->request.topk_ids = run->topk_ids;
+    run->request.topk_weights = run->topk_weights;
     return 0;
 }
 
@@ -216,7 +261,7 @@ static int read_inputs(const struct run_options *options, struct run *run,
         return -1;
     }
     if (settle_num_tokens(options, run, &run->request.num_tokens, error) != 0 ||
-        make_tokens(options, run, error) != 0) {
+        make_tokens(options, run, error) != 0 || make_routing(options, run, error) != 0) {
         return -1;
     }
     run->request.layer = &run->layer;
@@ -287,6 +332,8 @@ static int run_main(int argc, char **argv)
     moe_golden_file_close(&run.golden);
     moe_checkpoint_layer_close(&run.layer);
     free(run.tokens);
+    free(run.topk_ids);
+    free(run.topk_weights);
     return status;
 }
 

@@ -71,6 +71,8 @@ struct moe_family {
     char moe_letter;          /* in one text */
 
     /* Gating. */
+    int routing_is_given;                /* the model's router is none of the rules: ids and weights
+                                            come from outside, and the rest of this part is empty */
     int32_t gating;                      /* MOE_GATING_* */
     struct moe_family_value renormalize; /* boolean */
     struct moe_family_value scaling;     /* on the routing weights; 0: 1 */

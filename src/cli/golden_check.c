@@ -243,7 +243,11 @@ int moe_golden_check_compare(const struct moe_golden_file *golden,
                               : MOE_GOLDEN_CHECK_BOUND;
     check->routing.first_wrong = -1;
     for (int kind = 0; kind < MOE_GOLDEN_NUM_KINDS; ++kind) {
-        check->tensors[kind].is_present = golden->tensors[kind] != NULL;
+        check->tensors[kind].is_given =
+            layer->problem.gating == MOE_GATING_NONE &&
+            (kind == MOE_GOLDEN_TOPK_IDS || kind == MOE_GOLDEN_TOPK_WEIGHTS);
+        check->tensors[kind].is_present =
+            golden->tensors[kind] != NULL && !check->tensors[kind].is_given;
         check->tensors[kind].worst_token = -1;
     }
     if (routing_init(&routing, golden, layer, num_tokens, result, error) != 0) {

@@ -21,7 +21,8 @@
 
 /* How far a tensor is off. */
 struct moe_golden_check_tensor {
-    int is_present; /* in the golden file */
+    int is_present; /* in the golden file, to compare with */
+    int is_given;   /* routing that the layer took from the file */
     int is_right;
     double rel_l2;             /* over all compared tokens */
     double worst_token_rel_l2; /* of one token */

@@ -326,6 +326,39 @@ static int keep_choices(const struct rank *rank, int64_t num_tokens,
     return 0;
 }
 
+/* Gives the layer a routing instead of having it route. */
+static int give_routing(const struct rank *rank, const int32_t *topk_ids, const float *topk_weights,
+                        struct moe_layer_args *args, struct moe_cli_error *error)
+{
+    memcpy(rank->topk_ids.host, topk_ids, rank->topk_ids.num_bytes);
+    memcpy(rank->topk_weights.host, topk_weights, rank->topk_weights.num_bytes);
+    args->topk_ids = rank->topk_ids.at;
+    args->topk_weights = rank->topk_weights.at;
+    return send(&rank->topk_ids, error) != 0 || send(&rank->topk_weights, error) != 0 ? -1 : 0;
+}
+
+/* The routing of rank 0, and its logits where the router ran. */
+static int keep_routing(const struct rank *rank, const struct moe_layer_run_request *request,
+                        struct moe_layer_run_result *result, struct moe_cli_error *error)
+{
+    const struct moe_problem *problem = &rank->share.problem;
+    if (fetch(&rank->topk_ids, error) != 0 || fetch(&rank->topk_weights, error) != 0) {
+        return -1;
+    }
+    memcpy(result->topk_ids, rank->topk_ids.host, rank->topk_ids.num_bytes);
+    memcpy(result->topk_weights, rank->topk_weights.host, rank->topk_weights.num_bytes);
+    if (request->topk_ids != NULL) {
+        return 0;
+    }
+    if (fetch(&rank->logits, error) != 0) {
+        return -1;
+    }
+    for (int64_t i = 0; i < request->num_tokens * problem->num_experts_global; ++i) {
+        result->logits[i] = moe_element_load(rank->logits.host, get_logits_dtype(problem), i);
+    }
+    return 0;
+}
+
 /* The whole layer on one rank: router, gating, experts, shared experts. */
 static int run_block(struct moe_plugin_host *host, const struct moe_layer_run_request *request,
                      int64_t rank_idx, struct moe_layer_run_result *result,
@@ -338,7 +371,11 @@ static int run_block(struct moe_plugin_host *host, const struct moe_layer_run_re
         goto done;
     }
     fill_args(&rank, request, &args);
-    if (rank_idx == 0) {
+    if (request->topk_ids != NULL) {
+        if (give_routing(&rank, request->topk_ids, request->topk_weights, &args, error) != 0) {
+            goto done;
+        }
+    } else if (rank_idx == 0) {
         args.logits_out = rank.logits.at;
         args.topk_ids_out = rank.topk_ids.at;
         args.topk_weights_out = rank.topk_weights.at;
@@ -348,20 +385,9 @@ static int run_block(struct moe_plugin_host *host, const struct moe_layer_run_re
         goto done;
     }
     add_output(&rank, request->num_tokens, result->block_output);
-    if (rank_idx == 0) {
-        const struct moe_problem *problem = &rank.share.problem;
-        if (fetch(&rank.logits, error) != 0 || fetch(&rank.topk_ids, error) != 0 ||
-            fetch(&rank.topk_weights, error) != 0) {
-            goto done;
-        }
-        memcpy(result->topk_ids, rank.topk_ids.host, rank.topk_ids.num_bytes);
-        memcpy(result->topk_weights, rank.topk_weights.host, rank.topk_weights.num_bytes);
-        for (int64_t i = 0; i < request->num_tokens * problem->num_experts_global; ++i) {
-            result->logits[i] = moe_element_load(rank.logits.host, get_logits_dtype(problem), i);
-        }
-        if (keep_choices(&rank, request->num_tokens, result, error) != 0) {
-            goto done;
-        }
+    if (rank_idx == 0 && (keep_routing(&rank, request, result, error) != 0 ||
+                          keep_choices(&rank, request->num_tokens, result, error) != 0)) {
+        goto done;
     }
     if (rank.info.workspace_bytes > result->workspace_bytes) {
         result->workspace_bytes = rank.info.workspace_bytes;
@@ -385,11 +411,7 @@ static int run_experts(struct moe_plugin_host *host, const struct moe_layer_run_
         goto done;
     }
     fill_args(&rank, request, &args);
-    memcpy(rank.topk_ids.host, result->topk_ids, rank.topk_ids.num_bytes);
-    memcpy(rank.topk_weights.host, result->topk_weights, rank.topk_weights.num_bytes);
-    args.topk_ids = rank.topk_ids.at;
-    args.topk_weights = rank.topk_weights.at;
-    if (send(&rank.topk_ids, error) != 0 || send(&rank.topk_weights, error) != 0 ||
+    if (give_routing(&rank, result->topk_ids, result->topk_weights, &args, error) != 0 ||
         call_layer(&rank, &args, error) < 0.0 || fetch(&rank.output, error) != 0) {
         goto done;
     }

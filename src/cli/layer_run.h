@@ -16,7 +16,10 @@ struct moe_layer_run_request {
     const struct moe_checkpoint_layer *layer;
     struct moe_rank_split split;
     int64_t num_tokens;
-    const void *tokens;       /* [T, H] of the problem's tokens.dtype */
+    const void *tokens; /* [T, H] of the problem's tokens.dtype */
+    const int32_t
+        *topk_ids; /* [T, k] with topk_weights, where the problem has no gating; or NULL */
+    const float *topk_weights;
     int wants_experts_output; /* also routed experts alone, from the ids and weights of the first
                                  run */
 };

@@ -78,6 +78,9 @@ static int read_gating(struct moe_model_config *config, struct moe_cli_error *er
     struct moe_problem *problem = &config->problem;
     int renormalize;
     double scaling;
+    if (family->routing_is_given) {
+        return 0;
+    }
     if (moe_model_read_flag(config, &family->renormalize, &renormalize, error) != 0 ||
         moe_model_read_number(config, &family->scaling, &scaling, error) != 0 ||
         moe_model_read_size32(config, &family->num_groups, 0, problem->num_experts,

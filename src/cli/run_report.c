@@ -138,8 +138,9 @@ static void print_check(const struct moe_run_report *report, FILE *out)
     for (int kind = 0; kind < MOE_GOLDEN_NUM_KINDS; ++kind) {
         const struct moe_golden_check_tensor *tensor = &check->tensors[kind];
         if (!tensor->is_present) {
-            fprintf(out, "%-18snot in the file, not compared\n",
-                    moe_golden_kind_name((enum moe_golden_kind)kind));
+            fprintf(out, "%-18s%s, not compared\n",
+                    moe_golden_kind_name((enum moe_golden_kind)kind),
+                    tensor->is_given ? "given to the layer" : "not in the file");
         } else if (kind == MOE_GOLDEN_TOPK_IDS) {
             print_routing(check, out);
         } else {

@@ -313,9 +313,9 @@ static void rows_are_complete(void **state)
             assert_true(sizes[j]->keys != NULL && (sizes[j]->is_mandatory || follows));
         }
         assert_true(row->layer_kinds == NULL || row->moe_kind != NULL);
-        assert_int_not_equal(row->gating, MOE_GATING_NONE);
+        assert_int_equal(row->routing_is_given, row->gating == MOE_GATING_NONE);
         assert_true(row->activation_key != NULL || row->activation != 0);
-        assert_non_null(row->router.weight);
+        assert_int_equal(row->routing_is_given, row->router.weight == NULL);
         assert_non_null(row->down.weight);
         assert_true((row->gate_up.weight != NULL) != (row->up.weight != NULL));
         assert_true(!row->is_interleaved || row->gate_up.weight != NULL);

@@ -90,8 +90,14 @@ static void tells_its_families(void **state)
     (void)state;
     const struct moe_family *family;
     for (size_t i = 0; (family = moe_family_row(i)) != NULL; ++i) {
-        EXPECT_RUN(family->model_type, "run", "--help");
+        if (family->refusal == NULL) {
+            EXPECT_RUN(family->model_type, "run", "--help");
+        }
     }
+    struct moe_support_moectl help;
+    moe_support_moectl_run(ARGUMENTS("run", "--help"), &help);
+    assert_null(strstr(help.out, "longcat_flash"));
+    moe_support_moectl_finish(&help);
 }
 
 /* The table of a run names the operations of the layer, and none that only single calls use. */
@@ -249,6 +255,26 @@ static void golden_files_with_less(void **state)
                    "--check", copy_path);
 }
 
+/* A family whose router is none of ours takes its routing from the file, or makes one up. */
+static void routing_is_given(void **state)
+{
+    (void)state;
+    static const char family[] = "gemma4_text";
+    char model[FIXTURE_PATH_BYTES], golden[FIXTURE_PATH_BYTES];
+    golden_path(family, "", model);
+    golden_path(family, "golden.safetensors", golden);
+    EXPECT_RUN("topk_ids          given to the layer, not compared", "run", "--model", model,
+               "--check", golden);
+    EXPECT_RUN("root mean square", "run", "--model", model, "--tokens", "41", "--seed", "7");
+    struct moe_safetensors *file = open_file(golden);
+    const char *const *without_ids = ARGUMENTS("hidden_states", "experts_output");
+    fixture_copy_tensors(copy_path, file, keep_named, (void *)(uintptr_t)without_ids, "", "", 0);
+    moe_safetensors_close(file);
+    EXPECT_REFUSED("it has no topk_ids and topk_weights; a layer of type 'gemma4_text' takes its "
+                   "routing from them",
+                   "run", "--model", model, "--check", copy_path);
+}
+
 static void golden_files_of_something_else(void **state)
 {
     (void)state;
@@ -346,6 +372,7 @@ int main(void)
         cmocka_unit_test(one_wrong_element_is_found),
         cmocka_unit_test(other_input_gives_other_output),
         cmocka_unit_test(golden_files_with_less),
+        cmocka_unit_test(routing_is_given),
         cmocka_unit_test(golden_files_of_something_else),
         cmocka_unit_test(reads_only_the_layer),
     };

@@ -35,6 +35,8 @@ MLA = {
 SPARSE = {"mlp_layer_types": ["sparse"]}
 SMALL = {"num_experts_per_tok": 5, "moe_intermediate_size": 24}
 GROUPED = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True}
+GEMMA = {"enable_moe_block": True, "num_experts": 20, "top_k_experts": 3, "moe_intermediate_size": 24, "layer_types": ["full_attention"],
+         "global_head_dim": 18, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
 # Sizes are small and awkward on purpose; what is not named is the family's default.
 FAMILIES = {
     "afmoe": {"num_experts": 20, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "num_shared_experts": 1, "num_dense_layers": 0},
@@ -50,6 +52,7 @@ FAMILIES = {
                     "n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0,
                     "norm_topk_prob": False},
     "deepseek_v32": {**MLA, **SPARSE, **SMALL, **GROUPED, "n_routed_experts": 24, "n_shared_experts": 1},
+    "diffusion_gemma_text": {**GEMMA},
     "dots1": {"n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 2, "n_group": 1,
               "topk_group": 1, "first_k_dense_replace": 0, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
     "dots3_note_text": {**MLA, **SPARSE, **SMALL, **GROUPED, "n_routed_experts": 24, "n_shared_experts": 2,
@@ -60,6 +63,7 @@ FAMILIES = {
                    "first_k_dense_replace": 0, "routed_scaling_factor": 2.5},
     "flex_olmo": {"num_experts": 7, "num_experts_per_tok": 5},
     "flint": {**SMALL, "num_experts": 24, "shared_expert_intermediate_size": 88, "mlp_only_layers": []},
+    "gemma4_text": {**GEMMA},
     "glm4_moe": {"n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 1, "n_group": 1,
                  "topk_group": 1, "first_k_dense_replace": 0, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
     "glm4_moe_lite": {**MLA, "n_routed_experts": 24, "num_experts_per_tok": 4, "moe_intermediate_size": 24, "n_shared_experts": 1,
@@ -115,6 +119,7 @@ CODE_OF = {"kimi_k2": "deepseek_v3"}
 # it, and what saving the part by itself does not show of the published tensors: a matrix per expert, or matrices stored as [in, out].
 WRAPPED = {
     "deepseek_ocr2_text": ("model.", "deepseek_ocr2", "per expert"),
+    "diffusion_gemma_text": ("model.encoder.language_model.", "diffusion_gemma", None),
     "glm4v_moe_text": ("model.language_model.", "glm4v_moe", "per expert"),
     "mistral4": ("language_model.model.", "mistral3", None),
     "mistral_large4_text": ("", "mistral_large4", "w1 w2 w3"),
@@ -124,6 +129,9 @@ WRAPPED = {
     "qwen3_vl_moe_text": ("model.language_model.", "qwen3_vl_moe", "transposed"),
     "unlimited_ocr_text": ("model.", "unlimited_ocr", "per expert"),
 }
+
+# Whose experts are a layer to which ids and weights are given.
+ROUTING_IS_GIVEN = ("diffusion_gemma_text", "gemma4_text")
 
 # What the library has in another unit than the layer: weights divided by top_k, and their sum multiplied by it.
 NOT_RECORDED = {"openai_privacy_filter": ("topk_weights", "experts_output")}
@@ -215,6 +223,15 @@ def record(block, beside, hidden_states):
     return {name: tensor.detach().clone().contiguous() for name, tensor in seen.items()}
 
 
+def record_experts(block, hidden_states):
+    """The experts alone, with the ids and weights of a router that reads other rows and is none of the layer's rules."""
+    with torch.no_grad():
+        _, weights, ids = block.router(torch.randn(hidden_states.shape).to(hidden_states.dtype))
+        output = block.experts(hidden_states, ids, weights)
+    return {"hidden_states": hidden_states, "topk_ids": ids.to(torch.int32).contiguous(), "topk_weights": weights.float().contiguous(),
+            "experts_output": output.clone().contiguous(), "block_output": output.contiguous()}
+
+
 def make(family, out_dir):
     torch.manual_seed(sum(family.encode()))
     config = AutoConfig.for_model(CODE_OF.get(family, family), **{**BASE, **FAMILIES[family]}, dtype="bfloat16")
@@ -234,7 +251,8 @@ def make(family, out_dir):
         randomize(beside)
     if hasattr(block, "post_mlp_layernorm"):
         block.post_mlp_layernorm = torch.nn.Identity()  # a norm of the block's output is not part of the layer
-    golden = record(block, beside, torch.randn(NUM_TOKENS, config.hidden_size).to(torch.bfloat16))
+    hidden_states = torch.randn(NUM_TOKENS, config.hidden_size).to(torch.bfloat16)
+    golden = record_experts(block, hidden_states) if family in ROUTING_IS_GIVEN else record(block, beside, hidden_states)
     for tensor_name in NOT_RECORDED.get(family, ()):
         del golden[tensor_name]
     folder = os.path.join(out_dir, family)
