@@ -360,7 +360,9 @@ static int32_t cpu_grouped_gemm(const struct moe_run *run, int32_t op_id,
                                 const struct moe_op_gemm *op, struct moe_error *error)
 {
     (void)error;
-    return run_single(run, op_id, KERNEL(gemm), op);
+    struct moe_op_gemm own = *op;
+    own.has_avx512_vbmi = moe_cpu_isa_has_avx512_vbmi();
+    return run_single(run, op_id, KERNEL(gemm), &own);
 }
 
 static int32_t cpu_post_reorder(const struct moe_run *run, int32_t op_id,

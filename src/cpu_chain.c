@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cpu_chain.h"
 
+#include "cpu_isa.h"
 #include "plan.h"
 
 uint64_t moe_cpu_chain_scratch(const struct moe_plan *plan,
@@ -166,8 +167,9 @@ static void fill_gemm2(const struct moe_problem *problem, const struct moe_cpu_m
 }
 
 static void run_gemm(struct moe_cpu_run *cpu, const struct moe_run *run, int32_t op,
-                     const struct moe_op_gemm *gemm)
+                     struct moe_op_gemm *gemm)
 {
+    gemm->has_avx512_vbmi = moe_cpu_isa_has_avx512_vbmi();
     const struct moe_tile *tile = moe_cpu_tile_of(run->bucket, op);
     moe_cpu_run_kernel(cpu, &moe_cpu_kernels_of(tile)->gemm, gemm, tile);
 }

@@ -7,6 +7,7 @@
 
 #include "tile.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -16,6 +17,7 @@
 
 /* Bits of XCR0: the operating system saves xmm and ymm registers. */
 #define XCR0_SSE_AVX 6u
+#define XCR0_AVX512  0xe6u /* the above, masks and zmm registers as well */
 
 static uint32_t read_xcr0(void)
 {
@@ -38,6 +40,26 @@ const char *moe_cpu_isa(void)
         return "c11";
     }
     return "avx2";
+}
+
+static int32_t find_avx512_vbmi(void)
+{
+    uint32_t eax, ebx, ecx, edx;
+    const uint32_t wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    return strcmp(moe_cpu_isa(), "avx2") == 0 && (read_xcr0() & XCR0_AVX512) == XCR0_AVX512 &&
+           __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ebx & wanted) == wanted &&
+           (ecx & bit_AVX512VBMI) != 0;
+}
+
+int32_t moe_cpu_isa_has_avx512_vbmi(void)
+{
+    static _Atomic int32_t known; /* 0: not asked yet, else 1 + answer; cpuid is slow in guests */
+    int32_t answer = atomic_load_explicit(&known, memory_order_relaxed);
+    if (answer == 0) {
+        answer = 1 + find_avx512_vbmi();
+        atomic_store_explicit(&known, answer, memory_order_relaxed);
+    }
+    return answer - 1;
 }
 
 /* Bytes of the largest cache that cpuid leaf `leaf` describes (its subleaves end with type 0). */
@@ -88,6 +110,11 @@ void moe_cpu_isa_brand(char *out, size_t out_bytes)
 const char *moe_cpu_isa(void)
 {
     return "c11";
+}
+
+int32_t moe_cpu_isa_has_avx512_vbmi(void)
+{
+    return 0;
 }
 
 void moe_cpu_isa_brand(char *out, size_t out_bytes)

@@ -16,4 +16,8 @@ void moe_cpu_isa_brand(char *out, size_t out_bytes);
 /* Bytes of the last-level cache; 0 when unknown. */
 int64_t moe_cpu_isa_cache_bytes(void);
 
+/* Has this processor AVX-512 with F, BW, VL, DQ and VBMI, and does the system save its registers?
+ * Asked once per process. */
+int32_t moe_cpu_isa_has_avx512_vbmi(void);
+
 #endif

@@ -75,14 +75,16 @@ static inline struct moe_vec8 gemm_load_partial(const void *from, int32_t dtype,
     return gemm_fp8_decode_nan(codes);
 }
 
-GEMM_INLINE void gemm_pack_row_typed(float *to, const void *from, int32_t dtype, int64_t k)
+/* `unit`: what each element is multiplied by; NULL: nothing. */
+GEMM_INLINE void gemm_pack_row_typed(float *to, const void *from, int32_t dtype, int64_t k,
+                                     const float *unit)
 {
-    int64_t i = 0;
-    for (; i + MOE_VEC8_LANES <= k; i += MOE_VEC8_LANES) {
-        moe_vec8_store(to + i, gemm_load(moe_convert_at(from, dtype, i), dtype));
-    }
-    if (i < k) {
-        moe_vec8_store(to + i, gemm_load_partial(moe_convert_at(from, dtype, i), dtype, k - i));
+    const struct moe_vec8 factor = moe_vec8_set1(unit != NULL ? *unit : 1.0f);
+    for (int64_t i = 0; i < k; i += MOE_VEC8_LANES) {
+        const void *at = moe_convert_at(from, dtype, i);
+        const struct moe_vec8 value =
+            i + MOE_VEC8_LANES <= k ? gemm_load(at, dtype) : gemm_load_partial(at, dtype, k - i);
+        moe_vec8_store(to + i, unit != NULL ? moe_vec8_mul(value, factor) : value);
     }
 }
 
@@ -90,13 +92,28 @@ GEMM_INLINE void gemm_pack_row_typed(float *to, const void *from, int32_t dtype,
 static inline void gemm_pack_row(float *to, const void *from, int32_t dtype, int64_t k)
 {
     if (dtype == MOE_DTYPE_FP8_E4M3) {
-        gemm_pack_row_typed(to, from, MOE_DTYPE_FP8_E4M3, k);
+        gemm_pack_row_typed(to, from, MOE_DTYPE_FP8_E4M3, k, NULL);
     } else if (dtype == MOE_DTYPE_BF16) {
-        gemm_pack_row_typed(to, from, MOE_DTYPE_BF16, k);
+        gemm_pack_row_typed(to, from, MOE_DTYPE_BF16, k, NULL);
     } else if (dtype == MOE_DTYPE_FP16) {
-        gemm_pack_row_typed(to, from, MOE_DTYPE_FP16, k);
+        gemm_pack_row_typed(to, from, MOE_DTYPE_FP16, k, NULL);
     } else {
-        gemm_pack_row_typed(to, from, MOE_DTYPE_FP32, k);
+        gemm_pack_row_typed(to, from, MOE_DTYPE_FP32, k, NULL);
+    }
+}
+
+/* A row that meets fp8 weights, as value * 2^8. */
+static inline void gemm_pack_fp8_row(float *to, const void *from, int32_t dtype, int64_t k)
+{
+    static const float plain = GEMM_FP8_UNIT, decoded = GEMM_FP8_UNIT * GEMM_FP8_UNIT;
+    if (dtype == MOE_DTYPE_FP8_E4M3) {
+        gemm_pack_row_typed(to, from, MOE_DTYPE_FP8_E4M3, k, &decoded);
+    } else if (dtype == MOE_DTYPE_BF16) {
+        gemm_pack_row_typed(to, from, MOE_DTYPE_BF16, k, &plain);
+    } else if (dtype == MOE_DTYPE_FP16) {
+        gemm_pack_row_typed(to, from, MOE_DTYPE_FP16, k, &plain);
+    } else {
+        gemm_pack_row_typed(to, from, MOE_DTYPE_FP32, k, &plain);
     }
 }
 

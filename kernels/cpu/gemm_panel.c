@@ -24,6 +24,7 @@
 #include "gemm_dot.h"
 #include "gemm_pack.h"
 #include "gemm_stream.h"
+#include "gemm_vbmi.h"
 
 #include <stdbool.h>
 
@@ -173,21 +174,34 @@ static void load_input_scales(const struct moe_op_gemm *op, const struct moe_gem
     }
 }
 
-/* Rows that meet fp8 weights become value * 2^8, see GEMM_FP8_UNIT. */
+/* Are fp8 weights streamed with AVX-512? One answer for all matrices, which share rows. */
+static bool is_vbmi(const struct moe_gemm_block *block, int64_t num_rows)
+{
+    bool all_contiguous = true;
+    for (int32_t matrix = 0; matrix < block->op->num_matrices; matrix++) {
+        all_contiguous &= block->op->weight[matrix].col_stride == 1;
+    }
+    return GEMM_HAS_VBMI && block->op->has_avx512_vbmi && block->scaling != GEMM_SCALE_NONE &&
+           num_rows <= GEMM_STREAM_ROWS && all_contiguous;
+}
+
 static void pack_inputs(const struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch,
                         int64_t num_rows, int64_t first_k, int64_t k)
 {
     const struct moe_op_gemm *op = block->op;
-    const bool is_scaled = block->scaling != GEMM_SCALE_NONE;
-    const struct moe_vec8 unit = moe_vec8_set1(
-        op->input_dtype == MOE_DTYPE_FP8_E4M3 ? GEMM_FP8_UNIT * GEMM_FP8_UNIT : GEMM_FP8_UNIT);
     for (int64_t m = 0; m < num_rows; m++) {
         const void *from = moe_convert_at(op->input, op->input_dtype,
                                           scratch->input_rows[m] * op->input_stride + first_k);
         float *to = scratch->inputs + m * scratch->pitch;
-        gemm_pack_row(to, from, op->input_dtype, k);
-        for (int64_t i = 0; is_scaled && i < k; i += MOE_VEC8_LANES) {
-            moe_vec8_store(to + i, moe_vec8_mul(moe_vec8_load(to + i), unit));
+        if (block->scaling != GEMM_SCALE_NONE) {
+            gemm_pack_fp8_row(to, from, op->input_dtype, k);
+#if GEMM_HAS_VBMI
+            if (is_vbmi(block, num_rows)) {
+                gemm_vbmi_order(to, k);
+            }
+#endif
+        } else {
+            gemm_pack_row(to, from, op->input_dtype, k);
         }
     }
 }
@@ -316,6 +330,7 @@ static void advance_streamed(const struct moe_gemm_block *block, int32_t matrix,
                              const struct gemm_weight_block *weights, struct gemm_rows rows,
                              const struct gemm_scales *scales)
 {
+    const bool has_vbmi = is_vbmi(block, rows.count);
     const int64_t channel_bytes = weights->row_stride * moe_convert_element_bytes(weights->dtype);
     for (int64_t n = 0; n < block->count; n += GEMM_CHANNELS) {
         const int64_t left = block->count - n;
@@ -328,8 +343,15 @@ static void advance_streamed(const struct moe_gemm_block *block, int32_t matrix,
                                          : after_block(block, matrix, first_k),
             .next_bytes = channel_bytes, /* matrices of a layer are laid out alike */
         };
-        gemm_streamed(weights->dtype, (enum gemm_scaling)block->scaling, &channels, weights->k,
-                      &rows, scales);
+        const enum gemm_scaling scaling = (enum gemm_scaling)block->scaling;
+#if GEMM_HAS_VBMI
+        if (has_vbmi) {
+            gemm_vbmi_streamed(scaling, &channels, weights->k, &rows, scales);
+        }
+#endif
+        if (!has_vbmi) {
+            gemm_streamed(weights->dtype, scaling, &channels, weights->k, &rows, scales);
+        }
         rows.acc += GEMM_CHANNELS * sum_floats(block);
     }
 }

@@ -51,6 +51,7 @@ static inline void run_tile(struct gemm_fixture *fixture, const struct moe_tile 
 
     struct moe_op_gemm op = fixture->op;
     op.output = output->data;
+    op.has_avx512_vbmi = tile->id % 2 == 0 && moe_cpu_isa_has_avx512_vbmi();
     const int64_t num_tasks = gemm->num_tasks(&op, tile);
     int64_t *order = fixture_alloc(num_tasks, sizeof(int64_t));
     for (int64_t task = 0; task < num_tasks; task++) {
