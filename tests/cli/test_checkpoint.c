@@ -272,8 +272,8 @@ static void wrong_folders_are_refused(void **state)
     (void)state;
     assert_refused(-1, "config.json: cannot open");
     fixture_write_text(&folder, "config.json", "{\"model_type\":\"gpt9\"}");
-    assert_refused(-1, "model type 'gpt9' is not known; known are afmoe, cohere2_moe, "
-                       "deepseek_v2, deepseek_v3, dots1");
+    assert_refused(-1, "model type 'gpt9' is not known; known are afmoe, aria_text, "
+                       "axk1, axk2, bailing_hybrid");
     fixture_write_text(&folder, "config.json", "{'model_type':1}");
     assert_refused(-1, "config.json:1:2");
     fixture_write_text(&folder, "config.json", "[]");
