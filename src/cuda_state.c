@@ -177,18 +177,28 @@ static int32_t load_modules(struct moe_cuda_state *state, const struct moe_devic
     return MOE_STATUS_OK;
 }
 
+int32_t moe_cuda_state_enter(const struct moe_cuda_state *state, struct moe_error *error)
+{
+    const CUresult result = state->driver.cuCtxPushCurrent(state->context);
+    return result == CUDA_SUCCESS
+               ? MOE_STATUS_OK
+               : moe_cuda_driver_error(&state->driver, result, "cuda: cuCtxPushCurrent", error);
+}
+
+void moe_cuda_state_leave(const struct moe_cuda_state *state)
+{
+    CUcontext popped = NULL;
+    (void)state->driver.cuCtxPopCurrent(&popped);
+}
+
 /* With the primary context current, and this thread's calls not forbidden by others' captures. */
 static int32_t load_in_context(struct moe_cuda_state *state, const struct moe_device *device,
                                struct moe_error *error)
 {
     const struct moe_cuda_driver *driver = &state->driver;
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    CUcontext popped = NULL;
-    CUresult result = driver->cuCtxPushCurrent(state->context);
-    if (result != CUDA_SUCCESS) {
-        return moe_cuda_driver_error(driver, result, "cuda: cuCtxPushCurrent", error);
-    }
-    result = driver->cuThreadExchangeStreamCaptureMode(&mode);
+    MOE_TRY(moe_cuda_state_enter(state, error));
+    const CUresult result = driver->cuThreadExchangeStreamCaptureMode(&mode);
     int32_t status =
         result == CUDA_SUCCESS
             ? load_modules(state, device, error)
@@ -196,7 +206,7 @@ static int32_t load_in_context(struct moe_cuda_state *state, const struct moe_de
     if (result == CUDA_SUCCESS) {
         (void)driver->cuThreadExchangeStreamCaptureMode(&mode);
     }
-    (void)driver->cuCtxPopCurrent(&popped);
+    moe_cuda_state_leave(state);
     return status;
 }
 
@@ -264,7 +274,6 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
     const struct moe_cuda_driver *driver = &state->driver;
     CUlaunchAttribute attribute;
     CUlaunchConfig config;
-    CUcontext popped = NULL;
     void *args = (void *)(uintptr_t)launch->args;
     memset(&config, 0, sizeof(config));
     memset(&attribute, 0, sizeof(attribute));
@@ -284,11 +293,7 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
     }
     CUfunction function = launch->form == 0 ? state->functions[launch->tile]
                                             : state->forms[launch->tile][launch->form - 1];
-    CUresult result = driver->cuCtxPushCurrent(state->context);
-    if (result == CUDA_SUCCESS) {
-        result = driver->cuLaunchKernelEx(&config, function, &args, NULL);
-        (void)driver->cuCtxPopCurrent(&popped);
-    }
+    const CUresult result = driver->cuLaunchKernelEx(&config, function, &args, NULL);
     return result == CUDA_SUCCESS
                ? MOE_STATUS_OK
                : moe_cuda_driver_error(driver, result, symbols[launch->tile], error);

@@ -77,8 +77,13 @@ struct moe_cuda_launch {
     const void *args;   /* the kernel's one parameter */
 };
 
-/* Queue it on `stream`. Legal during capture; no lock, no allocation, no synchronization.
- * DEVICE_ERROR, DEVICE_LOST. */
+/* Make the primary context current on this thread, and what was current before again. A run call
+ * does so once, around all of its launches. DEVICE_ERROR, DEVICE_LOST; nothing to leave then. */
+int32_t moe_cuda_state_enter(const struct moe_cuda_state *state, struct moe_error *error);
+void moe_cuda_state_leave(const struct moe_cuda_state *state);
+
+/* Queue it on `stream`, between enter and leave. Legal during capture; no lock, no allocation, no
+ * synchronization. DEVICE_ERROR, DEVICE_LOST. */
 int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
                               const struct moe_cuda_launch *launch, struct moe_error *error);
 

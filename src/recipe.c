@@ -128,7 +128,11 @@ int32_t moe_recipe_check(const struct moe_problem *problem, uint64_t ops, struct
     const uint64_t chains = MOE_OP_BIT(MOE_OP_EXPERTS) | MOE_OP_BIT(MOE_OP_LAYER);
     MOE_TRY(check_rows("tokens", &problem->tokens, error));
     MOE_TRY(check_rows("intermediate", &problem->intermediate, error));
-    if ((ops & (gemm1 | gemm2 | reduces)) != 0 && problem->output_dtype == MOE_DTYPE_FP8_E4M3) {
+    /* The activation's input is of the output's type where tokens are fp8. */
+    const bool activates =
+        (ops & MOE_OP_BIT(MOE_OP_ACTIVATION)) != 0 && moe_recipe_is_fp8(&problem->tokens);
+    if (((ops & (gemm1 | gemm2 | reduces)) != 0 || activates) &&
+        problem->output_dtype == MOE_DTYPE_FP8_E4M3) {
         return moe_error_set(error, MOE_STATUS_INVALID_ARGUMENT,
                              "problem.output_dtype is fp8_e4m3 (0 takes the type of tokens); set "
                              "it to fp32, fp16 or bf16");

@@ -249,13 +249,15 @@ static int32_t check_desc(const struct moe_problem *problem, struct moe_weights_
     return MOE_STATUS_OK;
 }
 
-/* What these weights are for: a router alone needs no problem that the experts' GEMMs run. */
+/* What these weights are for: a router alone, or with gating's bias, needs no problem that the
+ * experts' GEMMs run. */
 static uint64_t ops_of(struct moe_weights_desc *desc)
 {
     bool has_router = false;
     for (int32_t i = 0; i < NUM_OPERANDS; i++) {
         const bool is_given = is_present(operand_at(desc, i));
-        if (is_given && operand_rules[i].group != GROUP_ROUTER) {
+        const int32_t group = operand_rules[i].group;
+        if (is_given && group != GROUP_ROUTER && group != GROUP_CORRECTION) {
             return MOE_OP_BIT(MOE_OP_GEMM1) | MOE_OP_BIT(MOE_OP_GEMM2);
         }
         has_router |= is_given;

@@ -206,6 +206,9 @@ static CUresult CUDAAPI fake_cuDevicePrimaryCtxRelease(CUdevice device)
 
 static CUresult CUDAAPI fake_cuCtxPushCurrent(CUcontext context)
 {
+    if (driver.is_idle) {
+        return CUDA_SUCCESS;
+    }
     ENTER(cuCtxPushCurrent);
     if (driver.num_retained < 1 || driver.num_pushed >= FAKE_MAX_STACK) {
         misuse("cuCtxPushCurrent");
@@ -217,6 +220,9 @@ static CUresult CUDAAPI fake_cuCtxPushCurrent(CUcontext context)
 
 static CUresult CUDAAPI fake_cuCtxPopCurrent(CUcontext *context)
 {
+    if (driver.is_idle) {
+        return CUDA_SUCCESS;
+    }
     const CUresult result = enter("cuCtxPopCurrent");
     if (driver.num_pushed < 1) {
         misuse("cuCtxPopCurrent");
@@ -339,6 +345,9 @@ static CUresult CUDAAPI fake_cuLaunchKernelEx(const CUlaunchConfig *config, CUfu
 {
     const struct kernel *kernel = (const struct kernel *)(const void *)function;
     struct fake_launch *launch = &driver.launch;
+    if (driver.is_idle) {
+        return CUDA_SUCCESS;
+    }
     ENTER(cuLaunchKernelEx);
     if (driver.num_pushed < 1 || driver.stack[driver.num_pushed - 1] != &primary_context ||
         kernel == NULL || args == NULL || args[0] == NULL || extra != NULL) {

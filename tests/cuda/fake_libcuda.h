@@ -39,6 +39,7 @@ struct fake_driver {
     const char *failing;        /* a function whose every call fails with fail_result; NULL: none */
     int64_t fail_at;            /* the call (from 1) that fails with fail_result; 0: none */
     int32_t fail_result;        /* a CUresult */
+    int32_t is_idle;            /* run calls' functions count nothing and return at once */
     const char *args_of; /* kernels with this in their symbol are launched with an argument */
     uint32_t args_bytes; /* of so many bytes, which are kept. NULL: none are */
 

@@ -1,212 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* CUDA run calls: what they call in the driver, how every tile launches, and launches that fail. */
-#include "cuda_fixture.h"
+#include "cuda_calls.h"
 
 enum { ONE_LAUNCH_ROUTES = 8192 }; /* of cuda.sort */
-enum { QUANT_COLUMNS = 128 };      /* that share a scale */
 
-/* Shapes that the geometry is checked with; sorts need no hidden. */
-struct shape {
-    int64_t num_tokens;
-    int32_t num_experts;
-    int32_t top_k;
-    int32_t hidden;
-    int32_t dtype;
-};
-
+/* Shapes that the geometry is checked with. */
 static const struct shape shapes[] = {
     {1, 8, 2, 8, MOE_DTYPE_BF16},          {17, 256, 8, 7168, MOE_DTYPE_BF16},
     {4096, 512, 10, 2880, MOE_DTYPE_FP16}, {70000, 256, 8, 4096, MOE_DTYPE_BF16},
     {1000, 2048, 6, 33, MOE_DTYPE_FP32},
 };
-
-static struct moe_plan *create_plan(struct moe_context *context, const struct shape *shape,
-                                    int32_t op)
-{
-    struct moe_problem problem;
-    struct moe_plan_options options;
-    struct moe_plan *plan = NULL;
-    struct moe_error error;
-    MOE_INIT(error);
-    MOE_INIT(problem);
-    MOE_INIT(options);
-    problem.num_experts = shape->num_experts;
-    problem.top_k = shape->top_k;
-    problem.hidden = shape->hidden;
-    problem.inter = op == MOE_OP_ACTIVATION ? shape->hidden : 0;
-    problem.activation = op == MOE_OP_ACTIVATION ? MOE_ACTIVATION_SILU : 0;
-    problem.tokens.dtype = shape->dtype;
-    problem.max_tokens = shape->num_tokens;
-    if (op == MOE_OP_GATING || op == MOE_OP_ROUTE) {
-        problem.gating = MOE_GATING_SOFTMAX;
-    }
-    options.ops = UINT64_C(1) << op;
-    if (api->plan_create(context, &problem, &options, &plan, &error) != MOE_STATUS_OK) {
-        fail_msg("%s", error.message);
-    }
-    return plan;
-}
-
-static void set_call(const struct moe_plan *plan, const struct shape *shape, void *stream,
-                     struct moe_call *call)
-{
-    struct moe_plan_info info;
-    MOE_INIT(info);
-    assert_int_equal(api->plan_info(plan, &info, NULL), MOE_STATUS_OK);
-    call->num_tokens = shape->num_tokens;
-    call->stream = stream;
-    call->workspace = info.workspace_bytes > 0 ? ON_DEVICE(8) : NULL;
-    call->workspace_bytes = info.workspace_bytes;
-}
-
-static int32_t run_gating(const struct moe_plan *plan, const struct shape *shape, void *stream,
-                          struct moe_error *error)
-{
-    struct moe_gating_args args;
-    MOE_INIT_CALL(args);
-    set_call(plan, shape, stream, &args.call);
-    args.logits = ON_DEVICE(0);
-    args.topk_ids = ON_DEVICE(1);
-    args.topk_weights = ON_DEVICE(2);
-    return api->gating(plan, &args, error);
-}
-
-static int32_t run_route(const struct moe_plan *plan, const struct shape *shape, void *stream,
-                         struct moe_error *error)
-{
-    struct moe_route_args args;
-    MOE_INIT_CALL(args);
-    set_call(plan, shape, stream, &args.call);
-    args.logits = ON_DEVICE(0);
-    args.topk_ids = ON_DEVICE(1);
-    args.topk_weights = ON_DEVICE(2);
-    args.seg_indptr = ON_DEVICE(3);
-    args.src2dst = ON_DEVICE(4);
-    return api->route(plan, &args, error);
-}
-
-static int32_t run_align(const struct moe_plan *plan, const struct shape *shape, void *stream,
-                         struct moe_error *error)
-{
-    struct moe_align_args args;
-    MOE_INIT_CALL(args);
-    set_call(plan, shape, stream, &args.call);
-    args.topk_ids = ON_DEVICE(0);
-    args.block_size = 128;
-    args.sorted_ids = ON_DEVICE(1);
-    args.expert_ids = ON_DEVICE(2);
-    args.num_tokens_post_pad = ON_DEVICE(3);
-    assert_int_equal(api->align_capacity(shape->num_tokens * shape->top_k, shape->num_experts,
-                                         args.block_size, 0, &args.sorted_capacity,
-                                         &args.expert_capacity, NULL),
-                     MOE_STATUS_OK);
-    return api->align_block_size(plan, &args, error);
-}
-
-static int32_t run_ep_preprocess(const struct moe_plan *plan, const struct shape *shape,
-                                 void *stream, struct moe_error *error)
-{
-    struct moe_ep_preprocess_args args;
-    MOE_INIT_CALL(args);
-    set_call(plan, shape, stream, &args.call);
-    args.topk_ids = ON_DEVICE(0);
-    args.seg_indptr = ON_DEVICE(1);
-    args.src2dst = ON_DEVICE(2);
-    return api->ep_preprocess(plan, &args, error);
-}
-
-static int32_t run_pre_reorder(const struct moe_plan *plan, const struct shape *shape, void *stream,
-                               struct moe_error *error)
-{
-    struct moe_pre_reorder_args args;
-    MOE_INIT_CALL(args);
-    args.call.num_tokens = shape->num_tokens;
-    args.call.stream = stream;
-    args.tokens = ON_DEVICE(0);
-    args.src2dst = ON_DEVICE(1);
-    args.rows = ON_DEVICE(2);
-    args.num_rows = shape->num_tokens * shape->top_k;
-    return api->pre_reorder(plan, &args, error);
-}
-
-static int32_t run_post_reorder(const struct moe_plan *plan, const struct shape *shape,
-                                void *stream, struct moe_error *error)
-{
-    struct moe_post_reorder_args args;
-    MOE_INIT_CALL(args);
-    args.call.num_tokens = shape->num_tokens;
-    args.call.stream = stream;
-    args.rows = ON_DEVICE(0);
-    args.num_rows = shape->num_tokens * shape->top_k;
-    args.src2dst = ON_DEVICE(1);
-    args.topk_weights = ON_DEVICE(2);
-    args.output = ON_DEVICE(3);
-    return api->post_reorder(plan, &args, error);
-}
-
-static int32_t run_quantize(const struct moe_plan *plan, const struct shape *shape, void *stream,
-                            struct moe_error *error)
-{
-    struct moe_quantize_args args;
-    MOE_INIT_CALL(args);
-    args.call.num_tokens = shape->num_tokens;
-    args.call.stream = stream;
-    args.tokens = ON_DEVICE(0);
-    args.output = ON_DEVICE(1);
-    args.output_scales = ON_DEVICE(2);
-    args.quantization.dtype = MOE_DTYPE_FP8_E4M3;
-    args.quantization.scale_dtype = MOE_DTYPE_FP32;
-    args.quantization.scale_layout = MOE_SCALE_ROW_MAJOR;
-    args.quantization.group_rows = 1;
-    args.quantization.group_k = QUANT_COLUMNS;
-    args.quantization.dynamic = 1;
-    return api->quantize(plan, &args, error);
-}
-
-static int32_t run_activation(const struct moe_plan *plan, const struct shape *shape, void *stream,
-                              struct moe_error *error)
-{
-    struct moe_activation_args args;
-    MOE_INIT_CALL(args);
-    args.call.stream = stream;
-    args.input = ON_DEVICE(0);
-    args.num_rows = shape->num_tokens * shape->top_k;
-    args.output = ON_DEVICE(1);
-    return api->activation(plan, &args, error);
-}
-
-static int32_t run_sum_reduce(const struct moe_plan *plan, const struct shape *shape, void *stream,
-                              struct moe_error *error)
-{
-    struct moe_sum_reduce_args args;
-    MOE_INIT_CALL(args);
-    args.call.num_tokens = shape->num_tokens;
-    args.call.stream = stream;
-    args.input = ON_DEVICE(0);
-    args.output = ON_DEVICE(1);
-    return api->sum_reduce(plan, &args, error);
-}
-
-typedef int32_t run_fn(const struct moe_plan *plan, const struct shape *shape, void *stream,
-                       struct moe_error *error);
-
-/* The operations that have CUDA kernels. */
-static const struct {
-    int32_t op;
-    const char *name; /* in configurations */
-    run_fn *run;
-} ops[] = {
-    {MOE_OP_GATING, "gating", run_gating},
-    {MOE_OP_ROUTE, "route", run_route},
-    {MOE_OP_ALIGN_BLOCK_SIZE, "align_block_size", run_align},
-    {MOE_OP_EP_PREPROCESS, "ep_preprocess", run_ep_preprocess},
-    {MOE_OP_PRE_REORDER, "pre_reorder", run_pre_reorder},
-    {MOE_OP_QUANTIZE, "quantize", run_quantize},
-    {MOE_OP_ACTIVATION, "activation", run_activation},
-    {MOE_OP_POST_REORDER, "post_reorder", run_post_reorder},
-    {MOE_OP_SUM_REDUCE, "sum_reduce", run_sum_reduce},
-};
-enum { NUM_OPS = sizeof(ops) / sizeof(ops[0]), NUM_SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
+enum { NUM_SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
 
 static int is_sort(int32_t op)
 {
@@ -220,15 +24,15 @@ static int64_t count_launches(const struct moe_tile_info *tile, const struct sha
     return (is_sort(tile->op) && is_split ? 2 : 1) + (tile->op == MOE_OP_ROUTE ? 1 : 0);
 }
 
-/* Push, launch, pop for each, and nothing else; no host memory. */
+/* Push, all launches, pop, and nothing else; no host memory. */
 static void assert_launches(int64_t num_launches, int64_t allocations_before)
 {
-    assert_int_equal(driver->num_calls, 3 * num_launches);
-    for (int64_t i = 0; i < num_launches; i++) {
-        assert_string_equal(driver->calls[3 * i], "cuCtxPushCurrent");
-        assert_string_equal(driver->calls[3 * i + 1], "cuLaunchKernelEx");
-        assert_string_equal(driver->calls[3 * i + 2], "cuCtxPopCurrent");
+    assert_int_equal(driver->num_calls, num_launches + 2);
+    assert_string_equal(driver->calls[0], "cuCtxPushCurrent");
+    for (int64_t i = 1; i <= num_launches; i++) {
+        assert_string_equal(driver->calls[i], "cuLaunchKernelEx");
     }
+    assert_string_equal(driver->calls[num_launches + 1], "cuCtxPopCurrent");
     assert_int_equal(allocator.num_calls, allocations_before);
     assert_int_equal(driver->num_pushed, 1);
 }

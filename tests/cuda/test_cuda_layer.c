@@ -3,7 +3,7 @@
  * how they are chained, what is refused before any, failures of every call, prepared weights. */
 #include "cuda_fixture.h"
 
-enum { MAX_FAIL_AT = 400, NUM_TOKENS = 300 };
+enum { MAX_FAIL_AT = 1000, NUM_TOKENS = 300 };
 
 static struct moe_problem make_problem(void)
 {
