@@ -88,10 +88,9 @@ static void shape_copy(const struct moe_op_pre_reorder *op, struct moe_cuda_pre_
                                 (uintptr_t)op->token_stride * element_bytes,
                                 (uintptr_t)op->row_stride * element_bytes, row_bytes};
     const size_t num_values = sizeof(values) / sizeof(values[0]);
-    args->vector_bytes = 16;
-    while (!all_aligned(values, num_values, (uintptr_t)args->vector_bytes)) {
-        args->vector_bytes /= args->vector_bytes == 16 ? 4 : 2; /* 4, 2, 1 */
-    }
+    args->vector_bytes = all_aligned(values, num_values, 16)  ? 16
+                         : all_aligned(values, num_values, 4) ? 4
+                                                              : 2;
     args->row_vectors = (int32_t)(row_bytes / (uintptr_t)args->vector_bytes);
 }
 

@@ -134,8 +134,8 @@ enum {
     MOE_CUDA_PRE_REORDER_NUM_FORMS
 };
 
-/* `vector_bytes` (16, 4, 2 or 1) divides every base address, stride and row; quantized: 16 where
- * eight columns of a token are 16-byte aligned. */
+/* `vector_bytes` (16, 4 or 2) divides every base address, stride and row; quantized: 16 where eight
+ * columns of a token are 16-byte aligned. */
 struct moe_cuda_pre_reorder {
     struct moe_op_pre_reorder op;
     int32_t vector_bytes;

@@ -32,7 +32,7 @@ template <typename Vector, int kThreads>
 __device__ __forceinline__ void copy_rows(const struct moe_cuda_pre_reorder &args)
 {
     const struct moe_op_pre_reorder &op = args.op;
-    const int64_t element_bytes = moe_rows_element_bytes(op.dtype);
+    const int64_t element_bytes = op.dtype == MOE_DTYPE_FP32 ? 4 : 2;
     const int32_t column =
         static_cast<int32_t>(blockIdx.x) * kThreads + static_cast<int32_t>(threadIdx.x);
     const int64_t num_tokens = moe_rows_num_tokens(op.num_tokens, op.num_tokens_device);
@@ -64,10 +64,8 @@ __device__ __forceinline__ void pre_reorder(const struct moe_cuda_pre_reorder &a
         copy_rows<uint4, kThreads>(args);
     } else if (args.vector_bytes == 4) {
         copy_rows<uint32_t, kThreads>(args);
-    } else if (args.vector_bytes == 2) {
-        copy_rows<uint16_t, kThreads>(args);
     } else {
-        copy_rows<uint8_t, kThreads>(args);
+        copy_rows<uint16_t, kThreads>(args);
     }
 }
 
