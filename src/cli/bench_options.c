@@ -184,6 +184,10 @@ static int read_model(int64_t layer_idx, struct moe_bench_options *options,
     options->model_type = layer.model_type;
     options->layer_idx = layer.layer_idx;
     options->problem = layer.problem;
+    /* Where the model's routing comes from outside, routing is measured by the usual rule. */
+    if (options->problem.gating == MOE_GATING_NONE) {
+        options->problem.gating = MOE_GATING_SOFTMAX;
+    }
     return 0;
 }
 
