@@ -4,7 +4,23 @@
 #define MOE_CUDA_ROUTING_H
 
 #include "moe_plugin.h"
+#include "ops.h"
 #include "tile.h"
+
+#include <stdbool.h>
+
+static inline int64_t moe_ceil_div(int64_t value, int64_t divisor)
+{
+    return (value + divisor - 1) / divisor;
+}
+
+static inline int64_t moe_clamp(int64_t value, int64_t low, int64_t high)
+{
+    return value < low ? low : value > high ? high : value;
+}
+
+/* Do the logits alone decide, in the way of gate_quick.cuh? */
+bool moe_cuda_gates_quickly(const struct moe_op_gating *op);
 
 /* Refuse problems whose experts do not fit the shared memory of the kernels. */
 int32_t moe_cuda_supports_routing(const struct moe_device *device,

@@ -15,21 +15,37 @@ static const double cuda_l2_bytes_per_cycle = 40.0; /* of one SM, out of the L2 
 
 /*
  * Sorts, in microseconds of an H200 with E 64 to 256. One launch: every CTA counts all routes, a
- * turn per route of a thread. Two: a CTA per chunk, which reads a table with a row per chunk.
+ * turn per route of a thread; from cuda_counted_routes on a cluster. Two: a CTA per chunk, which
+ * reads a table with a row per chunk.
  */
-static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_problem *problem,
-                             int64_t num_tokens)
+static const double cuda_counted_routes = 1024.0;
+
+static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_device *device,
+                             const struct moe_problem *problem, int64_t num_tokens)
 {
     const double threads = (double)tile->block_size;
     const double routes = (double)num_tokens * moe_cost_at_least_1(problem->top_k);
-    if (tile->kernel == MOE_KERNEL_CUDA_SORT && routes <= MOE_CUDA_SORT_MAX_CHUNK) {
-        return 3.2 + fmax(threads - 512.0, 0.0) * 0.0013 + 0.24 * ceil(routes / threads) +
-               fmin(routes / 1024.0, 0.5);
+    const bool is_sort = tile->kernel == MOE_KERNEL_CUDA_SORT;
+    if (is_sort && routes <= cuda_counted_routes) {
+        return 2.4 + threads * 0.0009 + fmax(threads - 512.0, 0.0) * 0.0005 +
+               0.2 * ceil(routes / threads) + fmin(routes / 1024.0, 0.5);
+    }
+    if (is_sort && device->sm >= 90 && routes <= MOE_CUDA_SORT_MAX_CHUNK) {
+        return 4.2 + 0.00018 * routes + fabs(threads - 512.0) * 0.0012;
     }
     const double chunks = fmin(ceil(routes / threads), 128.0);
     const double turns = ceil(routes / (chunks * threads));
-    const double table = chunks * moe_cost_at_least_1(problem->num_experts) / threads;
-    return 2.9 + threads * 0.003 + fmax(threads - 512.0, 0.0) * 0.004 + 1.4 * turns + 0.056 * table;
+    const double table = chunks * moe_cost_at_least_1(problem->num_experts) / 256.0;
+    return 3.3 + threads * 0.0014 + (0.55 + threads * 0.0021) * turns + 0.016 * table;
+}
+
+/* route: two launches, of which the first gates too, pay where a sort alone would be two. */
+static double cuda_route_cost(const struct moe_tile *tile, const struct moe_problem *problem,
+                              int64_t num_tokens)
+{
+    const double routes = (double)num_tokens * moe_cost_at_least_1(problem->top_k);
+    const bool is_split = tile->kernel == MOE_KERNEL_CUDA_SPLIT;
+    return is_split == (routes > MOE_CUDA_SORT_MAX_CHUNK) ? 1.0 : 2.0;
 }
 
 /* A warp gates a token in about half a microsecond; CTAs hold more warps than they use when tokens
@@ -82,8 +98,11 @@ double moe_heuristic_cuda_cost(const struct moe_tile *tile, int32_t op,
                                const struct moe_device *device, const struct moe_problem *problem,
                                int64_t num_tokens)
 {
-    if (op == MOE_OP_ALIGN_BLOCK_SIZE || op == MOE_OP_EP_PREPROCESS || op == MOE_OP_ROUTE) {
-        return cuda_sort_cost(tile, problem, num_tokens);
+    if (op == MOE_OP_ALIGN_BLOCK_SIZE || op == MOE_OP_EP_PREPROCESS) {
+        return cuda_sort_cost(tile, device, problem, num_tokens);
+    }
+    if (op == MOE_OP_ROUTE) {
+        return cuda_route_cost(tile, problem, num_tokens);
     }
     if (op == MOE_OP_GATING) {
         return cuda_gating_cost(tile, device, num_tokens);

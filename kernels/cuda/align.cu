@@ -8,7 +8,9 @@
  * Pipeline: 1 to 4 as in route_sort.cuh. 5 routes, padding, experts of blocks, tails.
  * Limits: those of route_sort.cuh.
  */
+#include "route_cluster.cuh"
 #include "route_emit.cuh"
+#include "route_split.cuh"
 
 namespace
 {
@@ -24,7 +26,8 @@ __device__ __forceinline__ void align_batches(const struct moe_op_align &op, con
         sort.totals[expert] = max(0, min(count, most));
     }
     __syncthreads();
-    scan_totals<kThreads, true, false>(sort, layout);
+    scan_totals<kThreads, true, true, false>(sort, layout,
+                                             [&](int32_t bucket) { return sort.totals[bucket]; });
     __syncthreads();
     emit_blocks<kThreads>(op, sort, layout.num_starts);
     if (op.sorted_ids == nullptr) {
@@ -46,7 +49,8 @@ __device__ __forceinline__ void align_batches(const struct moe_op_align &op, con
     }
 }
 
-template <int kThreads> __device__ __forceinline__ void align(const struct moe_cuda_align &args)
+template <int kThreads, bool kClusters>
+__device__ __forceinline__ void align(const struct moe_cuda_align &args)
 {
     const struct moe_op_align &op = args.op;
     const struct moe_cuda_sort_shape &shape = args.shape;
@@ -54,28 +58,38 @@ template <int kThreads> __device__ __forceinline__ void align(const struct moe_c
     const bool keeps = op.filter_mode == MOE_FILTER_KEEP && shape.phase != MOE_CUDA_SORT_BATCH;
     RouteSort sort = make_route_sort(shape, num_experts);
     const Layout layout = {op.block_size, num_experts + (keeps ? 1 : 0), 0, 0};
+    if (kClusters) {
+        moe_ptx_cluster_arrive();
+    }
     moe_ptx_griddep_wait();
     moe_ptx_griddep_launch();
-    if (shape.phase == MOE_CUDA_SORT_BATCH) {
+    if (!kClusters && shape.phase == MOE_CUDA_SORT_BATCH) {
         align_batches<kThreads>(op, sort, layout);
         return;
     }
     set_routes(shape, real_routes(op.num_tokens_device, op.num_routes, op.top_k), &sort);
     const IdSource source(op.topk_ids, op.ids_dtype, op.filter);
-    if (sort_routes<kThreads, true, false>(shape, sort, layout, source)) {
-        emit_routes<kThreads, true, false>(shape, &op, nullptr, sort, layout);
-        emit_blocks<kThreads>(op, sort, layout.num_starts);
+    if (kClusters) {
+        uint16_t *table = add_cluster_arrays(&sort);
+        sort_cluster<kThreads, true, false>(shape, sort, layout, source, table);
+    } else if (!sort_routes<kThreads, true, false>(shape, sort, layout, source)) {
+        return;
     }
+    emit_routes<kThreads, kClusters, true, false>(shape, &op, nullptr, sort, layout);
+    emit_blocks<kThreads>(op, sort, layout.num_starts);
 }
 
 } // namespace
 
-#define MOE_EMIT_CUDA_SORT(symbol, size)                           \
-    extern "C" __global__ void __launch_bounds__(size, 1)          \
+#define MOE_EMIT_ALIGN(symbol, dims, size, clusters)               \
+    extern "C" __global__ void dims __launch_bounds__(size, 1)     \
         symbol(const __grid_constant__ struct moe_cuda_align args) \
     {                                                              \
-        align<size>(args);                                         \
+        align<size, clusters>(args);                               \
     }
+#define MOE_EMIT_CUDA_SORT(symbol, size)  \
+    MOE_EMIT_ALIGN(symbol, , size, false) \
+    MOE_EMIT_ALIGN(MOE_FORM(1, symbol), MOE_CLUSTER_DIMS, size, true)
 #define MOE_EMIT_CUDA_SPLIT(symbol, size)              MOE_EMIT_CUDA_SORT(symbol, size)
 #define MOE_INSTANTIATE_ALIGN_BLOCK_SIZE(kernel, size) MOE_EMIT_ROW(ALIGN_BLOCK_SIZE, kernel, size)
 #include "instantiate.cuh"

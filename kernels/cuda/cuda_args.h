@@ -8,10 +8,22 @@
 #include <cuda.h>
 
 /* What a launch of the sort kernels does (route_sort.cuh). */
-#define MOE_CUDA_SORT_ALL   0 /* everything: a CTA per chunk of routes, each counts all routes */
-#define MOE_CUDA_SORT_COUNT 1 /* a CTA per chunk: sorts it into the workspace */
-#define MOE_CUDA_SORT_PLACE 2 /* a CTA per chunk, after COUNT: writes the outputs */
-#define MOE_CUDA_SORT_BATCH 3 /* align's batched form, whose counts are given */
+#define MOE_CUDA_SORT_ALL     0 /* everything: a CTA per chunk of routes, each counts all routes */
+#define MOE_CUDA_SORT_COUNT   1 /* a CTA per chunk: sorts it into the workspace */
+#define MOE_CUDA_SORT_PLACE   2 /* a CTA per chunk, after COUNT: writes the outputs */
+#define MOE_CUDA_SORT_BATCH   3 /* align's batched form, whose counts are given */
+#define MOE_CUDA_SORT_CLUSTER 4 /* everything: a cluster, a CTA per chunk (route_cluster.cuh) */
+
+/* CTAs of the cluster of CLUSTER. */
+#define MOE_CUDA_SORT_CLUSTER_CTAS 8
+
+/* Rows of the table that a thread of PLACE adds up in 16 bits, and routes of a chunk of COUNT at
+ * most, so that it can. */
+#define MOE_CUDA_SORT_BATCH_ROWS   8
+#define MOE_CUDA_SORT_SPLIT_ROUTES (65535 / MOE_CUDA_SORT_BATCH_ROWS)
+
+/* Forms of align_block_size and ep_preprocess: the CLUSTER phase, and all others. */
+enum { MOE_CUDA_SORT_FORM_PLAIN, MOE_CUDA_SORT_FORM_CLUSTER, MOE_CUDA_SORT_NUM_FORMS };
 
 /* Scratch of the scan. */
 #define MOE_CUDA_SORT_SCAN_WORDS 128
@@ -32,9 +44,9 @@ struct moe_cuda_sort_shape {
     int32_t num_warps;       /* that rank routes; fewer when counters do not fit */
     int32_t routes_per_warp; /* a multiple of 32 */
     int32_t smem_bytes;
-    int32_t group_threads; /* PLACE: threads that share a row of the table, whole warps */
-    int32_t num_groups;    /* of so many threads; at least 1 */
-    uint16_t *counts;      /* COUNT, PLACE: [num_chunks][row words] routes per bucket */
+    int32_t num_groups; /* PLACE: of row words / 8 threads, which share a row of the table */
+    int32_t reserved;
+    uint16_t *counts; /* COUNT, PLACE: [num_chunks][row words] routes per bucket */
     uint16_t *places; /* [num_chunks][row words] first place of each bucket in the chunk's list */
     uint32_t *lists;  /* [num_chunks * chunk_routes] */
 };
@@ -55,33 +67,55 @@ struct moe_cuda_ep_preprocess {
 #define MOE_CUDA_GATE_WORDS(num_experts, top_k, num_rows) \
     (96 + 2 * (((top_k) + 3) / 4 * 4) + (num_rows)*MOE_CUDA_GATE_ROW_WORDS(num_experts))
 
-/* A warp gates a token. `gate_words`: 4-byte words of shared memory of each warp (gate.cuh). */
+/* Where the logits alone decide (gate_quick.cuh): experts chosen per token at most, tokens that a
+ * warp has at once (a lane per slot), and words of shared memory of a warp. */
+#define MOE_CUDA_GATE_QUICK_SLOTS 8
+#define MOE_CUDA_GATE_QUICK_BATCH (32 / MOE_CUDA_GATE_QUICK_SLOTS)
+#define MOE_CUDA_GATE_QUICK_WORDS (2 * MOE_CUDA_GATE_QUICK_BATCH * (MOE_CUDA_GATE_QUICK_SLOTS + 1))
+
+/* A warp gates a token, quick forms `batch_tokens` of them. `gate_words`: 4-byte words of shared
+ * memory of each warp. */
 struct moe_cuda_gating {
     struct moe_op_gating op;
     int32_t gate_words;
     int32_t is_vectored; /* four logits at a time are aligned, in all rows */
+    int32_t batch_tokens;
+    int32_t reserved;
 };
 
 /* Forms of gating: experts in registers of a lane (0: any number, in shared memory), and threads
  * that a multiprocessor holds with the registers that are left. */
-#define MOE_CUDA_GATE_THREADS_0     1024
-#define MOE_CUDA_GATE_THREADS_4     1024
-#define MOE_CUDA_GATE_THREADS_8     768
-#define MOE_CUDA_GATE_THREADS_16    512
-#define MOE_CUDA_GATE_FORMS_LIST(X) X(0, 0) X(1, 4) X(2, 8) X(3, 16)
-#define MOE_CUDA_GATE_NUM_FORMS     4
+#define MOE_CUDA_GATE_THREADS_0           1024
+#define MOE_CUDA_GATE_THREADS_4           1024
+#define MOE_CUDA_GATE_THREADS_8           768
+#define MOE_CUDA_GATE_THREADS_16          512
+#define MOE_CUDA_GATE_QUICK_THREADS_2     2048
+#define MOE_CUDA_GATE_QUICK_THREADS_4     2048
+#define MOE_CUDA_GATE_QUICK_THREADS_8     1536
+#define MOE_CUDA_GATE_QUICK_THREADS_16    1024
+#define MOE_CUDA_GATE_FORMS_LIST(X)       X(0, 0) X(1, 4) X(2, 8) X(3, 16)
+#define MOE_CUDA_GATE_QUICK_FORMS_LIST(X) X(4, 2) X(5, 4) X(6, 8) X(7, 16)
+#define MOE_CUDA_GATE_NUM_FORMS           8
 
-/* route, by what it writes. */
+/* route, by what it writes; from GATED on the same that gate too, from CLUSTER on all of these in
+ * the CLUSTER phase. */
 enum {
     MOE_CUDA_ROUTE_BOTH,
     MOE_CUDA_ROUTE_ALIGN,
     MOE_CUDA_ROUTE_PREPROCESS,
-    MOE_CUDA_ROUTE_NUM_FORMS
+    MOE_CUDA_ROUTE_GATED,
+    MOE_CUDA_ROUTE_CLUSTER = 2 * MOE_CUDA_ROUTE_GATED,
+    MOE_CUDA_ROUTE_NUM_FORMS = 2 * MOE_CUDA_ROUTE_CLUSTER
 };
 
+/* Experts in registers of a lane, where a sort gates: 32 times as many at most. */
+#define MOE_CUDA_ROUTE_PER_LANE 8
+
 struct moe_cuda_route {
-    struct moe_op_route op; /* its gating is a launch of its own */
+    struct moe_op_route op;
     struct moe_cuda_sort_shape shape;
+    int32_t chunk_tokens; /* gated forms: of a CTA, */
+    int32_t batch_tokens; /* and of a warp at once */
 };
 
 /* Warps of a CTA of the router kernels. */
@@ -102,9 +136,11 @@ struct moe_cuda_router {
  * operation takes, so that one part's registers do not limit another's threads. The host picks one
  * per launch. X(op, number of forms)
  */
-#define MOE_CUDA_MAX_FORMS 8
+#define MOE_CUDA_MAX_FORMS 12
 #define MOE_CUDA_FORMS_LIST(X)                              \
     X(MOE_OP_ROUTER, MOE_CUDA_ROUTER_NUM_FORMS)             \
+    X(MOE_OP_ALIGN_BLOCK_SIZE, MOE_CUDA_SORT_NUM_FORMS)     \
+    X(MOE_OP_EP_PREPROCESS, MOE_CUDA_SORT_NUM_FORMS)        \
     X(MOE_OP_GATING, MOE_CUDA_GATE_NUM_FORMS)               \
     X(MOE_OP_ROUTE, MOE_CUDA_ROUTE_NUM_FORMS)               \
     X(MOE_OP_PRE_REORDER, MOE_CUDA_PRE_REORDER_NUM_FORMS)   \

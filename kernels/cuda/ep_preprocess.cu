@@ -8,12 +8,14 @@
  *   padding and tails.
  * Limits: those of route_sort.cuh.
  */
+#include "route_cluster.cuh"
 #include "route_emit.cuh"
+#include "route_split.cuh"
 
 namespace
 {
 
-template <int kThreads>
+template <int kThreads, bool kClusters>
 __device__ __forceinline__ void ep_preprocess(const struct moe_cuda_ep_preprocess &args)
 {
     const struct moe_op_ep_preprocess &op = args.op;
@@ -21,24 +23,34 @@ __device__ __forceinline__ void ep_preprocess(const struct moe_cuda_ep_preproces
     const int32_t num_experts = op.filter.num_experts;
     RouteSort sort = make_route_sort(shape, num_experts);
     const Layout layout = {0, 0, op.segment_alignment, static_cast<int32_t>(op.max_masked_rows)};
+    if (kClusters) {
+        moe_ptx_cluster_arrive();
+    }
     moe_ptx_griddep_wait();
     moe_ptx_griddep_launch();
     set_routes(shape, real_routes(op.num_tokens_device, op.num_routes, op.top_k), &sort);
     const IdSource source(op.topk_ids, op.ids_dtype, op.filter);
-    if (sort_routes<kThreads, false, true>(shape, sort, layout, source)) {
-        emit_routes<kThreads, false, true>(shape, nullptr, &op, sort, layout);
-        emit_segments<kThreads>(op, sort);
+    if (kClusters) {
+        uint16_t *table = add_cluster_arrays(&sort);
+        sort_cluster<kThreads, false, true>(shape, sort, layout, source, table);
+    } else if (!sort_routes<kThreads, false, true>(shape, sort, layout, source)) {
+        return;
     }
+    emit_routes<kThreads, kClusters, false, true>(shape, nullptr, &op, sort, layout);
+    emit_segments<kThreads>(op, sort);
 }
 
 } // namespace
 
-#define MOE_EMIT_CUDA_SORT(symbol, size)                                   \
-    extern "C" __global__ void __launch_bounds__(size, 1)                  \
+#define MOE_EMIT_PREPROCESS(symbol, dims, size, clusters)                  \
+    extern "C" __global__ void dims __launch_bounds__(size, 1)             \
         symbol(const __grid_constant__ struct moe_cuda_ep_preprocess args) \
     {                                                                      \
-        ep_preprocess<size>(args);                                         \
+        ep_preprocess<size, clusters>(args);                               \
     }
+#define MOE_EMIT_CUDA_SORT(symbol, size)       \
+    MOE_EMIT_PREPROCESS(symbol, , size, false) \
+    MOE_EMIT_PREPROCESS(MOE_FORM(1, symbol), MOE_CLUSTER_DIMS, size, true)
 #define MOE_EMIT_CUDA_SPLIT(symbol, size)           MOE_EMIT_CUDA_SORT(symbol, size)
 #define MOE_INSTANTIATE_EP_PREPROCESS(kernel, size) MOE_EMIT_ROW(EP_PREPROCESS, kernel, size)
 #include "instantiate.cuh"

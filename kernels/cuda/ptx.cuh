@@ -23,6 +23,38 @@ static __device__ __forceinline__ void moe_ptx_griddep_launch()
 #endif
 }
 
+/* 9.7.13.4 barrier.cluster: what a thread of the cluster wrote before it arrived, all of them see
+ * after they have waited. */
+static __device__ __forceinline__ void moe_ptx_cluster_arrive()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void moe_ptx_cluster_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+/* 9.7.9.22 mapa, 9.7.9.11 st.shared::cluster: stores to what lies at `at` in the shared memory of
+ * another CTA of the cluster. */
+static __device__ __forceinline__ void moe_ptx_cluster_store(uint32_t at, uint32_t rank,
+                                                             uint32_t value)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "st.shared::cluster.u32 [there], %2;\n"
+                 "}\n" ::"r"(at),
+                 "r"(rank), "r"(value)
+                 : "memory");
+#endif
+}
+
 /* 9.7.3.14 rcp.approx.ftz.f32: 1 / x to one unit in the last place, for normal x. */
 static __device__ __forceinline__ float moe_ptx_rcp_approx(float x)
 {

@@ -30,7 +30,8 @@ __device__ __forceinline__ void fill(int32_t *array, int32_t begin, int32_t end,
     }
 }
 
-/* All that align writes but for the routes: a warp a bucket, then the tails. */
+/* All that align writes but for the routes: a warp has every so many-th bucket, its lanes look at
+ * 32 of them at once, and those with blocks are filled one after the other; then the tails. */
 template <int kThreads>
 __device__ __forceinline__ void emit_blocks(const struct moe_op_align &op, const RouteSort &sort,
                                             int32_t num_starts)
@@ -38,20 +39,35 @@ __device__ __forceinline__ void emit_blocks(const struct moe_op_align &op, const
     const int32_t lane = thread_lane();
     const int32_t thread = grid_thread<kThreads>();
     const int32_t num_threads = grid_threads<kThreads>();
+    const int32_t num_warps = num_threads / 32;
     const int32_t num_experts = sort.num_buckets - 1;
     const bool has_blocks = op.num_tokens_post_pad != nullptr; /* ids are NULL without routes */
 #pragma unroll 1
-    for (int32_t bucket = thread / 32; bucket < num_starts; bucket += num_threads / 32) {
-        const int32_t total = sort.totals[bucket];
-        if (op.expert_counts != nullptr && lane == 0 && bucket < num_experts) {
-            op.expert_counts[bucket] = total;
+    for (int32_t first = thread / 32; first < num_starts; first += 32 * num_warps) {
+        const int32_t bucket = first + lane * num_warps;
+        int32_t total = 0;
+        int32_t begin = 0;
+        int32_t end = 0;
+        if (bucket < num_starts) {
+            total = sort.totals[bucket];
+            begin = sort.starts[bucket];
+            end = sort.starts[bucket + 1];
+            if (op.expert_counts != nullptr && bucket < num_experts) {
+                op.expert_counts[bucket] = total;
+            }
         }
-        if (has_blocks) {
-            const int32_t begin = sort.starts[bucket];
-            const int32_t end = sort.starts[bucket + 1];
-            fill(op.sorted_ids, begin * op.block_size + total, end * op.block_size, op.sentinel,
+        unsigned left = __ballot_sync(kAllLanes, has_blocks && begin < end);
+#pragma unroll 1
+        while (left != 0) {
+            const int32_t from = __ffs(static_cast<int>(left)) - 1;
+            const int32_t expert = first + from * num_warps;
+            const int32_t block = __shfl_sync(kAllLanes, begin, from);
+            const int32_t stop = __shfl_sync(kAllLanes, end, from);
+            const int32_t used = __shfl_sync(kAllLanes, total, from);
+            left &= left - 1;
+            fill(op.sorted_ids, block * op.block_size + used, stop * op.block_size, op.sentinel,
                  lane, 32);
-            fill(op.expert_ids, begin, end, bucket < num_experts ? bucket : -1, lane, 32);
+            fill(op.expert_ids, block, stop, expert < num_experts ? expert : -1, lane, 32);
         }
     }
     if (has_blocks) {
@@ -65,7 +81,7 @@ __device__ __forceinline__ void emit_blocks(const struct moe_op_align &op, const
     }
 }
 
-/* All that ep_preprocess writes but for the routes: a warp an expert, then the tails. */
+/* All that ep_preprocess writes but for the routes, in the same way. */
 template <int kThreads>
 __device__ __forceinline__ void emit_segments(const struct moe_op_ep_preprocess &op,
                                               const RouteSort &sort)
@@ -73,26 +89,43 @@ __device__ __forceinline__ void emit_segments(const struct moe_op_ep_preprocess 
     const int32_t lane = thread_lane();
     const int32_t thread = grid_thread<kThreads>();
     const int32_t num_threads = grid_threads<kThreads>();
+    const int32_t num_warps = num_threads / 32;
     const int32_t num_experts = sort.num_buckets - 1;
     const int32_t most = static_cast<int32_t>(op.max_masked_rows);
     const int32_t capacity = static_cast<int32_t>(op.row_capacity);
+    const bool has_rows = op.dst2src != nullptr || op.m_indices != nullptr;
 #pragma unroll 1
-    for (int32_t expert = thread / 32; expert < num_experts; expert += num_threads / 32) {
-        const int32_t begin = most > 0 ? expert * most : sort.segments[expert];
-        const int32_t end = most > 0 ? begin + most : sort.segments[expert + 1];
-        const int32_t used =
-            most > 0 ? sort.segments[expert + 1] - sort.segments[expert] : sort.totals[expert];
-        if (lane == 0 && op.seg_indptr != nullptr) {
-            op.seg_indptr[expert] = begin;
+    for (int32_t first = thread / 32; first < num_experts; first += 32 * num_warps) {
+        const int32_t expert = first + lane * num_warps;
+        int32_t used = 0;
+        int32_t begin = 0;
+        int32_t end = 0;
+        if (expert < num_experts) {
+            begin = sort.segments[expert];
+            end = sort.segments[expert + 1];
+            used = most > 0 ? end - begin : sort.totals[expert];
+            begin = most > 0 ? expert * most : begin;
+            end = most > 0 ? begin + most : end;
+            if (op.seg_indptr != nullptr) {
+                op.seg_indptr[expert] = begin;
+            }
+            if (op.masked_m != nullptr) {
+                op.masked_m[expert] = used;
+            }
         }
-        if (lane == 0 && op.masked_m != nullptr) {
-            op.masked_m[expert] = used;
-        }
-        if (op.dst2src != nullptr) {
-            fill(op.dst2src, begin + used, end, -1, lane, 32);
-        }
-        if (op.m_indices != nullptr) {
-            fill(op.m_indices, begin + used, end, -1, lane, 32);
+        unsigned left = __ballot_sync(kAllLanes, has_rows && begin + used < end);
+#pragma unroll 1
+        while (left != 0) {
+            const int32_t from = __ffs(static_cast<int>(left)) - 1;
+            const int32_t row = __shfl_sync(kAllLanes, begin + used, from);
+            const int32_t stop = __shfl_sync(kAllLanes, end, from);
+            left &= left - 1;
+            if (op.dst2src != nullptr) {
+                fill(op.dst2src, row, stop, -1, lane, 32);
+            }
+            if (op.m_indices != nullptr) {
+                fill(op.m_indices, row, stop, -1, lane, 32);
+            }
         }
     }
     const int32_t end = most > 0 ? num_experts * most : sort.segments[num_experts];
@@ -140,11 +173,11 @@ __device__ __forceinline__ int32_t emit_route(const struct moe_op_align *align,
 }
 
 /*
- * What belongs to a route. ALL: in order of routes. PLACE: in the order of the chunk's list, so
+ * What belongs to a route. ALL: in order of routes. Others: in the order of the chunk's list, so
  * that neighbours mostly write neighbouring words; src2dst is put in the order of routes in shared
  * memory (`ranked`, which is free) first.
  */
-template <int kThreads, bool kAligns, bool kPreprocesses>
+template <int kThreads, bool kClusters, bool kAligns, bool kPreprocesses>
 __device__ __forceinline__ void emit_routes(const struct moe_cuda_sort_shape &shape,
                                             const struct moe_op_align *align,
                                             const struct moe_op_ep_preprocess *preprocess,
@@ -152,15 +185,16 @@ __device__ __forceinline__ void emit_routes(const struct moe_cuda_sort_shape &sh
 {
     const bool has_rows = kPreprocesses && preprocess->src2dst != nullptr;
     int32_t *src2dst = has_rows ? preprocess->src2dst + sort.first_route : nullptr;
-    if (shape.phase == MOE_CUDA_SORT_ALL) {
+    if (!kClusters && shape.phase == MOE_CUDA_SORT_ALL) {
         const Stretch stretch(shape, sort);
         const uint16_t *counters = sort.counters + thread_warp() * sort.stride;
 #pragma unroll 1
         for (int32_t i = stretch.begin + thread_lane(); i < stretch.end; i += 32) {
             const uint32_t entry = sort.ranked[i];
             const int32_t bucket = static_cast<int32_t>(entry >> 16);
+            const int32_t before = shape.num_warps > 1 ? counters[bucket] : 0;
             const int32_t number =
-                sort.offsets[bucket] + counters[bucket] + static_cast<int32_t>(entry & 0xffffu);
+                sort.offsets[bucket] + before + static_cast<int32_t>(entry & 0xffffu);
             const int32_t row = emit_route<kAligns, kPreprocesses>(
                 align, preprocess, sort, layout, sort.first_route + i, bucket, number);
             if (has_rows) {

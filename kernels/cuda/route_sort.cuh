@@ -16,8 +16,8 @@
  *   2 the warps' counts become offsets. 3 totals over all routes, and of those before the chunk.
  *   4 one scan gives positions. 5 outputs (route_emit.cuh).
  *   MOE_CUDA_SORT_ALL: one launch, a CTA per chunk; for 3 every CTA counts all routes.
- *   MOE_CUDA_SORT_COUNT, then MOE_CUDA_SORT_PLACE: a CTA per chunk; 1 and 2 and the chunk in order
- *   of buckets, so that neighbouring threads write neighbouring words; then 3 from a table.
+ *   MOE_CUDA_SORT_CLUSTER: one launch of one cluster (route_cluster.cuh).
+ *   MOE_CUDA_SORT_COUNT, then MOE_CUDA_SORT_PLACE: two launches (route_split.cuh).
  * Limits: MOE_CUDA_SORT_MAX_CHUNK routes per chunk, 65535 buckets, and what moe_cuda_sort_min_smem
  *   counts of shared memory.
  */
@@ -41,13 +41,15 @@ struct RouteSort {
     int32_t first_route; /* of this chunk */
     int32_t *scan;       /* [32][3] */
     int32_t *totals;     /* [num_buckets] routes of all chunks; COUNT: of this one */
-    int32_t *offsets;   /* [num_buckets] routes of earlier chunks; PLACE: minus place in the list */
-    int32_t *packed;    /* [num_buckets + 1] first position without padding */
-    int32_t *starts;    /* [num_buckets + 1] first block of align */
-    int32_t *segments;  /* [num_buckets + 1] first row of ep_preprocess; masked: without what does
+    int32_t *offsets;  /* [num_buckets] routes of earlier chunks; PLACE, CLUSTER: minus the bucket's
+                            first place in the list */
+    int32_t *packed;   /* [num_buckets + 1] first position without padding */
+    int32_t *starts;   /* [num_buckets + 1] first block of align */
+    int32_t *segments; /* [num_buckets + 1] first row of ep_preprocess; masked: without what does
                             not fit */
-    uint32_t *ranked;   /* [chunk_routes] in order of routes: bucket << 16 | number in its warp */
-    uint32_t *list;     /* not ALL: [chunk_routes] in order of buckets: bucket << 16 | index */
+    int32_t *places;   /* CLUSTER: [num_buckets + 1] first place in the chunk's list */
+    uint32_t *ranked;  /* [chunk_routes] in order of routes: bucket << 16 | number in its warp */
+    uint32_t *list;    /* not ALL: [chunk_routes] in order of buckets: bucket << 16 | index */
     uint16_t *counters; /* [num_warps][stride]: counts, then offsets inside the chunk */
     int32_t *partials;  /* PLACE: [groups][2][stride]: totals, and of the chunks before this one */
 };
@@ -155,20 +157,6 @@ template <int kThreads> __device__ __forceinline__ void clear_words(int32_t *wor
     }
 }
 
-/* What steps 1 and 3 count into. */
-template <int kThreads>
-__device__ __forceinline__ void clear_counts(const struct moe_cuda_sort_shape &shape,
-                                             const RouteSort &sort)
-{
-    if (shape.phase == MOE_CUDA_SORT_ALL) {
-        clear_words<kThreads>(sort.totals, moe_cuda_sort_bucket_words(sort.num_buckets - 1));
-    }
-    if (shape.phase != MOE_CUDA_SORT_PLACE) {
-        clear_words<kThreads>(reinterpret_cast<int32_t *>(sort.counters),
-                              shape.num_warps * sort.stride / 2);
-    }
-}
-
 /* Ids that a thread has loaded ahead: of its turns `begin + i * step`, below `end`. */
 template <int kTurns, typename Source>
 __device__ __forceinline__ void load_turns(const Source &source, int32_t begin, int32_t step,
@@ -252,10 +240,10 @@ __device__ __forceinline__ void count_all(const RouteSort &sort, const Source &s
 }
 
 /* Step 2: counts of the warps become their offsets inside the chunk, two buckets at a time; neither
- * sum reaches 2^16. COUNT: the sums are the totals. ALL: totals and offsets are taken apart. */
-template <int kThreads>
+ * sum reaches 2^16. `take(pair, sums)` gets the chunk's counts. */
+template <int kThreads, typename Take>
 __device__ __forceinline__ void sum_warps(const struct moe_cuda_sort_shape &shape,
-                                          const RouteSort &sort)
+                                          const RouteSort &sort, const Take &take)
 {
     constexpr int kBatch = 4;
     const int32_t num_pairs = (sort.num_buckets + 1) / 2;
@@ -280,16 +268,7 @@ __device__ __forceinline__ void sum_warps(const struct moe_cuda_sort_shape &shap
                 sum += counts[i];
             }
         }
-        int2 *totals = reinterpret_cast<int2 *>(sort.totals) + pair;
-        if (shape.phase == MOE_CUDA_SORT_COUNT) {
-            *totals =
-                make_int2(static_cast<int32_t>(sum & 0xffffu), static_cast<int32_t>(sum >> 16));
-        } else {
-            const int2 both = *totals;
-            *totals = make_int2(both.x >> 16, both.y >> 16);
-            reinterpret_cast<int2 *>(sort.offsets)[pair] =
-                make_int2(both.x & 0xffff, both.y & 0xffff);
-        }
+        take(pair, sum);
     }
 }
 
@@ -349,206 +328,118 @@ __device__ __forceinline__ int32_t count_blocks(int32_t count, int32_t block_siz
     return static_cast<int32_t>(divide_up(routes, size));
 }
 
-/* Step 4: packed, and starts or segments or both, from totals; entry num_buckets is the end. */
-template <int kThreads, bool kAligns, bool kPreprocesses>
-__device__ __forceinline__ void scan_totals(const RouteSort &sort, const Layout &layout)
+/*
+ * Step 4: packed, starts and segments, as far as they are wanted; entry num_experts is the end of
+ * the experts. `find(bucket)` is asked once for each bucket's total, before that has to stand in
+ * sort.totals. kPlaces: `extra(bucket)` is summed into sort.places, which offsets are made less by.
+ */
+template <int kThreads, bool kPlaces, bool kPacks, bool kAligns, bool kPreprocesses, typename Find,
+          typename Extra>
+__device__ __forceinline__ void scan_totals(const RouteSort &sort, const Layout &layout,
+                                            const Find &find, const Extra &extra)
 {
-    constexpr int kSums = 1 + (kAligns ? 1 : 0) + (kPreprocesses ? 1 : 0);
+    constexpr int kPacked = kPlaces ? 1 : 0;
+    constexpr int kStarts = kPacked + (kPacks ? 1 : 0);
+    constexpr int kSegments = kStarts + (kAligns ? 1 : 0);
+    constexpr int kSums = kSegments + (kPreprocesses ? 1 : 0);
     const int32_t num_experts = sort.num_buckets - 1;
-    const int32_t per_thread = (sort.num_buckets + kThreads - 1) / kThreads;
-    const int32_t first = static_cast<int32_t>(threadIdx.x) * per_thread;
-    const int32_t end = min(first + per_thread, sort.num_buckets);
-    const int32_t stop = first < end && end == sort.num_buckets ? end + 1 : end;
-    const auto add_sizes = [&](int32_t bucket, int32_t(&sums)[kSums]) {
-        const int32_t total = sort.totals[bucket];
-        sums[0] += total;
-        if (kAligns && bucket < layout.num_starts) {
-            sums[1] += count_blocks(total, layout.block_size);
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    int32_t sums[kSums] = {};
+    const auto add_sizes = [&](int32_t bucket, int32_t total) {
+        if constexpr (kPlaces) {
+            sums[0] += extra(bucket);
         }
-        if (kPreprocesses && bucket < num_experts) {
-            sums[kSums - 1] +=
+        if constexpr (kPacks) {
+            sums[kPacked] += total;
+        }
+        if constexpr (kAligns) {
+            sums[kStarts] += count_blocks(total, layout.block_size);
+        }
+        if constexpr (kPreprocesses) {
+            sums[kSegments] +=
                 layout.max_masked_rows > 0
                     ? min(total, layout.max_masked_rows)
                     : count_blocks(total, layout.segment_alignment) * layout.segment_alignment;
         }
     };
-    int32_t sums[kSums] = {};
+    const auto store = [&](int32_t bucket) {
+        if constexpr (kPlaces) {
+            sort.places[bucket] = sums[0];
+            sort.offsets[bucket] -= sums[0];
+        }
+        if constexpr (kPacks) {
+            sort.packed[bucket] = sums[kPacked];
+        }
+        if constexpr (kAligns) {
+            sort.starts[bucket] = sums[kStarts];
+        }
+        if constexpr (kPreprocesses) {
+            sort.segments[bucket] = sums[kSegments];
+        }
+    };
+    const int32_t per_thread = (num_experts + kThreads - 1) / kThreads;
+    const int32_t first = thread * per_thread;
+    const int32_t end = min(first + per_thread, num_experts);
+    if (thread == kThreads - 1) {
+        find(num_experts); /* filtered routes */
+    }
 #pragma unroll 1
     for (int32_t bucket = first; bucket < end; bucket++) {
-        add_sizes(bucket, sums);
+        add_sizes(bucket, find(bucket));
     }
     scan_threads<kSums>(sums, sort.scan);
 #pragma unroll 1
-    for (int32_t bucket = first; bucket < stop; bucket++) {
-        sort.packed[bucket] = sums[0];
-        if (kAligns) {
-            sort.starts[bucket] = sums[1];
-        }
-        if (kPreprocesses) {
-            sort.segments[bucket] = sums[kSums - 1];
-        }
-        if (bucket < end) {
-            add_sizes(bucket, sums);
+    for (int32_t bucket = first; bucket < end; bucket++) {
+        store(bucket);
+        add_sizes(bucket, sort.totals[bucket]);
+    }
+    if (first < end && end == num_experts) {
+        store(num_experts);
+        if (kAligns && layout.num_starts > num_experts) {
+            sort.starts[num_experts + 1] =
+                sums[kStarts] + count_blocks(sort.totals[num_experts], layout.block_size);
         }
     }
 }
 
-/* Last of COUNT: the chunk in order of buckets, its counts and places go to the workspace. */
-template <int kThreads>
-__device__ __forceinline__ void store_chunk(const struct moe_cuda_sort_shape &shape,
-                                            const RouteSort &sort)
+/* Without places. */
+template <int kThreads, bool kPacks, bool kAligns, bool kPreprocesses, typename Find>
+__device__ __forceinline__ void scan_totals(const RouteSort &sort, const Layout &layout,
+                                            const Find &find)
+{
+    scan_totals<kThreads, false, kPacks, kAligns, kPreprocesses>(sort, layout, find,
+                                                                 [](int32_t) { return 0; });
+}
+
+/* Steps 1 to 4 of ALL. Ids are loaded before anything else, so that counters are cleared
+ * meanwhile. */
+template <int kThreads, bool kAligns, bool kPreprocesses, typename Source>
+__device__ __forceinline__ void sort_all(const struct moe_cuda_sort_shape &shape,
+                                         const RouteSort &sort, const Layout &layout,
+                                         const Source &source)
 {
     const Stretch stretch(shape, sort);
-    const uint16_t *counters = sort.counters + thread_warp() * sort.stride;
-#pragma unroll 1
-    for (int32_t i = stretch.begin + thread_lane(); i < stretch.end; i += 32) {
-        const uint32_t entry = sort.ranked[i];
-        const uint32_t bucket = entry >> 16;
-        sort.list[sort.packed[bucket] + counters[bucket] + (entry & 0xffffu)] =
-            bucket << 16 | static_cast<uint32_t>(i);
-    }
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * sort.stride;
-#pragma unroll 1
-    for (int32_t bucket = threadIdx.x; bucket < sort.stride; bucket += kThreads) {
-        const bool exists = bucket < sort.num_buckets;
-        shape.counts[row + bucket] = static_cast<uint16_t>(exists ? sort.totals[bucket] : 0);
-        shape.places[row + bucket] = static_cast<uint16_t>(exists ? sort.packed[bucket] : 0);
-    }
+    int32_t ranked_ids[kRankTurns];
+    int32_t counted_ids[kCountTurns];
+    load_turns(source, sort.first_route + stretch.begin + thread_lane(), 32,
+               sort.first_route + stretch.end, ranked_ids);
+    load_turns(source, static_cast<int32_t>(threadIdx.x), kThreads, sort.num_routes, counted_ids);
+    clear_words<kThreads>(sort.totals, moe_cuda_sort_bucket_words(sort.num_buckets - 1));
+    clear_words<kThreads>(reinterpret_cast<int32_t *>(sort.counters),
+                          shape.num_warps * sort.stride / 2);
     __syncthreads();
-    uint32_t *list = shape.lists + sort.first_route;
-#pragma unroll 1
-    for (int32_t i = threadIdx.x; i < sort.num_ranked; i += kThreads) {
-        list[i] = sort.list[i];
-    }
-}
-
-/*
- * Step 3 of PLACE: totals and offsets from the table. Groups of warps take rows in turn, a thread
- * two buckets of a row and up to eight rows at once; the groups' sums meet in shared memory.
- */
-template <int kThreads>
-__device__ __forceinline__ void sum_chunks(const struct moe_cuda_sort_shape &shape,
-                                           const RouteSort &sort)
-{
-    constexpr int kBatch = 8;
-    const int32_t num_pairs = sort.stride / 2;
-    const int32_t own = static_cast<int32_t>(blockIdx.x);
-    const uint32_t *table = reinterpret_cast<const uint32_t *>(shape.counts);
-    const uint32_t *places =
-        reinterpret_cast<const uint32_t *>(shape.places) + static_cast<int64_t>(own) * num_pairs;
-    int32_t group = 0;
-    int32_t pair = static_cast<int32_t>(threadIdx.x);
-    while (pair >= shape.group_threads) {
-        pair -= shape.group_threads;
-        group++;
-    }
-#pragma unroll 1
-    for (; group < shape.num_groups && pair < num_pairs; pair += kThreads) {
-        int2 sums = make_int2(0, 0);
-        int2 before = make_int2(0, 0);
-        const uint32_t place = group == 0 ? __ldcg(places + pair) : 0;
-#pragma unroll 1
-        for (int32_t first = group; first < shape.num_chunks; first += kBatch * shape.num_groups) {
-            uint32_t rows[kBatch];
-#pragma unroll
-            for (int i = 0; i < kBatch; i++) {
-                const int32_t chunk = first + i * shape.num_groups;
-                rows[i] = chunk < shape.num_chunks
-                              ? __ldcg(table + static_cast<int64_t>(chunk) * num_pairs + pair)
-                              : 0;
-            }
-#pragma unroll
-            for (int i = 0; i < kBatch; i++) {
-                const int32_t low = static_cast<int32_t>(rows[i] & 0xffffu);
-                const int32_t high = static_cast<int32_t>(rows[i] >> 16);
-                const bool is_before = first + i * shape.num_groups < own;
-                sums.x += low;
-                sums.y += high;
-                before.x += is_before ? low : 0;
-                before.y += is_before ? high : 0;
-            }
-        }
-        before.x -= static_cast<int32_t>(place & 0xffffu);
-        before.y -= static_cast<int32_t>(place >> 16);
-        int2 *to = reinterpret_cast<int2 *>(sort.partials + group * 2 * sort.stride);
-        to[pair] = sums;
-        to[num_pairs + pair] = before;
-    }
+    count_all<kThreads>(sort, source, counted_ids);
+    rank_chunk(sort, source, stretch, ranked_ids);
     __syncthreads();
-#pragma unroll 1
-    for (int32_t bucket = threadIdx.x; bucket < sort.num_buckets; bucket += kThreads) {
-        int32_t total = 0;
-        int32_t offset = 0;
-#pragma unroll 2
-        for (int32_t i = 0; i < shape.num_groups; i++) {
-            total += sort.partials[i * 2 * sort.stride + bucket];
-            offset += sort.partials[(i * 2 + 1) * sort.stride + bucket];
-        }
-        sort.totals[bucket] = total;
-        sort.offsets[bucket] = offset;
+    if (shape.num_warps > 1) {
+        sum_warps<kThreads>(shape, sort, [](int32_t, uint32_t) {});
     }
-}
-
-/*
- * Steps 1 to 4. After it, behind a barrier: true, and what route_emit.cuh reads is there; false
- * after COUNT, which has nothing to emit. The wait for the node before has been. Ids are loaded
- * before anything else, so that counters are cleared meanwhile.
- */
-template <int kThreads, bool kAligns, bool kPreprocesses, typename Source>
-__device__ __forceinline__ bool sort_routes(const struct moe_cuda_sort_shape &shape,
-                                            const RouteSort &sort, const Layout &layout,
-                                            const Source &source)
-{
-    if (shape.phase == MOE_CUDA_SORT_PLACE) {
-        constexpr int kListTurns = 2;
-        const uint32_t *list = shape.lists + sort.first_route;
-        uint32_t entries[kListTurns];
-#pragma unroll
-        for (int turn = 0; turn < kListTurns; turn++) {
-            const int32_t i = static_cast<int32_t>(threadIdx.x) + turn * kThreads;
-            entries[turn] = i < sort.num_ranked ? __ldcg(list + i) : 0;
-        }
-        sum_chunks<kThreads>(shape, sort);
-        __syncthreads();
-#pragma unroll
-        for (int turn = 0; turn < kListTurns; turn++) {
-            const int32_t i = static_cast<int32_t>(threadIdx.x) + turn * kThreads;
-            if (i < sort.num_ranked) {
-                sort.list[i] = entries[turn];
-            }
-        }
-#pragma unroll 1
-        for (int32_t i = static_cast<int32_t>(threadIdx.x) + kListTurns * kThreads;
-             i < sort.num_ranked; i += kThreads) {
-            sort.list[i] = __ldcg(list + i);
-        }
-    } else {
-        const Stretch stretch(shape, sort);
-        int32_t ranked_ids[kRankTurns];
-        int32_t counted_ids[kCountTurns];
-        load_turns(source, sort.first_route + stretch.begin + thread_lane(), 32,
-                   sort.first_route + stretch.end, ranked_ids);
-        if (shape.phase == MOE_CUDA_SORT_ALL) {
-            load_turns(source, static_cast<int32_t>(threadIdx.x), kThreads, sort.num_routes,
-                       counted_ids);
-        }
-        clear_counts<kThreads>(shape, sort);
-        __syncthreads();
-        if (shape.phase == MOE_CUDA_SORT_ALL) {
-            count_all<kThreads>(sort, source, counted_ids);
-        }
-        rank_chunk(sort, source, stretch, ranked_ids);
-        __syncthreads();
-        sum_warps<kThreads>(shape, sort);
-        __syncthreads();
-    }
-    scan_totals<kThreads, kAligns, kPreprocesses>(sort, layout);
-    __syncthreads();
-    if (shape.phase == MOE_CUDA_SORT_COUNT) {
-        store_chunk<kThreads>(shape, sort);
-        return false;
-    }
-    return true;
+    scan_totals<kThreads, kPreprocesses, kAligns, kPreprocesses>(sort, layout, [&](int32_t bucket) {
+        const int32_t both = sort.totals[bucket];
+        sort.totals[bucket] = both >> 16;
+        sort.offsets[bucket] = both & 0xffff;
+        return both >> 16;
+    });
 }
 
 } // namespace

@@ -170,6 +170,71 @@ static void every_tile_launches(void **state)
     assert_nothing_left();
 }
 
+/* A plan for route where the logits alone decide. */
+static struct moe_plan *create_gating_plan(struct moe_context *context, const struct shape *shape)
+{
+    struct moe_problem problem;
+    struct moe_plan_options options;
+    struct moe_plan *plan = NULL;
+    struct moe_error error;
+    MOE_INIT(error);
+    MOE_INIT(problem);
+    MOE_INIT(options);
+    problem.num_experts = shape->num_experts;
+    problem.top_k = shape->top_k;
+    problem.hidden = shape->hidden;
+    problem.tokens.dtype = shape->dtype;
+    problem.max_tokens = shape->num_tokens;
+    problem.gating = MOE_GATING_SOFTMAX;
+    problem.flags = MOE_PROBLEM_RENORMALIZE;
+    options.ops = UINT64_C(1) << MOE_OP_ROUTE;
+    if (api->plan_create(context, &problem, &options, &plan, &error) != MOE_STATUS_OK) {
+        fail_msg("%s", error.message);
+    }
+    return plan;
+}
+
+/* Sorts gate where the logits alone decide: two launches of cuda.split, one of cuda.sort while a
+ * warp of a cluster has no more than a token; gating in front of the sort otherwise. */
+static void sorts_that_gate(void **state)
+{
+    (void)state;
+    enum { CLUSTER_CTAS = 8 };
+    static const struct shape gated[] = {
+        {1, 256, 8, 7168, MOE_DTYPE_BF16},     {100, 128, 8, 2048, MOE_DTYPE_BF16},
+        {3000, 60, 4, 2048, MOE_DTYPE_BF16},   {70000, 256, 8, 4096, MOE_DTYPE_BF16},
+        {3000, 512, 10, 2048, MOE_DTYPE_BF16},
+    };
+    struct moe_context *context = create_context();
+    struct moe_tile_info tile;
+    MOE_INIT(tile);
+    for (int32_t i = 0; api->tile_info(i, &tile, NULL) == MOE_STATUS_OK; i++) {
+        if (tile.backend != MOE_BACKEND_CUDA || tile.op != MOE_OP_ROUTE) {
+            continue;
+        }
+        force_tile(context, &tile, "route");
+        const int is_split = strcmp(tile.kernel, "cuda.split") == 0;
+        for (size_t s = 0; s < sizeof(gated) / sizeof(gated[0]); s++) {
+            const struct shape *shape = &gated[s];
+            const int fits = shape->num_experts <= 256 && shape->top_k <= 8;
+            const int gates =
+                fits && (is_split || shape->num_tokens <= CLUSTER_CTAS * tile.block_size / 32);
+            struct moe_error error;
+            MOE_INIT(error);
+            struct moe_plan *plan = create_gating_plan(context, shape);
+            driver->num_calls = 0;
+            const int64_t allocations = allocator.num_calls;
+            assert_int_equal(run_route(plan, shape, NULL, &error), MOE_STATUS_OK);
+            assert_launches(count_launches(&tile, shape) - gates, allocations);
+            assert_int_equal(driver->launch.num_refused, 0);
+            assert_true(driver->launch.smem_bytes <= SMEM_LIMIT);
+            api->plan_destroy(plan);
+        }
+    }
+    api->context_destroy(context);
+    assert_nothing_left();
+}
+
 /* Push, launch or pop fails: a status, the stack as before, and a later call runs. */
 static void launches_that_fail(void **state)
 {
@@ -255,6 +320,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(every_tile_launches, with_fresh_driver),
+        cmocka_unit_test_setup(sorts_that_gate, with_fresh_driver),
         cmocka_unit_test_setup(launches_that_fail, with_fresh_driver),
         cmocka_unit_test_setup(refusals_call_nothing, with_fresh_driver),
         cmocka_unit_test_setup(no_tokens, with_fresh_driver),

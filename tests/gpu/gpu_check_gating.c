@@ -59,17 +59,20 @@ static void draw_problem(struct check_case *test)
 }
 
 /* Random logits; some rows of equal values, of few values, of NaN and infinities, with zeros of
- * both signs. */
+ * both signs, and of values that only their last bits tell apart. */
 static void fill_logits(void *out, int32_t dtype, int64_t num_tokens, int64_t stride)
 {
     check_fill_elements(out, dtype, num_tokens * stride);
     for (int64_t t = 0; t < num_tokens; t++) {
         const int64_t kind = check_draw(8);
-        for (int64_t e = 0; kind < 3 && e < stride; e++) {
+        for (int64_t e = 0; kind < 4 && e < stride; e++) {
             static const float few[] = {0.0f, -0.0f, 1.0f, 1.0f, -2.0f, 0.5f, 0.25f, 1.0f};
             float value = kind == 0 ? 1.0f : few[check_draw(8)];
             if (kind == 2) {
                 value = check_draw(2) == 0 ? NAN : (check_draw(2) == 0 ? INFINITY : -INFINITY);
+            }
+            if (kind == 3) {
+                value = (check_draw(2) == 0 ? 1.0f : -1.0f) + 0x1p-23f * (float)check_draw(2000);
             }
             uint32_t bits;
             memcpy(&bits, &value, 4);
