@@ -61,9 +61,15 @@ __device__ __forceinline__ void gating_quick(const struct moe_cuda_gating &args)
     }
 #define MOE_EMIT_GATING(symbol, size, per_lane) \
     MOE_EMIT_GATING_KERNEL(symbol, size, gating, MOE_CUDA_GATE_THREADS_##per_lane, per_lane)
-#define MOE_EMIT_QUICK(symbol, size, per_lane)                                                 \
-    MOE_EMIT_GATING_KERNEL(symbol, size, gating_quick, MOE_CUDA_GATE_QUICK_THREADS_##per_lane, \
-                           per_lane)
+/* Before sm_90 the quick forms need a few registers more than 2048 threads leave. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define MOE_QUICK_THREADS(threads) ((threads) / 2)
+#else
+#define MOE_QUICK_THREADS(threads) (threads)
+#endif
+#define MOE_EMIT_QUICK(symbol, size, per_lane)         \
+    MOE_EMIT_GATING_KERNEL(symbol, size, gating_quick, \
+                           MOE_QUICK_THREADS(MOE_CUDA_GATE_QUICK_THREADS_##per_lane), per_lane)
 #define MOE_EMIT_CUDA_ROWS(symbol, size)           \
     MOE_EMIT_GATING(symbol, size, 0)               \
     MOE_EMIT_GATING(MOE_FORM(1, symbol), size, 4)  \
