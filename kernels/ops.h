@@ -253,8 +253,8 @@ struct moe_op_gemm {
                      row_ids */
     const int32_t *row_ids; /* NULL: identity */
     int64_t num_row_ids;    /* row_ids values at or above are skipped */
-    int32_t row_ids_div;    /* top_k for gathered tokens, else 1; 0 (CPU only): inputs are not
-                     gathered, input row p */
+    int32_t row_ids_div;    /* top_k for gathered tokens, else 1; 0: inputs are not gathered,
+                     input row p */
     int32_t scatter;
     const float *row_weights; /* NULL: 1 */
     const void *input;

@@ -36,6 +36,32 @@ int32_t moe_cuda_check_rows(const char *name, const void *rows, int64_t stride, 
         name, rows, (long long)stride);
 }
 
+/* sm90.pair brings tokens in boxes where they lie in order. Without a map they are gathered, with
+ * the same bits. */
+static void encode_tokens(const struct moe_cuda_state *state, const struct moe_tile *tile,
+                          struct moe_cuda_gemm *args)
+{
+    const struct moe_op_gemm *op = &args->op;
+    const cuuint64_t row_bytes = 2 * (cuuint64_t)op->input_stride;
+    const cuuint64_t dims[4] = {(cuuint64_t)op->k, (cuuint64_t)op->num_rows, 1, 1};
+    const cuuint64_t strides[3] = {row_bytes, row_bytes, row_bytes};
+    const cuuint32_t box[4] = {MOE_CUDA_GEMM_BOX_K, MOE_CUDA_GEMM_TOKEN_BOX_ROWS, 1, 1};
+    const cuuint32_t ones[4] = {1, 1, 1, 1};
+    if (op->row_ids != NULL && op->row_ids_div != 0) {
+        return;
+    }
+    const CUresult result = state->driver.cuTensorMapEncodeTiled(
+        &args->tokens,
+        op->input_dtype == MOE_DTYPE_FP16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                          : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        4, (void *)(uintptr_t)op->input, dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result == CUDA_SUCCESS && tile->block_m % MOE_CUDA_GEMM_TOKEN_BOX_ROWS == 0) {
+        args->token_box_rows = MOE_CUDA_GEMM_TOKEN_BOX_ROWS;
+    }
+}
+
 int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
                       const int32_t matrices[2], int32_t is_early, struct moe_error *error)
 {
@@ -54,9 +80,14 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
     }
     args.is_output_vectored = is_aligned(op->output, op->output_stride, op->output_dtype);
     args.is_early = is_early;
+    int32_t num_ctas = state->num_sms;
+    if (tile->kernel == MOE_KERNEL_SM90_PAIR) {
+        encode_tokens(state, tile, &args);
+        num_ctas -= num_ctas % MOE_CUDA_GEMM_PAIR_CTAS;
+    }
     struct moe_cuda_launch launch = {
         .tile = tile->id,
-        .grid_x = (uint32_t)state->num_sms,
+        .grid_x = (uint32_t)num_ctas,
         .grid_y = 1,
         .num_threads = (uint32_t)tile->num_warps * 32,
         .smem_bytes =

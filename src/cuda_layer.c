@@ -7,6 +7,7 @@
  *   router                                      (unless the host gives logits or ids)
  *   gating                                      (unless the host gives ids)
  *   ep_preprocess: the sort
+ *   pre_reorder                                 (for GEMM1 of sm90.pair, which reads in order)
  *   GEMM1, tokens gathered and activation fused; GEMM2; post_reorder
  *
  * Nothing is read back: how many rows each expert has stays on the device. Every stage is a pure
@@ -30,6 +31,7 @@ struct layer_layout {
     uint64_t src2dst;       /* int32 [T * k] */
     uint64_t dst2src;       /* int32 [T * k] */
     uint64_t inter;         /* [T * k, I] */
+    uint64_t tokens;        /* [T * k, H] in the order of the rows, if they are not gathered */
     uint64_t rows;          /* [T * k, H] */
     uint64_t shared_inter;  /* [T, shared I] */
     uint64_t shared_rows;   /* [T, H] */
@@ -37,6 +39,12 @@ struct layer_layout {
     uint64_t scratch;       /* of the sort */
     uint64_t total;
 };
+
+/* A gather costs clusters more than a copy of the rows does. */
+static bool reads_in_order(const struct moe_dispatch_bucket *bucket)
+{
+    return moe_tiles[bucket->choices[MOE_OP_GEMM1].tile].kernel == MOE_KERNEL_SM90_PAIR;
+}
 
 static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,
                           int64_t num_tokens, struct layer_layout *out)
@@ -61,6 +69,10 @@ static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch
     out->dst2src = moe_cuda_append(&total, routes * sizeof(int32_t));
     out->inter = moe_cuda_append(&total, routes * inter * inter_bytes);
     out->rows = moe_cuda_append(&total, routes * hidden * output_bytes);
+    if (reads_in_order(bucket)) {
+        out->tokens = moe_cuda_append(&total, routes * hidden *
+                                                  (uint64_t)moe_dtype_bytes(problem->tokens.dtype));
+    }
     if (problem->shared_inter > 0) {
         out->shared_inter =
             moe_cuda_append(&total, tokens * (uint64_t)problem->shared_inter * inter_bytes);
@@ -272,6 +284,32 @@ static int32_t run_sort(struct layer_run *layer, struct moe_error *error)
     return MOE_STATUS_OK;
 }
 
+/* Copies of the tokens in the order of the rows. */
+static int32_t run_reorder(struct layer_run *layer, struct moe_op_gemm *gemm1,
+                           struct moe_error *error)
+{
+    const struct moe_op_layer *op = layer->op;
+    const struct moe_problem *problem = layer->problem;
+    const struct moe_op_pre_reorder reorder = {
+        .num_tokens = op->num_tokens,
+        .num_tokens_device = op->num_tokens_device,
+        .top_k = moe_problem_num_slots(problem),
+        .hidden = problem->hidden,
+        .dtype = problem->tokens.dtype,
+        .tokens = op->tokens,
+        .token_stride = op->token_stride,
+        .src2dst = at(layer, layer->layout.src2dst),
+        .rows = at(layer, layer->layout.tokens),
+        .row_stride = problem->hidden,
+        .num_rows = op->num_tokens * moe_problem_num_slots(problem),
+    };
+    MOE_TRY(moe_cuda_pre_reorder(&layer->run, &reorder, error));
+    gemm1->input = reorder.rows;
+    gemm1->input_stride = reorder.row_stride;
+    gemm1->row_ids_div = 0;
+    return MOE_STATUS_OK;
+}
+
 static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
 {
     const struct moe_problem *problem = layer->problem;
@@ -291,7 +329,12 @@ static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
     gemm1.input = layer->op->tokens;
     gemm1.input_stride = layer->op->token_stride;
     gemm1.output = at(layer, layer->layout.inter);
-    MOE_TRY(moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, 0, error));
+    const bool is_in_order = reads_in_order(layer->run.bucket);
+    if (is_in_order) {
+        MOE_TRY(run_reorder(layer, &gemm1, error));
+    }
+    MOE_TRY(
+        moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, is_in_order, error));
     gemm2.num_segments = problem->num_experts;
     gemm2.num_experts = problem->num_experts;
     gemm2.seg_indptr = gemm1.seg_indptr;

@@ -246,8 +246,9 @@ struct moe_cuda_post_reorder {
  *   group_m     blocks of tokens that share a weight block before the next weight block is taken
  *   num_warps   warps of a CTA: 8 with one consumer warpgroup, 12 with two
  *   num_stages  stages of the ring
- * Launch: grid (num_sms, 1), 32 * num_warps threads, dynamic shared memory of
- * MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES. A CTA fills a multiprocessor, so that
+ * Launch: grid (num_sms, 1; sm90.pair: rounded down to pairs), 32 * num_warps threads, dynamic
+ * shared memory of MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES. A CTA fills a
+ * multiprocessor, so that
  * the CTAs of a chained launch spread evenly. Any grid gives the same bits.
  */
 
@@ -255,6 +256,12 @@ struct moe_cuda_post_reorder {
 #define MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) ((num_warps) / 4 - 1)
 #define MOE_CUDA_GEMM_SLAB_ROWS(block_n, num_warps) \
     ((block_n) / (2 * MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps)))
+
+/* sm90.pair: CTAs of a cluster; the grid is a multiple. */
+#define MOE_CUDA_GEMM_PAIR_CTAS 2
+
+/* Of a box of tokens of sm90.pair. */
+#define MOE_CUDA_GEMM_TOKEN_BOX_ROWS 48
 
 /* Channels of the inner dimension of a box: 128 bytes of 16-bit weights, one swizzled row. */
 #define MOE_CUDA_GEMM_BOX_K 64
@@ -265,12 +272,14 @@ struct moe_cuda_post_reorder {
 
 #define MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) (((block_m) + (block_n)) * (block_k)*2)
 
-/* Shared memory of a CTA: alignment, ring, staging, two barriers and a unit per stage, scratch,
+/* Shared memory of a CTA: alignment, ring, staging, two barriers and a unit per stage, output
+ * rows, scratch,
  * three words per segment (first tile, first position, positions). Segments: num_segments, with
  * expert_ids 0. */
-#define MOE_CUDA_GEMM_FIXED_BYTES(block_m, block_n, block_k, num_warps, num_stages) \
-    (1024 + (num_stages)*MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) +     \
-     MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) * MOE_CUDA_GEMM_STAGING_BYTES + (num_stages)*32 + 256)
+#define MOE_CUDA_GEMM_FIXED_BYTES(block_m, block_n, block_k, num_warps, num_stages)           \
+    (1024 + (num_stages)*MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) +               \
+     MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) * MOE_CUDA_GEMM_STAGING_BYTES + (num_stages)*32 + \
+     MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) * (block_m)*4 + 256)
 #define MOE_CUDA_GEMM_SEGMENT_BYTES(num_segments) (12 * ((num_segments) + 1))
 
 /*
@@ -292,14 +301,17 @@ struct moe_cuda_post_reorder {
  */
 struct moe_cuda_gemm {
     CUtensorMap weight[2];
+    CUtensorMap tokens; /* sm90.pair with token_box_rows > 0: dims (k, num_rows, 1, 1), box (64,
+                           token_box_rows, 1, 1), the rest as of weight[i] */
     struct moe_op_gemm op;
     int32_t is_k_blocked;
     int32_t is_output_vectored; /* 1: output base and stride divide by 16 bytes; else element-wise
                                    stores */
-    int32_t is_early; /* 1: what tells the work (seg_indptr, masked_m, expert_ids, num_tokens_
+    int32_t is_early;       /* 1: what tells the work (seg_indptr, masked_m, expert_ids, num_tokens_
                          post_pad) was written before the node in front of this one, which waited
                          for it: weights are fetched before the wait. 0: by that node, or unknown */
-    int32_t reserved;
+    int32_t token_box_rows; /* 0: position p reads the input row of struct moe_op_gemm; else row p,
+                               by boxes of so many rows (TOKEN_BOX_ROWS), if that divides block_m */
 };
 
 /* Threads of the helpers that prepare what other kernels read. */

@@ -5,8 +5,12 @@
  * (+ 1): sums[slab][4 g + 2 * (channel half) + (token half)].
  *   acc * row weight, + bias, activation, one rounding; then, 32 tokens at a time, transposed
  *   through shared memory (stmatrix), so that eight lanes write 128 bytes of a token's row.
- * Activations other than silu, fp32 outputs and rows that are not 16-byte aligned go through shared
- * memory as sums, and are finished and stored element by element.
+ * This is straight code, run once per unit, and the sums stay in registers, so that it cannot be a
+ * loop: what counts is its length. With every case tested inside it was 68 KB, more than the
+ * instruction caches, and took 14,000 cycles per unit. So the cases are constants of the fast path,
+ * and what is rare (NaN) is looked for in the words that are stored.
+ * Other activations, fp32 outputs and rows that are not 16-byte aligned go through shared memory as
+ * sums, and are finished and stored element by element.
  */
 #ifndef MOE_GEMM_EPILOGUE_CUH
 #define MOE_GEMM_EPILOGUE_CUH
@@ -21,6 +25,7 @@
 /* Where a warpgroup's results go. */
 struct moe_gemm_place {
     uint32_t staging;       /* shared address of 8 KB of the warpgroup's own */
+    uint32_t rows;          /* shared address of the output rows of the unit's tokens; -1: none */
     uint32_t barrier;       /* its named barrier */
     int32_t first_channel;  /* of slab 0 */
     int32_t slab_channels;  /* channels of a slab */
@@ -47,24 +52,6 @@ static __device__ __forceinline__ uint32_t moe_gemm_narrow(float value, int32_t 
         return value != value ? 0x7e00u : __half_as_ushort(__float2half_rn(value));
     }
     return value != value ? 0x7fc0u : __bfloat16_as_ushort(__float2bfloat16_rn(value));
-}
-
-/* Two neighbours in one word, the first one low. */
-static __device__ __forceinline__ uint32_t moe_gemm_narrow_pair(float low, float high,
-                                                                int32_t dtype)
-{
-    uint32_t pair;
-    if (dtype == MOE_DTYPE_FP16) {
-        const __half2 halves = __floats2half2_rn(low, high);
-        pair = *reinterpret_cast<const uint32_t *>(&halves);
-    } else {
-        const __nv_bfloat162 halves = __floats2bfloat162_rn(low, high);
-        pair = *reinterpret_cast<const uint32_t *>(&halves);
-    }
-    if (low != low || high != high) {
-        pair = moe_gemm_narrow(low, dtype) | moe_gemm_narrow(high, dtype) << 16;
-    }
-    return pair;
 }
 
 /* Biases of the thread's two channels of both slabs; 0 where there is none. */
@@ -128,14 +115,18 @@ static __device__ __forceinline__ float moe_gemm_affine(float sum, float weight,
     return __fadd_rn(__fmul_rn(sum, weight), bias);
 }
 
-/* Eight tokens, group g, of the fast path: silu of two matrices into slab 0, or none. */
-template <int kSums>
+/* Epilogues of the fast path: what stands between a sum and its output, as constants, so that a
+ * unit runs through little code (see the note at the top). */
+enum { MOE_GEMM_ACT_NONE, MOE_GEMM_ACT_SILU, MOE_GEMM_ACT_SWIGLU_OAI };
+
+/* Eight tokens, group g: affine, then the activation of two matrices into slab 0. */
+template <int kAct, bool kIsAffine, int kSums>
 static __device__ __forceinline__ void moe_gemm_finish(const struct moe_op_gemm &op,
                                                        const struct moe_gemm_unit &unit, int32_t g,
-                                                       bool is_affine, const float (&bias)[2][2],
+                                                       const float (&bias)[2][2],
                                                        float (&sums)[2][kSums])
 {
-    if (is_affine) {
+    if constexpr (kIsAffine) {
         const int32_t first = 8 * g + static_cast<int32_t>(threadIdx.x) % 4 * 2;
 #pragma unroll
         for (int32_t token = 0; token < 2; token++) {
@@ -151,101 +142,145 @@ static __device__ __forceinline__ void moe_gemm_finish(const struct moe_op_gemm 
             }
         }
     }
-    if (op.has_activation) {
 #pragma unroll
-        for (int32_t i = 4 * g; i < 4 * g + 4; i++) {
+    for (int32_t i = 4 * g; i < 4 * g + 4; i++) {
+        if constexpr (kAct == MOE_GEMM_ACT_SILU) {
             sums[0][i] = sums[0][i] * moe_act_logistic(sums[0][i]) * sums[1][i];
+        }
+        if constexpr (kAct == MOE_GEMM_ACT_SWIGLU_OAI) {
+            sums[0][i] = moe_act_swiglu_oai(op.act, sums[0][i], sums[1][i]);
         }
     }
 }
 
-/* Byte of token `token` (0..31), channels 8 * chunk .. + 7 of a slab in the staging area. */
+/* Byte of token `token`, channels 8 * chunk .. + 7 of a slab in a buffer of 4 KB: 32 tokens of one
+ * slab, or 16 of two. */
+template <int kNumSlabs>
 static __device__ __forceinline__ uint32_t moe_gemm_staged(int32_t slab, int32_t token,
                                                            int32_t chunk)
 {
-    return static_cast<uint32_t>(slab * 4096 + token * 128 + ((chunk ^ (token & 7)) << 4));
+    return static_cast<uint32_t>((slab * (32 / kNumSlabs) + token) * 128 +
+                                 ((chunk ^ (token & 7)) << 4));
 }
 
-/* Up to 32 staged tokens from `first` on to their rows, by the warpgroup. */
-static __device__ __forceinline__ void moe_gemm_store_staged(const struct moe_op_gemm &op,
-                                                             const struct moe_gemm_unit &unit,
-                                                             int32_t first,
-                                                             const struct moe_gemm_place &place,
-                                                             int32_t num_slabs)
+/* Two neighbours in one word, the first one low. The conversion makes NaN 0x7fff, above everything
+ * else as a signed number; it is stored as the quiet NaN with no other bit. */
+template <bool kIsHalf>
+static __device__ __forceinline__ uint32_t moe_gemm_narrow_pair(float low, float high)
 {
-    const int32_t thread = static_cast<int32_t>(threadIdx.x) % 128;
-    const int32_t chunk = thread % 8;
+    if constexpr (kIsHalf) {
+        const __half2 halves = __floats2half2_rn(low, high);
+        return moe_ptx_min_s16x2(*reinterpret_cast<const uint32_t *>(&halves), 0x7e007e00u);
+    } else {
+        const __nv_bfloat162 halves = __floats2bfloat162_rn(low, high);
+        return moe_ptx_min_s16x2(*reinterpret_cast<const uint32_t *>(&halves), 0x7fc07fc0u);
+    }
+}
+
+/* Sums of a slab, tokens kFirst and on, to a buffer. */
+template <int kNumSlabs, int kFirst, bool kIsHalf, int kSums>
+static __device__ __forceinline__ void moe_gemm_stage(uint32_t buffer, int32_t slab,
+                                                      const float (&sums)[kSums])
+{
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    const int32_t warp = static_cast<int32_t>(threadIdx.x) % 128 / 32;
+    const int32_t token = lane / 16 * 8 + lane % 8;
+    const int32_t chunk = 2 * warp + lane / 8 % 2;
 #pragma unroll
-    for (int32_t turn = 0; turn < 2; turn++) {
-        const int32_t token = turn * 16 + thread / 8;
-        if (first + token >= unit.num_rows || chunk * 8 >= place.slab_channels) {
-            continue;
-        }
-        const int64_t row =
-            moe_gemm_output_row(op, static_cast<int64_t>(unit.first_row) + first + token);
-        if (row < 0) {
-            continue;
-        }
-        for (int32_t slab = 0; slab < num_slabs; slab++) {
-            const int32_t channel =
-                (slab == 0 ? place.first_channel : place.second_channel) + chunk * 8;
-            if (channel >= op.n) {
-                continue;
+    for (int32_t t = 0; t < 32 / kNumSlabs; t += 16) {
+        uint32_t words[4] = {};
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) {
+            const int32_t sum = (kFirst + t) / 2 + 2 * i;
+            if (sum < kSums) {
+                words[i] = moe_gemm_narrow_pair<kIsHalf>(sums[sum], sums[sum + 1]);
             }
-            const int32_t column = slab == 0 ? channel : channel + place.second_column;
-            uint4 values;
-            moe_ptx_load_shared16(place.staging + moe_gemm_staged(slab, token, chunk), &values);
-            uint16_t *to = static_cast<uint16_t *>(op.output) + row * op.output_stride + column;
-            *reinterpret_cast<uint4 *>(to) = values;
+        }
+        if ((kFirst + t) / 2 < kSums) {
+            moe_ptx_store_transposed(buffer + moe_gemm_staged<kNumSlabs>(slab, t + token, chunk),
+                                     words);
         }
     }
 }
 
-/* The fast path: silu of two matrices or no activation, 16-bit rows in vectors. */
-template <int kBlockM, int kSums>
+/* Staged tokens, `first` and on, to their rows, by the warpgroup: eight lanes have 128 bytes of a
+ * row. */
+template <int kNumSlabs>
+static __device__ __forceinline__ void moe_gemm_store_staged(const struct moe_op_gemm &op,
+                                                             const struct moe_gemm_unit &unit,
+                                                             const struct moe_gemm_place &place,
+                                                             uint32_t buffer, int32_t first)
+{
+    const int32_t thread = static_cast<int32_t>(threadIdx.x) % 128;
+    const int32_t chunk = thread % 8;
+    const int32_t channel = place.first_channel + chunk * 8;
+    const bool is_slab = chunk * 8 < place.slab_channels;
+#pragma unroll
+    for (int32_t t = 0; t < 32 / kNumSlabs; t += 16) {
+        const int32_t token = t + thread / 8;
+        if (first + token >= unit.num_rows) {
+            continue;
+        }
+        const int32_t row = moe_ptx_load_shared4(place.rows + 4 * (first + token));
+        uint16_t *to = static_cast<uint16_t *>(op.output) + row * op.output_stride + channel;
+#pragma unroll
+        for (int32_t slab = 0; slab < kNumSlabs; slab++) {
+            const int32_t step = slab == 0 ? 0 : place.second_channel - place.first_channel;
+            if (row < 0 || !is_slab || channel + step >= op.n) {
+                continue;
+            }
+            uint4 values;
+            moe_ptx_load_shared16(buffer + moe_gemm_staged<kNumSlabs>(slab, token, chunk), &values);
+            const int32_t column = slab == 0 ? 0 : step + place.second_column;
+            *reinterpret_cast<uint4 *>(to + column) = values;
+        }
+    }
+}
+
+/* The fast path from token kBase on: 16-bit rows in vectors, for the activations above. A buffer is
+ * written again two barriers after it was read. */
+template <int kBlockM, int kBase, bool kIsHalf, int kAct, bool kIsAffine, int kSums>
+static __device__ __forceinline__ void moe_gemm_store_from(const struct moe_op_gemm &op,
+                                                           const struct moe_gemm_unit &unit,
+                                                           const struct moe_gemm_place &place,
+                                                           const float (&bias)[2][2],
+                                                           float (&sums)[2][kSums])
+{
+    constexpr int kNumSlabs = kAct == MOE_GEMM_ACT_NONE ? 2 : 1;
+    constexpr int kTokens = 32 / kNumSlabs;
+    if constexpr (kBase < kBlockM) {
+        if (kBase >= unit.num_rows) {
+            return;
+        }
+        const uint32_t buffer =
+            place.staging + (kBase / kTokens % 2) * (MOE_CUDA_GEMM_STAGING_BYTES / 2);
+#pragma unroll
+        for (int32_t g = kBase / 8; g < (kBase + kTokens) / 8 && g < kBlockM / 8; g++) {
+            moe_gemm_finish<kAct, kIsAffine>(op, unit, g, bias, sums);
+        }
+#pragma unroll
+        for (int32_t slab = 0; slab < kNumSlabs; slab++) {
+            moe_gemm_stage<kNumSlabs, kBase, kIsHalf>(buffer, slab, sums[slab]);
+        }
+        moe_ptx_barrier_sync(place.barrier, 128);
+        moe_gemm_store_staged<kNumSlabs>(op, unit, place, buffer, kBase);
+        moe_gemm_store_from<kBlockM, kBase + kTokens, kIsHalf, kAct, kIsAffine>(op, unit, place,
+                                                                                bias, sums);
+    }
+}
+
+template <int kBlockM, bool kIsHalf, int kAct, bool kIsAffine, int kSums>
 static __device__ __forceinline__ void moe_gemm_store_fast(const struct moe_op_gemm &op,
                                                            const struct moe_gemm_unit &unit,
                                                            const struct moe_gemm_place &place,
                                                            float (&sums)[2][kSums])
 {
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-    const int32_t warp = static_cast<int32_t>(threadIdx.x) % 128 / 32;
-    const int32_t num_slabs = op.has_activation ? 1 : 2;
-    const bool is_affine = moe_gemm_is_affine(op);
     float bias[2][2] = {};
-    if (is_affine) {
+    if constexpr (kIsAffine) {
         moe_gemm_load_bias(op, place, unit.expert, bias);
     }
-#pragma unroll
-    for (int32_t base = 0; base < kBlockM; base += 32) {
-        if (base >= unit.num_rows) {
-            break;
-        }
-#pragma unroll
-        for (int32_t g = base / 8; g < base / 8 + 4 && g < kBlockM / 8; g++) {
-            if (8 * g >= unit.num_rows) {
-                break;
-            }
-            moe_gemm_finish(op, unit, g, is_affine, bias, sums);
-#pragma unroll
-            for (int32_t slab = 0; slab < 2; slab++) {
-                if (slab >= num_slabs) {
-                    break;
-                }
-                const uint32_t low =
-                    moe_gemm_narrow_pair(sums[slab][4 * g], sums[slab][4 * g + 1], op.output_dtype);
-                const uint32_t high = moe_gemm_narrow_pair(sums[slab][4 * g + 2],
-                                                           sums[slab][4 * g + 3], op.output_dtype);
-                moe_ptx_store_transposed(place.staging + moe_gemm_staged(slab,
-                                                                         8 * g - base + lane % 8,
-                                                                         2 * warp + lane / 8 % 2),
-                                         low, high);
-            }
-        }
-        moe_ptx_barrier_sync(place.barrier, 128);
-        moe_gemm_store_staged(op, unit, base, place, num_slabs);
-        moe_ptx_barrier_sync(place.barrier, 128);
-    }
+    moe_gemm_store_from<kBlockM, 0, kIsHalf, kAct, kIsAffine>(op, unit, place, bias, sums);
+    moe_ptx_barrier_sync(place.barrier, 128); /* the next unit begins with the first buffer */
 }
 
 /* One output of the general path. */
@@ -343,22 +378,82 @@ static __device__ __forceinline__ void moe_gemm_store_any(const struct moe_op_ge
     }
 }
 
-/* Everything of one unit, by one consumer warpgroup. */
-template <int kBlockM, int kSums>
+/* Output rows of the unit's tokens, read from memory before the multiplications: token
+ * 128 * i + thread of it. */
+template <int kBlockM> struct moe_gemm_rows {
+    static constexpr int kPerThread = (kBlockM + 127) / 128;
+    int32_t rows[kPerThread];
+};
+
+template <int kBlockM>
+static __device__ __forceinline__ void moe_gemm_find_rows(const struct moe_op_gemm &op,
+                                                          const struct moe_gemm_unit &unit,
+                                                          struct moe_gemm_rows<kBlockM> *out)
+{
+#pragma unroll
+    for (int32_t i = 0; i < out->kPerThread; i++) {
+        const int32_t token = 128 * i + static_cast<int32_t>(threadIdx.x) % 128;
+        out->rows[i] = token < unit.num_rows
+                           ? static_cast<int32_t>(moe_gemm_output_row(
+                                 op, static_cast<int64_t>(unit.first_row) + token))
+                           : -1;
+    }
+}
+
+template <int kBlockM>
+static __device__ __forceinline__ void moe_gemm_share_rows(const struct moe_gemm_place &place,
+                                                           const struct moe_gemm_rows<kBlockM> &own)
+{
+#pragma unroll
+    for (int32_t i = 0; i < own.kPerThread; i++) {
+        const int32_t token = 128 * i + static_cast<int32_t>(threadIdx.x) % 128;
+        if (token < kBlockM) {
+            moe_ptx_store_shared4(place.rows + 4 * token, own.rows[i]);
+        }
+    }
+}
+
+/* The fast path for 16-bit outputs of the inputs' type; false: there is none for this GEMM. */
+template <int kBlockM, bool kIsHalf, int kSums>
+static __device__ __forceinline__ bool moe_gemm_try_fast(const struct moe_op_gemm &op,
+                                                         const struct moe_gemm_unit &unit,
+                                                         const struct moe_gemm_place &place,
+                                                         float (&sums)[2][kSums])
+{
+    const bool is_affine = moe_gemm_is_affine(op);
+#define MOE_GEMM_FAST(act)                                                        \
+    if (is_affine) {                                                              \
+        moe_gemm_store_fast<kBlockM, kIsHalf, act, true>(op, unit, place, sums);  \
+    } else {                                                                      \
+        moe_gemm_store_fast<kBlockM, kIsHalf, act, false>(op, unit, place, sums); \
+    }                                                                             \
+    return true
+    if (!op.has_activation) {
+        MOE_GEMM_FAST(MOE_GEMM_ACT_NONE);
+    }
+    if (op.num_matrices == 2 && op.act.activation == MOE_ACTIVATION_SILU) {
+        MOE_GEMM_FAST(MOE_GEMM_ACT_SILU);
+    }
+    if (op.num_matrices == 2 && op.act.activation == MOE_ACTIVATION_SWIGLU_OAI) {
+        MOE_GEMM_FAST(MOE_GEMM_ACT_SWIGLU_OAI);
+    }
+#undef MOE_GEMM_FAST
+    return false;
+}
+
+/* Everything of one unit, by one consumer warpgroup; the rows have been shared. */
+template <int kBlockM, bool kIsHalf, int kSums>
 static __device__ __forceinline__ void moe_gemm_store_unit(const struct moe_cuda_gemm &args,
                                                            const struct moe_gemm_unit &unit,
                                                            const struct moe_gemm_place &place,
                                                            float *staging, float (&sums)[2][kSums])
 {
     const struct moe_op_gemm &op = args.op;
-    const bool is_simple =
-        !op.has_activation || (op.num_matrices == 2 && op.act.activation == MOE_ACTIVATION_SILU);
-    if (is_simple && unit.expert >= 0 && args.is_output_vectored &&
-        op.output_dtype != MOE_DTYPE_FP32) {
-        moe_gemm_store_fast<kBlockM>(op, unit, place, sums);
-    } else {
-        moe_gemm_store_any<kBlockM>(op, unit, place, staging, sums);
+    if (unit.expert >= 0 && args.is_output_vectored && op.output_dtype == op.input_dtype &&
+        moe_gemm_try_fast<kBlockM, kIsHalf>(op, unit, place, sums)) {
+        return;
     }
+    moe_gemm_store_any<kBlockM>(op, unit, place, staging, sums);
 }
 
 #endif

@@ -4,7 +4,8 @@
  * tokens of each segment into shared memory (a few microseconds' worth of counts for 512 experts),
  * and each role turns unit numbers into expert, weight block and rows by itself.
  *
- * A segment's rows are split evenly over ceil(rows / block_m) blocks, in steps of 8. Units are
+ * A segment's rows are split evenly over ceil(rows / block_m) blocks, in steps of 8; in clusters
+ * over ceil(rows / (2 block_m)) blocks of two parts each, one per CTA. Units are
  * ordered by segment; within one, blocks of tokens form even groups of group_m at most, and a group
  * takes a weight block in turn before the next weight block, so that what runs at the same time
  * shares both in the L2.
@@ -29,7 +30,7 @@ struct moe_gemm_unit {
     int32_t expert;       /* -1: outputs are zeros */
     int32_t weight_block; /* of block_n weight rows */
     int32_t first_row;    /* position of its first row */
-    int32_t num_rows;     /* 1..block_m */
+    int32_t num_rows;     /* 1..block_m; 0: the other CTA of the cluster has them all */
     int32_t is_shared;    /* 1: other units read the same weights */
 };
 
@@ -56,8 +57,9 @@ static __device__ __forceinline__ int32_t moe_gemm_ceil(int32_t a, int32_t b)
     return (a + b - 1) / b;
 }
 
-/* By all threads of the CTA; `scratch` has a word per warp. Ends with a barrier. */
-template <int kBlockM, int kThreads>
+/* By all threads of the CTA, in blocks of at most kRows; `scratch` has a word per warp. Ends with a
+ * barrier. */
+template <int kRows, int kThreads>
 static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_op_gemm &op,
                                                           int32_t num_weight_blocks,
                                                           int32_t *scratch,
@@ -70,7 +72,7 @@ static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_op_ge
     if (op.expert_ids != nullptr) {
         int64_t padded = *op.num_tokens_post_pad;
         padded = padded < 0 ? 0 : (padded > op.num_rows ? op.num_rows : padded);
-        work->blocks_per_segment = moe_gemm_ceil(op.block_size, kBlockM);
+        work->blocks_per_segment = moe_gemm_ceil(op.block_size, kRows);
         work->num_blocks = static_cast<int32_t>(padded / op.block_size) * work->blocks_per_segment;
         work->num_units = work->num_blocks * num_weight_blocks;
         __syncthreads();
@@ -85,7 +87,7 @@ static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_op_ge
         moe_gemm_segment(op, i, &first, &count);
         work->first_row[i] = static_cast<int32_t>(first);
         work->num_rows[i] = static_cast<int32_t>(count);
-        sum += moe_gemm_ceil(static_cast<int32_t>(count), kBlockM);
+        sum += moe_gemm_ceil(static_cast<int32_t>(count), kRows);
     }
     int32_t before = sum;
 #pragma unroll
@@ -105,7 +107,7 @@ static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_op_ge
     }
     for (int32_t i = begin; i < begin + per_thread && i < num_segments; i++) {
         work->first_block[i] = before;
-        before += moe_gemm_ceil(work->num_rows[i], kBlockM);
+        before += moe_gemm_ceil(work->num_rows[i], kRows);
     }
     if (thread == 0) {
         work->first_block[num_segments] = total;
@@ -132,10 +134,10 @@ static __device__ __forceinline__ int32_t moe_gemm_find(const struct moe_gemm_wo
     return low;
 }
 
-/* Unit `number`, below work.num_units. */
-template <int kGroupM>
+/* Unit `number`, below work.num_units: the part of CTA `rank` of its cluster of kCtas. */
+template <int kGroupM, int kCtas>
 static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_find_unit(
-    const struct moe_op_gemm &op, const struct moe_gemm_work &work, int32_t number)
+    const struct moe_op_gemm &op, const struct moe_gemm_work &work, int32_t number, int32_t rank)
 {
     struct moe_gemm_unit unit;
     int32_t segment = 0;
@@ -169,11 +171,11 @@ static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_find_unit(
         rows = op.block_size;
     }
     unit.is_shared = num_blocks > 1;
-    const int32_t per_block = (moe_gemm_ceil(rows, num_blocks) + 7) / 8 * 8;
-    const int32_t skipped = block * per_block;
-    const int32_t rest = rows - skipped;
-    unit.first_row += skipped;
-    unit.num_rows = rest < per_block ? rest : per_block;
+    const int32_t per_cta = (moe_gemm_ceil(rows, kCtas * num_blocks) + 7) / 8 * 8;
+    const int32_t skipped = (kCtas * block + rank) * per_cta;
+    const int32_t rest = skipped < rows ? rows - skipped : 0; /* 0: only in clusters */
+    unit.first_row += rest > 0 ? skipped : 0;
+    unit.num_rows = rest < per_cta ? rest : per_cta;
     return unit;
 }
 

@@ -71,6 +71,10 @@
 #define MOE_EMIT_GEMM_SM90_GEMM(symbol, bm, bn, bk, group_m, warps, stages)
 #endif
 
+#ifndef MOE_EMIT_GEMM_SM90_PAIR
+#define MOE_EMIT_GEMM_SM90_PAIR(symbol, bm, bn, bk, group_m, warps, stages)
+#endif
+
 #define MOE_TILE_BLOCK(op, kernel, size) MOE_INSTANTIATE_##op(kernel, size)
 #define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages)                            \
     MOE_EMIT_GEMM_##kernel(                                                                  \

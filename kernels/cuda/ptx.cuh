@@ -84,6 +84,18 @@ static __device__ __forceinline__ void moe_ptx_mma_f16(float (&sums)[4], const u
 
 /* From here on: sm_90a, what grouped GEMMs are made of. Shared-memory addresses are 32-bit. */
 
+/* The launch's shared memory. */
+static __device__ __forceinline__ char *moe_ptx_shared_memory()
+{
+    extern __shared__ char memory[];
+    return memory;
+}
+
+static __device__ __forceinline__ uint32_t moe_ptx_shared_address(const void *memory)
+{
+    return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+}
+
 /* 9.7.13.15 mbarrier. The count is that of arrivals per phase. */
 static __device__ __forceinline__ void moe_ptx_mbarrier_init(uint32_t barrier, uint32_t count)
 {
@@ -93,6 +105,33 @@ static __device__ __forceinline__ void moe_ptx_mbarrier_init(uint32_t barrier, u
 static __device__ __forceinline__ void moe_ptx_mbarrier_arrive(uint32_t barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* Arrives at the barrier in the same place of CTA `rank` of the cluster, which may be this one. */
+static __device__ __forceinline__ void moe_ptx_mbarrier_arrive_at(uint32_t barrier, uint32_t rank)
+{
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}\n" ::"r"(barrier),
+                 "r"(rank)
+                 : "memory");
+}
+
+/* 9.7.13.3 barrier.cluster: all threads of all CTAs of the cluster. */
+static __device__ __forceinline__ void moe_ptx_cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.aligned;\n"
+                 "barrier.cluster.wait.aligned;" ::
+                     : "memory");
+}
+
+static __device__ __forceinline__ uint32_t moe_ptx_cluster_rank()
+{
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
 }
 
 /* Arrives, and lets the phase wait for `bytes` of bulk copies besides. */
@@ -145,6 +184,19 @@ static __device__ __forceinline__ void moe_ptx_copy16(uint32_t to, const void *f
                  : "memory");
 }
 
+/* The same, predicated and not branched around: many of them in a row are straight code. */
+static __device__ __forceinline__ void moe_ptx_copy16_if(bool is_there, uint32_t to,
+                                                         const void *from, uint32_t bytes)
+{
+    asm volatile("{\n"
+                 ".reg .pred there;\n"
+                 "setp.ne.b32 there, %3, 0;\n"
+                 "@there cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n"
+                 "}\n" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(static_cast<int32_t>(is_there))
+                 : "memory");
+}
+
 /* 9.7.9.25.3 cp.async.commit_group: this thread's copies since the last one are a group. */
 static __device__ __forceinline__ void moe_ptx_copy_commit()
 {
@@ -175,6 +227,20 @@ static __device__ __forceinline__ void moe_ptx_copy_box(uint32_t to, const void 
                  ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
                  "l"(map), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(barrier), "l"(policy)
                  : "memory");
+}
+
+/* The same box to the same place of each CTA of the cluster whose bit is set; each one's barrier in
+ * the place of `barrier` counts the bytes. */
+static __device__ __forceinline__ void moe_ptx_copy_box_to(uint16_t ctas, uint32_t to,
+                                                           const void *map, int32_t x0, int32_t x1,
+                                                           int32_t x2, int32_t x3, uint32_t barrier,
+                                                           uint64_t policy)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7, %8;" ::"r"(to),
+        "l"(map), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(barrier), "h"(ctas), "l"(policy)
+        : "memory");
 }
 
 /* 9.7.9.28 prefetch.tensormap */
@@ -209,14 +275,36 @@ template <int kRegisters> static __device__ __forceinline__ void moe_ptx_registe
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-/* 9.7.14.5.15 stmatrix, two transposed 8x8 matrices of 16-bit elements; lanes 0..15 give the rows
- * where the columns go. */
-static __device__ __forceinline__ void moe_ptx_store_transposed(uint32_t to, uint32_t low,
-                                                                uint32_t high)
+/* 9.7.14.5.15 stmatrix, four transposed 8x8 matrices of 16-bit elements; lane l gives where column
+ * l % 8 of matrix l / 8 goes, 16 bytes. */
+static __device__ __forceinline__ void moe_ptx_store_transposed(uint32_t to,
+                                                                const uint32_t (&words)[4])
 {
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared::cta.b16 [%0], {%1, %2};" ::"r"(to),
-                 "r"(low), "r"(high)
-                 : "memory");
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x4.trans.shared::cta.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+        : "memory");
+}
+
+/* 9.7.1.18 min.s16x2: of each half as a signed number. */
+static __device__ __forceinline__ uint32_t moe_ptx_min_s16x2(uint32_t a, uint32_t b)
+{
+    uint32_t result;
+    asm("min.s16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    return result;
+}
+
+/* 9.7.9.8, 9.7.9.11 ld.shared, st.shared of a word. */
+static __device__ __forceinline__ int32_t moe_ptx_load_shared4(uint32_t from)
+{
+    int32_t value;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+    return value;
+}
+
+static __device__ __forceinline__ void moe_ptx_store_shared4(uint32_t to, int32_t value)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
 
 /* 9.7.9.8 ld.shared of 16 bytes. */
@@ -277,6 +365,12 @@ template <int kSize> static __device__ __forceinline__ void moe_ptx_keep(float (
     }
 }
 
+/* An address has a pair of registers from here on. */
+static __device__ __forceinline__ void moe_ptx_keep(const char *&address)
+{
+    asm volatile("" : "+l"(address));
+}
+
 /*
  * 9.7.15.5 wgmma.m64nNk16 of bf16 (f16) in shared memory, both K-major, described by 64-bit
  * descriptors: sums = a * b + (accumulate ? sums : 0). The first N / 2 sums are used.
@@ -297,6 +391,8 @@ template <int kSize> static __device__ __forceinline__ void moe_ptx_keep(float (
 #define MOE_PTX_NAMES_112   MOE_PTX_NAMES_104 ", %52, %53, %54, %55"
 #define MOE_PTX_NAMES_120   MOE_PTX_NAMES_112 ", %56, %57, %58, %59"
 #define MOE_PTX_NAMES_128   MOE_PTX_NAMES_120 ", %60, %61, %62, %63"
+#define MOE_PTX_NAMES_136   MOE_PTX_NAMES_128 ", %64, %65, %66, %67"
+#define MOE_PTX_NAMES_144   MOE_PTX_NAMES_136 ", %68, %69, %70, %71"
 #define MOE_PTX_SUM4(d, i)  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define MOE_PTX_SUMS_8(d)   MOE_PTX_SUM4(d, 0)
 #define MOE_PTX_SUMS_16(d)  MOE_PTX_SUMS_8(d), MOE_PTX_SUM4(d, 4)
@@ -314,6 +410,8 @@ template <int kSize> static __device__ __forceinline__ void moe_ptx_keep(float (
 #define MOE_PTX_SUMS_112(d) MOE_PTX_SUMS_104(d), MOE_PTX_SUM4(d, 52)
 #define MOE_PTX_SUMS_120(d) MOE_PTX_SUMS_112(d), MOE_PTX_SUM4(d, 56)
 #define MOE_PTX_SUMS_128(d) MOE_PTX_SUMS_120(d), MOE_PTX_SUM4(d, 60)
+#define MOE_PTX_SUMS_136(d) MOE_PTX_SUMS_128(d), MOE_PTX_SUM4(d, 64)
+#define MOE_PTX_SUMS_144(d) MOE_PTX_SUMS_136(d), MOE_PTX_SUM4(d, 68)
 #define MOE_PTX_WGMMA_TYPE(n, type, a_name, b_name, accumulate_name)                  \
     asm volatile("{\n"                                                                \
                  ".reg .pred p;\n"                                                    \
@@ -336,7 +434,7 @@ template <int kN, bool kIsHalf, int kSize>
 static __device__ __forceinline__ void moe_ptx_wgmma(float (&sums)[kSize], uint64_t a, uint64_t b,
                                                      uint32_t accumulate)
 {
-    static_assert(kN % 8 == 0 && kN <= 128 && kN / 2 <= kSize, "a multiple of 8 columns");
+    static_assert(kN % 8 == 0 && kN <= 144 && kN / 2 <= kSize, "a multiple of 8 columns");
     MOE_PTX_WGMMA(8, "%4", "%5", "%6")
     MOE_PTX_WGMMA(16, "%8", "%9", "%10")
     MOE_PTX_WGMMA(24, "%12", "%13", "%14")
@@ -353,6 +451,8 @@ static __device__ __forceinline__ void moe_ptx_wgmma(float (&sums)[kSize], uint6
     MOE_PTX_WGMMA(112, "%56", "%57", "%58")
     MOE_PTX_WGMMA(120, "%60", "%61", "%62")
     MOE_PTX_WGMMA(128, "%64", "%65", "%66")
+    MOE_PTX_WGMMA(136, "%68", "%69", "%70")
+    MOE_PTX_WGMMA(144, "%72", "%73", "%74")
 }
 #endif
 

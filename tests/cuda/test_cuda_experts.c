@@ -4,7 +4,7 @@
 #include "cuda_args.h"
 #include "cuda_fixture.h"
 
-enum { MAX_FAIL_AT = 400, NUM_TOKENS = 100, NUM_EXPERTS = 16, HIDDEN = 256, INTER = 128 };
+enum { MAX_FAIL_AT = 4000, NUM_TOKENS = 100, NUM_EXPERTS = 16, HIDDEN = 256, INTER = 128 };
 
 /* A context, weights and a plan of experts or of both GEMMs. */
 struct bound {

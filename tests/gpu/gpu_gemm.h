@@ -9,9 +9,10 @@
 
 #include <stddef.h>
 
-/* Rows of tiles.def with kernel sm90.gemm. */
+/* Rows of tiles.def with kernel sm90.gemm or sm90.pair. */
 struct gemm_tile {
     const char *symbol;
+    int32_t cluster_ctas;
     int32_t block_m, block_n, block_k, group_m, num_warps, num_stages;
     CUfunction function;
 };
@@ -30,6 +31,7 @@ void driver_poison(void *to, int byte, size_t bytes);
 void driver_synchronize(const char *what);
 CUfunction driver_function(const char *name); /* of gpu_gemm.fatbin or gpu_limits.fatbin */
 void driver_launch(CUfunction function, unsigned num_ctas, unsigned num_threads, void **args);
+/* num_ctas is rounded up to whole clusters. */
 void driver_launch_gemm(const struct gemm_tile *tile, const struct moe_cuda_gemm *args,
                         int num_ctas, int is_chained);
 /* Median microseconds of a replay of what `record` queues. */

@@ -50,14 +50,17 @@ static int num_sms;
 struct gemm_tile gemm_tiles[] = {
 #define ROW_CPU_C11(...)
 #define ROW_CPU_AVX2(...)
-#define ROW_SM90_GEMM(bm, bn, bk, group, warps, stages)                           \
-    {"moe_GEMM_SM90_GEMM_" #bm "_" #bn "_" #bk "_" #group "_" #warps "_" #stages, \
-     bm,                                                                          \
-     bn,                                                                          \
-     bk,                                                                          \
-     group,                                                                       \
-     warps,                                                                       \
-     stages,                                                                      \
+#define ROW_SM90_GEMM(...) ROW_OF("SM90_GEMM", 1, __VA_ARGS__)
+#define ROW_SM90_PAIR(...) ROW_OF("SM90_PAIR", MOE_CUDA_GEMM_PAIR_CTAS, __VA_ARGS__)
+#define ROW_OF(kernel, ctas, bm, bn, bk, group, warps, stages)                     \
+    {"moe_GEMM_" kernel "_" #bm "_" #bn "_" #bk "_" #group "_" #warps "_" #stages, \
+     ctas,                                                                         \
+     bm,                                                                           \
+     bn,                                                                           \
+     bk,                                                                           \
+     group,                                                                        \
+     warps,                                                                        \
+     stages,                                                                       \
      NULL},
 #define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages) \
     ROW_##kernel(bm, bn, bk, group_m, warps, stages)
@@ -210,7 +213,8 @@ void driver_launch_gemm(const struct gemm_tile *tile, const struct moe_cuda_gemm
     memset(&attribute, 0, sizeof(attribute));
     attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     attribute.value.programmaticStreamSerializationAllowed = 1;
-    config.gridDimX = (unsigned)num_ctas;
+    config.gridDimX =
+        (unsigned)((num_ctas + tile->cluster_ctas - 1) / tile->cluster_ctas * tile->cluster_ctas);
     config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
     config.blockDimX = (unsigned)(32 * tile->num_warps);
     config.sharedMemBytes =

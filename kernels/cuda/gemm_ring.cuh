@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the roles of the grouped GEMM share: the tile, the ring of stages, which units are whose. */
+#ifndef MOE_GEMM_RING_CUH
+#define MOE_GEMM_RING_CUH
+
+#include "gemm_work.cuh"
+#include "ptx.cuh"
+
+/* A row of tiles.def and what follows from it. */
+template <int kM, int kN, int kK, int kGroup, int kWarps, int kStages, int kClusterCtas>
+struct moe_gemm_tile {
+    static constexpr int kBlockM = kM;
+    static constexpr int kBlockN = kN;
+    static constexpr int kBlockK = kK;
+    static constexpr int kGroupM = kGroup;
+    static constexpr int kNumStages = kStages;
+    static constexpr int kCtas = kClusterCtas; /* of a cluster, which share the weights */
+    static constexpr int kThreads = 32 * kWarps;
+    static constexpr int kConsumers = MOE_CUDA_GEMM_NUM_CONSUMERS(kWarps);
+    static constexpr int kSlabRows = MOE_CUDA_GEMM_SLAB_ROWS(kN, kWarps);
+    static constexpr int kBoxes = kK / MOE_CUDA_GEMM_BOX_K; /* along k, of a stage */
+    static constexpr int kBoxBytes = kSlabRows * 128;
+    static constexpr int kSlabBytes = kBoxes * kBoxBytes;
+    static constexpr int kWeightBytes = kN * kK * 2;
+    static constexpr int kStageBytes = MOE_CUDA_GEMM_STAGE_BYTES(kM, kN, kK);
+    static constexpr int kTokenWarps = 3;
+    /* Of a thread, with two consumers; what the launch gives is 168 for each of 384. */
+    static constexpr int kConsumerRegisters = 208;
+    static constexpr int kProducerRegisters = 3 * 168 - 2 * kConsumerRegisters;
+    /* Step of a unit at which its token warps look up the next one. */
+    static constexpr int kLookAhead = 2;
+    static_assert(kM % 8 == 0 && kM <= 144, "tokens of a unit");
+    static_assert(kCtas == 1 || (kCtas == 2 && kConsumers == 2), "a CTA brings a consumer's slabs");
+    static_assert(kK % MOE_CUDA_GEMM_BOX_K == 0 && kSlabRows <= 64 && kSlabRows % 16 == 0, "boxes");
+    static_assert(kStageBytes % 1024 == 0 && kWeightBytes % 1024 == 0, "swizzle atoms");
+    static_assert(MOE_CUDA_GEMM_FIXED_BYTES(kM, kN, kK, kWarps, kStages) +
+                          MOE_CUDA_GEMM_SEGMENT_BYTES(512) <=
+                      227 * 1024,
+                  "shared memory");
+};
+
+/* A place in the ring; the parity of its phase flips with every turn. */
+template <typename Tile> struct moe_gemm_ring {
+    uint32_t slots; /* shared address of stage 0 */
+    uint32_t full;  /* of its barriers, 8 bytes each */
+    uint32_t empty;
+    uint32_t units; /* of the units that begin in a stage, 16 bytes each */
+    int32_t stage;
+    uint32_t parity;
+
+    __device__ __forceinline__ uint32_t slot() const
+    {
+        return slots + static_cast<uint32_t>(stage) * Tile::kStageBytes;
+    }
+    __device__ __forceinline__ uint32_t full_barrier() const
+    {
+        return full + 8 * static_cast<uint32_t>(stage);
+    }
+    __device__ __forceinline__ uint32_t empty_barrier() const
+    {
+        return empty + 8 * static_cast<uint32_t>(stage);
+    }
+    __device__ __forceinline__ uint32_t unit_place() const
+    {
+        return units + 16 * static_cast<uint32_t>(stage);
+    }
+    __device__ __forceinline__ void advance()
+    {
+        stage++;
+        if (stage == Tile::kNumStages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+/* Units of this CTA's cluster. */
+template <typename Tile> static __device__ __forceinline__ int32_t moe_gemm_first()
+{
+    return static_cast<int32_t>(blockIdx.x) / Tile::kCtas;
+}
+
+template <typename Tile> static __device__ __forceinline__ int32_t moe_gemm_stride()
+{
+    return static_cast<int32_t>(gridDim.x) / Tile::kCtas;
+}
+
+/* Of this CTA in its cluster. */
+template <typename Tile> static __device__ __forceinline__ int32_t moe_gemm_rank()
+{
+    return Tile::kCtas == 1 ? 0 : static_cast<int32_t>(moe_ptx_cluster_rank());
+}
+
+/* Tokens are gathered by the token warps; else they come in boxes, like weights. */
+template <typename Tile>
+static __device__ __forceinline__ bool moe_gemm_is_gathered(const struct moe_cuda_gemm &args)
+{
+    return Tile::kCtas == 1 || args.token_box_rows == 0;
+}
+
+/* The producer of weights tells the consumers what the unit is that begins in a stage. */
+static __device__ __forceinline__ void moe_gemm_write_unit(uint32_t place,
+                                                           const struct moe_gemm_unit &unit)
+{
+    moe_ptx_store_shared16(place, make_uint4(static_cast<uint32_t>(unit.expert),
+                                             static_cast<uint32_t>(unit.weight_block),
+                                             static_cast<uint32_t>(unit.first_row),
+                                             static_cast<uint32_t>(unit.num_rows)));
+}
+
+static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_read_unit(uint32_t place)
+{
+    uint4 words;
+    moe_ptx_load_shared16(place, &words);
+    return {static_cast<int32_t>(words.x), static_cast<int32_t>(words.y),
+            static_cast<int32_t>(words.z), static_cast<int32_t>(words.w), 0};
+}
+
+#endif
