@@ -61,9 +61,12 @@ __device__ __forceinline__ void gating_quick(const struct moe_cuda_gating &args)
     }
 #define MOE_EMIT_GATING(symbol, size, per_lane) \
     MOE_EMIT_GATING_KERNEL(symbol, size, gating, MOE_CUDA_GATE_THREADS_##per_lane, per_lane)
-/* Before sm_90 the quick forms need a few registers more than 2048 threads leave. */
+/* Before sm_90 the quick forms need a few registers more than 2048 threads leave; a multiprocessor
+ * of sm_120 has 1536 threads. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 #define MOE_QUICK_THREADS(threads) ((threads) / 2)
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+#define MOE_QUICK_THREADS(threads) ((threads) < 1536 ? (threads) : 1536)
 #else
 #define MOE_QUICK_THREADS(threads) (threads)
 #endif
