@@ -7,8 +7,7 @@
  *   tensor    m64nNk16 takes max(N / 2, 16 + N / 4) cycles (measured on an H200); a unit has k / 16
  *             for each of its slabs, two per consumer warpgroup and 64 rows at most, and an
  *             epilogue that nothing hides
- *   L2        a unit reads BLOCK_SIZE_N + N rows of k elements; sm90.pair half of the weights,
- *             which two CTAs have in common, but its GEMM1 needs a copy of the tokens first
+ *   L2        a unit reads BLOCK_SIZE_N + N rows of k elements
  *   memory    the weights of the active experts once, at the device's rate, which many bytes in
  *             flight and many multiprocessors come closer to than few
  *   waves     ceil(units / multiprocessors) units on the busiest one
@@ -28,16 +27,14 @@ static const double memory_rate_few = 13.5;    /* the same when only few of them
 static const double memory_rate_alone = 54.0;  /* and what one of those gets */
 static const double l2_rate = 29.0;            /* bytes per cycle of one multiprocessor */
 static const double tensor_lost = 1.5;         /* tensor time with two consumers, measured */
-static const double pair_bytes = 17.0;         /* bytes per cycle and multiprocessor of a copy */
 static const double bytes_in_flight = 16384.0; /* of weights, at which half the rate is reached */
 static const double slab_lost = 0.05;          /* memory time, where slabs are half of 64 rows */
 static const double tail_share = 0.05;         /* of a unit's weights, with few left to read */
 static const double overlap_lost = 0.1;
 
-/* Whole layers have not run on a GPU with sm90.pair yet: rules can name it, the heuristic does
- * not. */
-static const bool chooses_pairs = false;
-static const double cost_of_never = 1e18; /* cycles */
+/* sm90.pair: whole layers have not run with it on a GPU, so there is no model of it. Rules can name
+ * it, the heuristic does not. */
+static const double cost_of_never = 1e18;
 
 /* A GEMM as the kernel sees it. */
 struct gemm_shape {
@@ -52,29 +49,28 @@ static double gemm_cost(const struct moe_tile *tile, const struct moe_device *de
                         const struct gemm_shape *shape)
 {
     const double sms = moe_cost_at_least_1(device->num_sms);
-    const double ctas = tile->kernel == MOE_KERNEL_SM90_PAIR ? 2.0 : 1.0; /* that share a unit */
-    const double block_m = ctas * tile->block_m;
+    const double block_m = tile->block_m;
     const double rows = moe_cost_at_least_1(shape->rows);
     /* Rows vary: an expert needs a further block for part of a block, as often as not. */
     const double blocks =
         rows <= 1.0 ? 1.0 : fmax(1.0, rows / block_m + (block_m - 1.0) / (2.0 * block_m));
-    const double tokens = fmin(tile->block_m, 8.0 * ceil(rows / blocks / ctas / 8.0));
+    const double tokens = fmin(block_m, 8.0 * ceil(rows / blocks / 8.0));
     const double weight_blocks = moe_cost_blocks(shape->weight_rows, tile->block_n);
     const double units = shape->num_groups * blocks * weight_blocks;
-    const double waves = ceil(units / floor(sms / ctas));
+    const double waves = ceil(units / sms);
 
     const double slabs = 2.0 * (tile->num_warps / 4.0 - 1.0);
     const double mma = fmax(tokens / 2.0, 16.0 + tokens / 4.0) * slabs * ceil(shape->k / 16.0) *
                        (slabs > 2.0 ? tensor_lost : 1.0);
     const double epilogue = unit_cycles + output_cycles * tokens * tile->block_n;
-    const double unit_bytes = (tile->block_n / ctas + tokens) * shape->k * shape->element_bytes;
+    const double unit_bytes = (tile->block_n + tokens) * shape->k * shape->element_bytes;
     const double tensor = waves * (mma + epilogue);
     const double l2 = waves * unit_bytes / l2_rate;
 
     const double in_flight =
         (double)tile->num_stages * tile->block_k * tile->block_n * shape->element_bytes;
     const double slab_rows = tile->block_n / slabs;
-    const double busy = fmin(1.0, ctas * units / sms);
+    const double busy = fmin(1.0, units / sms);
     const double rate = (memory_rate_few + (memory_rate - memory_rate_few) * busy) * in_flight /
                         (in_flight + bytes_in_flight) /
                         (1.0 + slab_lost * (64.0 / slab_rows - 1.0));
@@ -93,7 +89,7 @@ double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
                                     const struct moe_problem *problem, int64_t num_tokens)
 {
     const bool is_gemm1 = op == MOE_OP_GEMM1;
-    if (tile->kernel == MOE_KERNEL_SM90_PAIR && !chooses_pairs) {
+    if (tile->kernel == MOE_KERNEL_SM90_PAIR) {
         return cost_of_never;
     }
     const struct moe_cost_routing routing = moe_cost_routing(problem, num_tokens);
@@ -107,11 +103,6 @@ double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
         .element_bytes = moe_cost_element_bytes(problem->tokens.dtype),
     };
     double cost = gemm_cost(tile, device, &shape);
-    if (is_gemm1 && tile->kernel == MOE_KERNEL_SM90_PAIR) {
-        const double rows = (double)num_tokens + routing.num_routes;
-        cost += launch_cycles + rows * shape.k * shape.element_bytes /
-                                    (moe_cost_at_least_1(device->num_sms) * pair_bytes);
-    }
     if (problem->shared_inter > 0) { /* a group of its own that all tokens meet */
         shape.num_groups = 1.0;
         shape.rows = (double)num_tokens;

@@ -248,8 +248,7 @@ struct moe_cuda_post_reorder {
  *   num_stages  stages of the ring
  * Launch: grid (num_sms, 1; sm90.pair: rounded down to pairs), 32 * num_warps threads, dynamic
  * shared memory of MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES. A CTA fills a
- * multiprocessor, so that
- * the CTAs of a chained launch spread evenly. Any grid gives the same bits.
+ * multiprocessor, so that the CTAs of a chained launch spread evenly. Any grid gives the same bits.
  */
 
 /* Two slabs of weight rows per consumer warpgroup; a slab is what one box brings. */
@@ -273,9 +272,8 @@ struct moe_cuda_post_reorder {
 #define MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) (((block_m) + (block_n)) * (block_k)*2)
 
 /* Shared memory of a CTA: alignment, ring, staging, two barriers and a unit per stage, output
- * rows, scratch,
- * three words per segment (first tile, first position, positions). Segments: num_segments, with
- * expert_ids 0. */
+ * rows, scratch, three words per segment (first tile, first position, positions). Segments:
+ * num_segments, with expert_ids 0. */
 #define MOE_CUDA_GEMM_FIXED_BYTES(block_m, block_n, block_k, num_warps, num_stages)           \
     (1024 + (num_stages)*MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) +               \
      MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) * MOE_CUDA_GEMM_STAGING_BYTES + (num_stages)*32 + \

@@ -119,12 +119,11 @@ static __device__ __forceinline__ void moe_ptx_mbarrier_arrive_at(uint32_t barri
                  : "memory");
 }
 
-/* 9.7.13.3 barrier.cluster: all threads of all CTAs of the cluster. */
+/* All threads of all CTAs of the cluster. */
 static __device__ __forceinline__ void moe_ptx_cluster_sync()
 {
-    asm volatile("barrier.cluster.arrive.aligned;\n"
-                 "barrier.cluster.wait.aligned;" ::
-                     : "memory");
+    moe_ptx_cluster_arrive();
+    moe_ptx_cluster_wait();
 }
 
 static __device__ __forceinline__ uint32_t moe_ptx_cluster_rank()
