@@ -176,6 +176,59 @@ static void chain_of_given_ids(void **state)
     assert_nothing_left();
 }
 
+/* The plan is made anew, with the rules of `text` alone. */
+static void replan(struct bound *bound, const struct moe_problem *problem, const char *text)
+{
+    struct moe_config_source source;
+    struct moe_plan_options options;
+    struct moe_plan_info info;
+    struct moe_error error;
+    MOE_INIT(source);
+    MOE_INIT(options);
+    MOE_INIT(info);
+    MOE_INIT(error);
+    source.flags = MOE_CONFIG_REPLACE;
+    source.path = "rules";
+    source.text = text;
+    source.text_bytes = strlen(text);
+    options.ops = UINT64_C(1) << MOE_OP_LAYER;
+    api->plan_destroy(bound->plan);
+    if (api->config_reload(bound->context, &source, 1, NULL, NULL, &error) != MOE_STATUS_OK ||
+        api->plan_create(bound->context, problem, &options, &bound->plan, &error) !=
+            MOE_STATUS_OK ||
+        api->plan_info(bound->plan, &info, &error) != MOE_STATUS_OK) {
+        fail_msg("%s", error.message);
+    }
+    bound->workspace_bytes = info.workspace_bytes;
+}
+
+/* Clusters read tokens in order, from copies that pre_reorder makes. */
+static void chain_of_pairs(void **state)
+{
+    static const char rules[] = "schema: moe-dispatch/1\n"
+                                "rules:\n"
+                                "- name: clusters\n"
+                                "  match: {backend: cuda}\n"
+                                "  buckets:\n"
+                                "  - max_tokens: inf\n"
+                                "    gemm1: {kernel: sm90.pair}\n"
+                                "    gemm2: {kernel: sm90.pair}\n";
+    (void)state;
+    const struct moe_problem problem = make_problem();
+    struct bound bound = bind_or_fail(&problem, 0);
+    const uint64_t gathered_bytes = bound.workspace_bytes;
+    replan(&bound, &problem, rules);
+    assert_true(bound.workspace_bytes >=
+                gathered_bytes + (uint64_t)NUM_TOKENS * 4 * 256 * sizeof(uint16_t));
+    for (int64_t num_tokens = 1; num_tokens <= NUM_TOKENS; num_tokens *= 6) {
+        run_layer(&bound, num_tokens, 1);
+        EXPECT_LAUNCHES(1, "EP_PREPROCESS", "PRE_REORDER", "SM90_PAIR", "SM90_PAIR",
+                        "POST_REORDER");
+    }
+    unbind(&bound);
+    assert_nothing_left();
+}
+
 static void chain_with_everything(void **state)
 {
     (void)state;
@@ -376,6 +429,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(chain_of_given_ids, with_fresh_driver),
+        cmocka_unit_test_setup(chain_of_pairs, with_fresh_driver),
         cmocka_unit_test_setup(chain_with_everything, with_fresh_driver),
         cmocka_unit_test_setup(chunks, with_fresh_driver),
         cmocka_unit_test_setup(every_call_fails_once, with_fresh_driver),
