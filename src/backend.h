@@ -82,6 +82,7 @@ struct moe_backend {
     int32_t min_driver;
     uint32_t reserved;
     uint64_t workspace_alignment;
+    uint64_t layer_ops; /* bits of operations that its layer may run beside those of every layer */
 
     /* Describe a device; UNAVAILABLE, NO_DEVICE, DRIVER_TOO_OLD with the reason. */
     int32_t (*probe)(int32_t ordinal, struct moe_device *out, struct moe_error *error);

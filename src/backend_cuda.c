@@ -187,6 +187,7 @@ const struct moe_backend moe_backend_cuda = {
     .name = "cuda",
     .min_driver = MOE_CUDA_MIN_DRIVER,
     .workspace_alignment = MOE_CUDA_WORKSPACE_ALIGNMENT,
+    .layer_ops = MOE_OP_BIT(MOE_OP_PRE_REORDER), /* for a GEMM1 that reads rows in order */
     .probe = cuda_probe,
     .state_create = cuda_state_create,
     .state_destroy = cuda_state_destroy,

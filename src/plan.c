@@ -28,6 +28,9 @@ static int32_t accept_problem(const struct moe_backend *backend, const struct mo
 {
     MOE_TRY(moe_problem_read(own, problem, error));
     MOE_TRY(moe_problem_expand_ops(own, ops, expanded, error));
+    if ((*expanded & MOE_OP_BIT(MOE_OP_LAYER)) != 0) {
+        *expanded |= backend->layer_ops;
+    }
     MOE_TRY(moe_problem_check(own, *expanded, error));
     return backend->supports(device, own, *expanded, error);
 }

@@ -121,9 +121,6 @@ int32_t moe_problem_expand_ops(const struct moe_problem *problem, uint64_t ops, 
     if ((result & MOE_OP_BIT(MOE_OP_LAYER)) != 0) {
         result |= MOE_OP_BIT(MOE_OP_EXPERTS) | MOE_OP_BIT(MOE_OP_EP_PREPROCESS) |
                   MOE_OP_BIT(MOE_OP_ROUTE) | MOE_OP_BIT(MOE_OP_POST_REORDER);
-        if (!moe_recipe_is_fp8(&problem->tokens)) { /* for a GEMM1 that reads rows in order */
-            result |= MOE_OP_BIT(MOE_OP_PRE_REORDER);
-        }
         if (problem->gating != MOE_GATING_NONE ||
             (problem->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
             result |= MOE_OP_BIT(MOE_OP_ROUTER) | MOE_OP_BIT(MOE_OP_GATING);
