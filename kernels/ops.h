@@ -278,7 +278,7 @@ struct moe_op_gemm {
     int32_t weight_group_k;           /* columns that share a scale; k when all do */
     struct moe_op_quant output_quant; /* of the output, with activation only */
     int32_t has_avx512_vbmi;          /* CPU: the processor has AVX-512 up to VBMI; same bits */
-    int32_t reserved;
+    int32_t has_avx512_bf16;          /* CPU: and exact dot products of bf16 pairs; same bits */
 };
 
 struct moe_op_post_reorder {

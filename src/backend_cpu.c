@@ -362,6 +362,7 @@ static int32_t cpu_grouped_gemm(const struct moe_run *run, int32_t op_id,
     (void)error;
     struct moe_op_gemm own = *op;
     own.has_avx512_vbmi = moe_cpu_isa_has_avx512_vbmi();
+    own.has_avx512_bf16 = moe_cpu_isa_has_avx512_bf16();
     return run_single(run, op_id, KERNEL(gemm), &own);
 }
 

@@ -170,6 +170,7 @@ static void run_gemm(struct moe_cpu_run *cpu, const struct moe_run *run, int32_t
                      struct moe_op_gemm *gemm)
 {
     gemm->has_avx512_vbmi = moe_cpu_isa_has_avx512_vbmi();
+    gemm->has_avx512_bf16 = moe_cpu_isa_has_avx512_bf16();
     const struct moe_tile *tile = moe_cpu_tile_of(run->bucket, op);
     moe_cpu_run_kernel(cpu, &moe_cpu_kernels_of(tile)->gemm, gemm, tile);
 }

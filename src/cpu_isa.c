@@ -5,6 +5,7 @@
  */
 #include "cpu_isa.h"
 
+#include "cpu_kernels.h"
 #include "tile.h"
 
 #include <stdatomic.h>
@@ -51,15 +52,35 @@ static int32_t find_avx512_vbmi(void)
            (ecx & bit_AVX512VBMI) != 0;
 }
 
-int32_t moe_cpu_isa_has_avx512_vbmi(void)
+static int32_t find_avx512_bf16(void)
 {
-    static _Atomic int32_t known; /* 0: not asked yet, else 1 + answer; cpuid is slow in guests */
-    int32_t answer = atomic_load_explicit(&known, memory_order_relaxed);
+    uint32_t eax, ebx, ecx, edx;
+    return moe_cpu_isa_has_avx512_vbmi() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+           (eax & bit_AVX512BF16) != 0 && moe_gemm_pairs_probe_avx2();
+}
+
+/* The answer of `find`, which is asked once: cpuid is slow in guests. `known` is 0 until then, and
+ * 1 + the answer afterwards. */
+static int32_t ask_once(_Atomic int32_t *known, int32_t (*find)(void))
+{
+    int32_t answer = atomic_load_explicit(known, memory_order_relaxed);
     if (answer == 0) {
-        answer = 1 + find_avx512_vbmi();
-        atomic_store_explicit(&known, answer, memory_order_relaxed);
+        answer = 1 + find();
+        atomic_store_explicit(known, answer, memory_order_relaxed);
     }
     return answer - 1;
+}
+
+int32_t moe_cpu_isa_has_avx512_vbmi(void)
+{
+    static _Atomic int32_t known;
+    return ask_once(&known, find_avx512_vbmi);
+}
+
+int32_t moe_cpu_isa_has_avx512_bf16(void)
+{
+    static _Atomic int32_t known;
+    return ask_once(&known, find_avx512_bf16);
 }
 
 /* Bytes of the largest cache that cpuid leaf `leaf` describes (its subleaves end with type 0). */
@@ -113,6 +134,11 @@ const char *moe_cpu_isa(void)
 }
 
 int32_t moe_cpu_isa_has_avx512_vbmi(void)
+{
+    return 0;
+}
+
+int32_t moe_cpu_isa_has_avx512_bf16(void)
 {
     return 0;
 }

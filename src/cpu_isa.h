@@ -20,4 +20,8 @@ int64_t moe_cpu_isa_cache_bytes(void);
  * Asked once per process. */
 int32_t moe_cpu_isa_has_avx512_vbmi(void);
 
+/* All that and AVX512_BF16, whose dot products were tried and found to be two fused multiply-adds
+ * each (kernels/cpu/gemm_pairs.h). Asked once per process. */
+int32_t moe_cpu_isa_has_avx512_bf16(void);
+
 #endif

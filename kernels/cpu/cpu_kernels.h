@@ -50,6 +50,10 @@ struct moe_cpu_kernels {
 extern const struct moe_cpu_kernels moe_cpu_kernels_c11;
 #if MOE_HAVE_AVX2
 extern const struct moe_cpu_kernels moe_cpu_kernels_avx2;
+
+/* Does this processor's VDPBF16PS make sums of these bits (gemm_pairs.h)? Only where cpuid names
+ * AVX512_BF16 and VBMI. */
+int32_t moe_gemm_pairs_probe_avx2(void);
 #endif
 
 #endif

@@ -183,7 +183,7 @@ static void run_stretch(struct moe_gemm_block *block, const struct stretch *stre
         if (has_expert) {
             MOE_CPU_NAME(moe_gemm_panel_run)(block, scratch, num_rows);
         } else {
-            MOE_CPU_NAME(moe_gemm_panel_zero)(block, scratch, num_rows);
+            MOE_CPU_NAME(moe_gemm_output_zero)(block, scratch, num_rows);
         }
     }
 }

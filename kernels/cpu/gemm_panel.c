@@ -10,19 +10,19 @@
  *   2. weights: a few rows meet them where they lie, converted in registers; for many rows they are
  *      packed as fp32 first, and meanwhile the next chunk comes into the cache
  *   3. register tiles advance the lane sums, which stay in scratch between chunks
- * After the last chunk:
- *   4. lanes -> sum -> row weight, bias, activation
- *   5. rounding and store, eight channels at a time
- * fp8 weights and rows with their scales: gemm_stream.h.
+ * After the last chunk gemm_output.c makes outputs of the sums.
+ * fp8 weights and rows with their scales: gemm_stream.h. Where the processor multiplies pairs of
+ * bf16, gemm_pairs.h makes all sums of a panel instead, with the same bits.
  * Limits: block_n is a multiple of 8 that divides 128, block_k a multiple of 128.
  */
 #include "gemm_panel.h"
 
-#include "act.h"
 #include "gemm_blocks.h"
 #include "gemm_columns.h"
 #include "gemm_dot.h"
+#include "gemm_operands.h"
 #include "gemm_pack.h"
+#include "gemm_pairs.h"
 #include "gemm_stream.h"
 #include "gemm_vbmi.h"
 
@@ -47,6 +47,11 @@ static int64_t round_up_columns(int64_t k)
     return (k + MOE_VEC8_LANES - 1) / MOE_VEC8_LANES * MOE_VEC8_LANES;
 }
 
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 static void *take(unsigned char *memory, uint64_t *used, int64_t count, int64_t element_bytes)
 {
     void *at = memory ? memory + *used : NULL;
@@ -64,8 +69,12 @@ uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
     uint64_t used = 0;
     scratch->k_chunk = tile->block_k < k_padded ? tile->block_k : k_padded;
     scratch->pitch = scratch->k_chunk + PITCH_PAD;
-    scratch->inputs = take(memory, &used, block_m * scratch->pitch, sizeof(float));
-    scratch->weights = take(memory, &used, block_n * scratch->pitch, sizeof(float));
+    /* As fp32, or as pairs of bf16, which have chunks of their own. */
+    const int64_t pairs = gemm_pairs_columns(op->k);
+    scratch->inputs_room = larger(2 * block_m * scratch->pitch, block_m * (pairs + GEMM_PAIRS_PAD));
+    scratch->weights_room = larger(2 * block_n * scratch->pitch, GEMM_CHANNELS * pairs);
+    scratch->inputs = take(memory, &used, scratch->inputs_room, sizeof(uint16_t));
+    scratch->weights = take(memory, &used, scratch->weights_room, sizeof(uint16_t));
     scratch->acc =
         take(memory, &used, op->num_matrices * block_m * block_n * MOE_VEC8_LANES, sizeof(float));
     scratch->bias = take(memory, &used, op->num_matrices * block_n, sizeof(float));
@@ -77,22 +86,6 @@ uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
     scratch->output_rows = take(memory, &used, block_m, sizeof(int64_t));
     scratch->row_weights = take(memory, &used, block_m, sizeof(float));
     return used;
-}
-
-/* Element (row, column) of an expert's matrix. */
-static const void *operand_at(const struct moe_operand *operand, int64_t expert, int64_t row,
-                              int64_t column)
-{
-    const void *base = operand->table ? operand->table[expert]
-                                      : moe_convert_at(operand->base, operand->dtype,
-                                                       expert * operand->expert_stride);
-    return moe_convert_at(base, operand->dtype,
-                          row * operand->row_stride + column * operand->col_stride);
-}
-
-static int operand_is_present(const struct moe_operand *operand)
-{
-    return operand->base != NULL || operand->table != NULL;
 }
 
 /* One of enum gemm_scaling. */
@@ -116,7 +109,7 @@ static void load_weight_scales(const struct moe_gemm_block *block,
         for (int64_t g = 0; g < scratch->num_scales; g++) {
             const int64_t group = g * GEMM_SCALE_COLUMNS / op->weight_group_k;
             scratch->weight_scales[matrix * scratch->num_scales + g] = moe_convert_load_scalar(
-                operand_at(scale, block->expert, block->first / op->weight_group_rows, group),
+                gemm_operand_at(scale, block->expert, block->first / op->weight_group_rows, group),
                 MOE_DTYPE_FP32);
         }
     }
@@ -127,7 +120,7 @@ void MOE_CPU_NAME(moe_gemm_panel_begin_block)(struct moe_gemm_block *block,
 {
     for (int32_t matrix = 0; matrix < block->op->num_matrices; matrix++) {
         const struct moe_operand *bias = &block->op->bias[matrix];
-        if (!operand_is_present(bias)) {
+        if (!gemm_operand_is_present(bias)) {
             continue;
         }
         float *to = scratch->bias + matrix * block->block_n;
@@ -135,7 +128,7 @@ void MOE_CPU_NAME(moe_gemm_panel_begin_block)(struct moe_gemm_block *block,
             const int64_t left = block->count - n;
             const int64_t count = left < MOE_VEC8_LANES ? left : MOE_VEC8_LANES;
             moe_vec8_store(to + n, moe_convert_load_strided(
-                                       operand_at(bias, block->expert, block->first + n, 0),
+                                       gemm_operand_at(bias, block->expert, block->first + n, 0),
                                        bias->dtype, bias->row_stride, count));
         }
     }
@@ -237,7 +230,7 @@ static struct gemm_fetch plan_fetch(const struct moe_gemm_block *block,
         op->n - channel < block->block_n ? op->n - channel : block->block_n;
     const int64_t num_columns =
         op->k - first_k < scratch->k_chunk ? op->k - first_k : scratch->k_chunk;
-    fetch.run = operand_at(weight, block->expert, channel, first_k);
+    fetch.run = gemm_operand_at(weight, block->expert, channel, first_k);
     if (weight->col_stride == 1) {
         fetch.num_runs = num_channels;
         fetch.stride = weight->row_stride * element_bytes;
@@ -281,39 +274,6 @@ static enum method choose_method(const struct moe_gemm_block *block, int32_t mat
                : METHOD_PACKED;
 }
 
-/* Sums of one matrix: [row][channel][lane]. */
-static struct gemm_rows rows_of(const struct moe_gemm_block *block,
-                                const struct moe_gemm_scratch *scratch, int32_t matrix,
-                                int64_t num_rows)
-{
-    const int64_t acc_pitch = block->block_n * MOE_VEC8_LANES;
-    return (struct gemm_rows){
-        .count = num_rows,
-        .a = scratch->inputs,
-        .pitch = scratch->pitch,
-        .acc = scratch->acc + matrix * block->block_m * acc_pitch,
-        .acc_pitch = acc_pitch,
-    };
-}
-
-/* Scales of the columns from first_k on. */
-static struct gemm_scales scales_of(const struct moe_gemm_scratch *scratch, int32_t matrix,
-                                    int64_t first_k)
-{
-    const int64_t group = first_k / GEMM_SCALE_COLUMNS;
-    return (struct gemm_scales){
-        .weights = scratch->weight_scales + matrix * scratch->num_scales + group,
-        .inputs = scratch->input_scales + group,
-        .inputs_pitch = scratch->num_scales,
-    };
-}
-
-/* Floats of the sums of a channel. */
-static int64_t sum_floats(const struct moe_gemm_block *block)
-{
-    return block->scaling == GEMM_SCALE_BLOCKS ? 1 : MOE_VEC8_LANES;
-}
-
 /* What follows the last channels of a block of `matrix`: the other matrix, or the next block. */
 static const unsigned char *after_block(const struct moe_gemm_block *block, int32_t matrix,
                                         int64_t first_k)
@@ -321,9 +281,9 @@ static const unsigned char *after_block(const struct moe_gemm_block *block, int3
     const struct moe_op_gemm *op = block->op;
     const bool is_last = matrix + 1 == op->num_matrices;
     const int64_t channel = is_last ? block->first + block->block_n : block->first;
-    return channel + GEMM_CHANNELS > op->n
-               ? NULL
-               : operand_at(&op->weight[is_last ? 0 : matrix + 1], block->expert, channel, first_k);
+    return channel + GEMM_CHANNELS > op->n ? NULL
+                                           : gemm_operand_at(&op->weight[is_last ? 0 : matrix + 1],
+                                                             block->expert, channel, first_k);
 }
 
 static void advance_streamed(const struct moe_gemm_block *block, int32_t matrix, int64_t first_k,
@@ -352,7 +312,7 @@ static void advance_streamed(const struct moe_gemm_block *block, int32_t matrix,
         if (!has_vbmi) {
             gemm_streamed(weights->dtype, scaling, &channels, weights->k, &rows, scales);
         }
-        rows.acc += GEMM_CHANNELS * sum_floats(block);
+        rows.acc += GEMM_CHANNELS * gemm_sum_floats(block);
     }
 }
 
@@ -373,7 +333,7 @@ static void advance_cached(const struct moe_gemm_block *block, const float *from
         } else {
             gemm_dot_cached(&channels, k, &rows, fetch);
         }
-        rows.acc += GEMM_CHANNELS * sum_floats(block);
+        rows.acc += GEMM_CHANNELS * gemm_sum_floats(block);
     }
 }
 
@@ -383,16 +343,16 @@ static void advance_matrix(const struct moe_gemm_block *block,
                            int64_t first_k, int64_t k)
 {
     const struct moe_operand *weight = &block->op->weight[matrix];
-    const struct gemm_rows rows = rows_of(block, scratch, matrix, num_rows);
+    const struct gemm_rows rows = gemm_rows_of(block, scratch, matrix, num_rows);
     const struct gemm_weight_block weights = {
-        .from = operand_at(weight, block->expert, block->first, first_k),
+        .from = gemm_operand_at(weight, block->expert, block->first, first_k),
         .dtype = weight->dtype,
         .row_stride = weight->row_stride,
         .col_stride = weight->col_stride,
         .num_channels = block->count,
         .k = k,
     };
-    const struct gemm_scales scales = scales_of(scratch, matrix, first_k);
+    const struct gemm_scales scales = gemm_scales_of(scratch, matrix, first_k);
     struct gemm_fetch fetch = {0};
     switch (choose_method(block, matrix, num_rows)) {
     case METHOD_STREAMED:
@@ -413,77 +373,6 @@ static void advance_matrix(const struct moe_gemm_block *block,
         advance_cached(block, scratch->weights, scratch->pitch, round_up_columns(k), rows, &fetch,
                        &scales);
         break;
-    }
-}
-
-/* ---------------------------------------------------------------- from sums to outputs */
-
-/*
- * The value of eight outputs of one matrix before the activation; lanes from `count` on are 0.
- * `factor` is what scales whole sums.
- */
-static struct moe_vec8 finish_sums(const struct moe_gemm_block *block, const float *acc,
-                                   int64_t count, const float *bias, const float *row_weight,
-                                   float factor)
-{
-    float sums[MOE_VEC8_LANES] = {0};
-    if (block->scaling == GEMM_SCALE_BLOCKS) {
-        memcpy(sums, acc, (size_t)count * sizeof(float));
-    }
-    for (int64_t c = 0; block->scaling != GEMM_SCALE_BLOCKS && c < count; c++) {
-        sums[c] = moe_vec8_sum(moe_vec8_load(acc + c * MOE_VEC8_LANES));
-    }
-    struct moe_vec8 value = moe_vec8_load(sums);
-    if (block->scaling == GEMM_SCALE_WHOLE) {
-        value = moe_vec8_mul(value, moe_vec8_set1(factor));
-    }
-    if (row_weight) {
-        value = moe_vec8_mul(value, moe_vec8_set1(*row_weight));
-    }
-    return bias ? moe_vec8_add(value, moe_vec8_load(bias)) : value;
-}
-
-static void store_outputs(const struct moe_op_gemm *op, int64_t row, int64_t column,
-                          struct moe_vec8 value, int64_t count)
-{
-    void *to =
-        moe_convert_at_mutable(op->output, op->output_dtype, row * op->output_stride + column);
-    if (count == MOE_VEC8_LANES) {
-        moe_convert_store(to, op->output_dtype, value);
-    } else {
-        moe_convert_store_partial(to, op->output_dtype, value, count);
-    }
-}
-
-static void write_row(const struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch,
-                      int64_t m)
-{
-    const struct moe_op_gemm *op = block->op;
-    const float *row_weight = op->row_weights ? scratch->row_weights + m : NULL;
-    for (int64_t n = 0; n < block->count; n += MOE_VEC8_LANES) {
-        const int64_t left = block->count - n;
-        const int64_t count = left < MOE_VEC8_LANES ? left : MOE_VEC8_LANES;
-        struct moe_vec8 value[2] = {moe_vec8_zero(), moe_vec8_zero()};
-        for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
-            const float *acc = scratch->acc +
-                               (matrix * block->block_m + m) * block->block_n * MOE_VEC8_LANES +
-                               n * sum_floats(block);
-            const float factor = block->scaling == GEMM_SCALE_WHOLE
-                                     ? scratch->input_scales[m * scratch->num_scales] *
-                                           scratch->weight_scales[matrix * scratch->num_scales]
-                                     : 1.0f;
-            const float *bias = operand_is_present(&op->bias[matrix])
-                                    ? scratch->bias + matrix * block->block_n + n
-                                    : NULL;
-            value[matrix] = finish_sums(block, acc, count, bias, row_weight, factor);
-        }
-        if (op->has_activation) {
-            value[0] = op->num_matrices == 2 ? moe_cpu_act8(&op->act, value[0], value[1])
-                                             : moe_cpu_act8(&op->act, value[0], value[0]);
-        } else if (op->num_matrices == 2) {
-            store_outputs(op, scratch->output_rows[m], op->n + block->first + n, value[1], count);
-        }
-        store_outputs(op, scratch->output_rows[m], block->first + n, value[0], count);
     }
 }
 
@@ -514,28 +403,30 @@ static void finish_columns(const struct moe_gemm_block *block,
         if (choose_method(block, matrix, num_rows) != METHOD_COLUMNS) {
             continue;
         }
-        const struct gemm_rows rows = rows_of(block, scratch, matrix, num_rows);
+        const struct gemm_rows rows = gemm_rows_of(block, scratch, matrix, num_rows);
         for (int64_t m = 0; m < num_rows; m++) {
             gemm_columns_finish(block->count, block->op->k, rows.acc + m * rows.acc_pitch);
         }
     }
 }
 
-void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
-                                      const struct moe_gemm_scratch *thread_scratch,
-                                      int64_t num_rows)
+static void clear_sums(const struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch,
+                       int64_t num_rows)
 {
-    const struct moe_op_gemm *op = block->op;
     const int64_t acc_floats = block->block_n * MOE_VEC8_LANES;
-    struct moe_gemm_scratch scratch = *thread_scratch;
-    lengthen_chunk(block, &scratch, num_rows);
-    if (block->scaling != GEMM_SCALE_NONE) {
-        load_input_scales(op, &scratch, num_rows);
-    }
-    for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
-        memset(scratch.acc + matrix * block->block_m * acc_floats, 0,
+    for (int32_t matrix = 0; matrix < block->op->num_matrices; matrix++) {
+        memset(scratch->acc + matrix * block->block_m * acc_floats, 0,
                (size_t)(num_rows * acc_floats) * sizeof(float));
     }
+}
+
+/* Advance the sums of all matrices by all columns, chunk by chunk. */
+static void run_chunks(const struct moe_gemm_block *block,
+                       const struct moe_gemm_scratch *thread_scratch, int64_t num_rows)
+{
+    const struct moe_op_gemm *op = block->op;
+    struct moe_gemm_scratch scratch = *thread_scratch;
+    lengthen_chunk(block, &scratch, num_rows);
     for (int64_t first_k = 0; first_k < op->k; first_k += scratch.k_chunk) {
         const int64_t left = op->k - first_k;
         const int64_t k = left < scratch.k_chunk ? left : scratch.k_chunk;
@@ -545,23 +436,39 @@ void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
         }
     }
     finish_columns(block, &scratch, num_rows);
-    for (int64_t m = 0; m < num_rows; m++) {
-        write_row(block, &scratch, m);
-    }
 }
 
-void MOE_CPU_NAME(moe_gemm_panel_zero)(const struct moe_gemm_block *block,
-                                       const struct moe_gemm_scratch *scratch, int64_t num_rows)
+/* By dot products of pairs, where that is possible. */
+static bool run_pairs(const struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch,
+                      int64_t num_rows)
+{
+#if GEMM_HAS_PAIRS
+    if (!MOE_CPU_NAME(moe_gemm_pairs_panel_fits)(block)) {
+        return false;
+    }
+    if (block->scaling == GEMM_SCALE_BLOCKS) {
+        clear_sums(block, scratch, num_rows);
+    }
+    return MOE_CPU_NAME(moe_gemm_pairs_panel_run)(block, scratch, num_rows);
+#else
+    (void)block;
+    (void)scratch;
+    (void)num_rows;
+    return false;
+#endif
+}
+
+void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
+                                      const struct moe_gemm_scratch *thread_scratch,
+                                      int64_t num_rows)
 {
     const struct moe_op_gemm *op = block->op;
-    const int64_t bytes = block->count * moe_convert_element_bytes(op->output_dtype);
-    const int32_t num_halves = op->has_activation ? 1 : op->num_matrices;
-    for (int64_t m = 0; m < num_rows; m++) {
-        for (int32_t half = 0; half < num_halves; half++) {
-            const int64_t column = (int64_t)half * op->n + block->first;
-            memset(moe_convert_at_mutable(op->output, op->output_dtype,
-                                          scratch->output_rows[m] * op->output_stride + column),
-                   0, (size_t)bytes);
-        }
+    if (block->scaling != GEMM_SCALE_NONE) {
+        load_input_scales(op, thread_scratch, num_rows);
     }
+    if (!run_pairs(block, thread_scratch, num_rows)) {
+        clear_sums(block, thread_scratch, num_rows);
+        run_chunks(block, thread_scratch, num_rows);
+    }
+    MOE_CPU_NAME(moe_gemm_output_write)(block, thread_scratch, num_rows);
 }

@@ -7,8 +7,10 @@
 
 /* Scratch of one thread, carved out of one piece of memory. */
 struct moe_gemm_scratch {
-    int64_t k_chunk;      /* columns that are in the cache at a time, a multiple of 8 */
-    int64_t pitch;        /* floats between rows of inputs and weights */
+    int64_t k_chunk;     /* columns that are in the cache at a time, a multiple of 8 */
+    int64_t pitch;       /* floats between rows of inputs and weights */
+    int64_t inputs_room; /* elements of two bytes in the next two */
+    int64_t weights_room;
     float *inputs;        /* [block_m][pitch] */
     float *weights;       /* [block_n][pitch], where weights are packed */
     float *acc;           /* [num_matrices][block_m][block_n][8]: the lanes of each output; with
@@ -49,8 +51,10 @@ void MOE_CPU_NAME(moe_gemm_panel_begin_block)(struct moe_gemm_block *block,
 void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
                                       const struct moe_gemm_scratch *scratch, int64_t num_rows);
 
-/* Write zeros to the outputs of the listed rows. */
-void MOE_CPU_NAME(moe_gemm_panel_zero)(const struct moe_gemm_block *block,
-                                       const struct moe_gemm_scratch *scratch, int64_t num_rows);
+/* gemm_output.c: write the outputs of the listed rows from their sums, or zeros. */
+void MOE_CPU_NAME(moe_gemm_output_write)(const struct moe_gemm_block *block,
+                                         const struct moe_gemm_scratch *scratch, int64_t num_rows);
+void MOE_CPU_NAME(moe_gemm_output_zero)(const struct moe_gemm_block *block,
+                                        const struct moe_gemm_scratch *scratch, int64_t num_rows);
 
 #endif

@@ -36,9 +36,19 @@ static inline size_t output_bytes(const struct gemm_fixture *fixture)
            ref_dtype_bytes(fixture_ref_dtype(fixture->shape.output_dtype));
 }
 
+/* AVX2 alone, with AVX-512 VBMI, with AVX512_BF16 as well: the most that this machine has, up to
+ * `level`. */
+enum { NUM_LEVELS = 3 };
+
+static inline void set_level(struct moe_op_gemm *op, int64_t level)
+{
+    op->has_avx512_vbmi = level >= 1 && moe_cpu_isa_has_avx512_vbmi();
+    op->has_avx512_bf16 = level >= 2 && moe_cpu_isa_has_avx512_bf16();
+}
+
 /* Run every task once, in a shuffled order, with scratch that holds NaN. */
-static inline void run_tile(struct gemm_fixture *fixture, const struct moe_tile *tile,
-                            struct support_guard *output)
+static inline void run_tile_at(struct gemm_fixture *fixture, const struct moe_tile *tile,
+                               int64_t level, struct support_guard *output)
 {
     const struct moe_cpu_kernel *gemm = &kernels_of(tile)->gemm;
     const struct support_guard_options exact = {
@@ -51,7 +61,7 @@ static inline void run_tile(struct gemm_fixture *fixture, const struct moe_tile 
 
     struct moe_op_gemm op = fixture->op;
     op.output = output->data;
-    op.has_avx512_vbmi = tile->id % 2 == 0 && moe_cpu_isa_has_avx512_vbmi();
+    set_level(&op, level);
     const int64_t num_tasks = gemm->num_tasks(&op, tile);
     int64_t *order = fixture_alloc(num_tasks, sizeof(int64_t));
     for (int64_t task = 0; task < num_tasks; task++) {
@@ -73,6 +83,13 @@ static inline void run_tile(struct gemm_fixture *fixture, const struct moe_tile 
     assert_guard_intact(&scratch);
     assert_guard_intact(output);
     support_guard_finish(&scratch);
+}
+
+/* Levels in turns. */
+static inline void run_tile(struct gemm_fixture *fixture, const struct moe_tile *tile,
+                            struct support_guard *output)
+{
+    run_tile_at(fixture, tile, tile->id % NUM_LEVELS, output);
 }
 
 /* Rows that the schedule names are right, all else is untouched. */
@@ -97,7 +114,7 @@ static inline void check_outputs(const struct gemm_fixture *fixture,
     }
 }
 
-/* All tiles in one layout; the outputs' hash. */
+/* All tiles in one layout, at all levels; the outputs' hash. */
 static inline uint64_t check_shape(const struct gemm_shape *shape)
 {
     const struct moe_tile *tiles[MOE_NUM_TILES];
@@ -105,15 +122,20 @@ static inline uint64_t check_shape(const struct gemm_shape *shape)
     struct gemm_fixture fixture;
     struct support_guard first = {0};
     gemm_fixture_init(&fixture, shape);
-    for (int64_t i = 0; i < num_tiles; i++) {
+    for (int64_t i = 0; i < NUM_LEVELS * num_tiles; i++) {
+        const struct moe_tile *tile = tiles[i % num_tiles];
         struct support_guard output;
-        run_tile(&fixture, tiles[i], i == 0 ? &first : &output);
+        if (i >= num_tiles && tile->kernel == MOE_KERNEL_CPU_C11) {
+            continue; /* it has no levels */
+        }
+        run_tile_at(&fixture, tile, i / num_tiles, i == 0 ? &first : &output);
         if (i == 0) {
             check_outputs(&fixture, &first);
             continue;
         }
         if (memcmp(first.data, output.data, output.size) != 0) {
-            print_error("%s differs from %s\n", tiles[i]->name, tiles[0]->name);
+            print_error("%s at level %d differs from %s\n", tile->name, (int)(i / num_tiles),
+                        tiles[0]->name);
         }
         assert_bits_equal(first.data, output.data, (int64_t)output.size, 1);
         support_guard_finish(&output);

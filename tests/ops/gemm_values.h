@@ -61,7 +61,9 @@ struct gemm_shape {
     enum schedule schedule;
     enum spread spread;
     bool has_row_weights;
-    bool underflows; /* every product rounds to -0 */
+    bool underflows;                  /* every product rounds to -0 */
+    double weights_from, inputs_from; /* 0, or magnitudes from there to twice that */
+    double rare_weight, rare_input;   /* 0, or what some elements are instead */
     /* fp8 operands. */
     int64_t weight_group; /* rows and columns that share a scale; 0: one per expert and matrix */
     int64_t input_group;  /* columns; 0: one per row, -1: one for all rows */
@@ -302,6 +304,20 @@ static inline int64_t fixture_expert_of(const struct gemm_fixture *fixture, int6
     return -2;
 }
 
+/* Values from `from` on, and the rare ones. */
+static inline void fixture_make_rare(struct gemm_fixture *fixture, double *values, int64_t count,
+                                     double from, double rare)
+{
+    for (int64_t i = 0; from != 0.0 && i < count; i++) {
+        const double sign = support_random_below(&fixture->random, 2) != 0 ? -1.0 : 1.0;
+        values[i] =
+            sign * from * (1.0 + (double)support_random_below(&fixture->random, 128) / 128.0);
+    }
+    for (int64_t i = 5; rare != 0.0 && i < count; i += 389) {
+        values[i] = rare;
+    }
+}
+
 static inline void fixture_make_values(struct gemm_fixture *fixture)
 {
     const struct gemm_shape *shape = &fixture->shape;
@@ -324,6 +340,10 @@ static inline void fixture_make_values(struct gemm_fixture *fixture)
     for (int64_t i = 0; shape->underflows && i < fixture->num_inputs * shape->k; i++) {
         fixture->input[i] = -0x1p-100;
     }
+    fixture_make_rare(fixture, fixture->weights, channels * shape->k, shape->weights_from,
+                      shape->rare_weight);
+    fixture_make_rare(fixture, fixture->input, fixture->num_inputs * shape->k, shape->inputs_from,
+                      shape->rare_input);
     for (int64_t p = 0; p < fixture->num_positions; p++) {
         fixture->row_weights[p] = (float)support_random_normal(&fixture->random);
     }
