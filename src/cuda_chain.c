@@ -39,13 +39,14 @@ struct moe_op_gemm moe_cuda_make_gemm2(const struct moe_problem *problem, int32_
 }
 
 int32_t moe_cuda_run_gemm(struct moe_run *run, int32_t op_id, const struct moe_op_gemm *gemm,
-                          int32_t first_matrix, int32_t is_early, struct moe_error *error)
+                          int32_t first_matrix, int32_t is_early,
+                          const struct moe_cuda_gemm_routes *routes, struct moe_error *error)
 {
     const int32_t matrices[2] = {gemm->num_matrices == 1 && op_id == MOE_OP_GEMM1
                                      ? first_matrix + 1 /* up */
                                      : first_matrix,
                                  first_matrix + 1};
-    MOE_TRY(moe_cuda_gemm(run, op_id, gemm, matrices, is_early, error));
+    MOE_TRY(moe_cuda_gemm(run, op_id, gemm, matrices, is_early, routes, error));
     run->is_chained = 1;
     return MOE_STATUS_OK;
 }

@@ -5,6 +5,8 @@
 
 #include "backend.h"
 
+struct moe_cuda_gemm_routes;
+
 #define MOE_CUDA_WORKSPACE_ALIGNMENT 256
 
 /* A piece of the workspace: its offset; `total` grows by it. */
@@ -23,9 +25,11 @@ struct moe_op_gemm moe_cuda_make_gemm2(const struct moe_problem *problem, int32_
 
 /*
  * Launch a GEMM with the bound weights `first_matrix` (MOE_CUDA_GATE, ...; up follows gate); all
- * after it in this call is chained. `is_early`: as in struct moe_cuda_gemm.
+ * after it in this call is chained. `is_early`, and `routes` (NULL: none): as in struct
+ * moe_cuda_gemm.
  */
 int32_t moe_cuda_run_gemm(struct moe_run *run, int32_t op_id, const struct moe_op_gemm *gemm,
-                          int32_t first_matrix, int32_t is_early, struct moe_error *error);
+                          int32_t first_matrix, int32_t is_early,
+                          const struct moe_cuda_gemm_routes *routes, struct moe_error *error);
 
 #endif

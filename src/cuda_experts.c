@@ -155,9 +155,10 @@ static int32_t fill_masked_window(struct experts_run *experts, int32_t first, in
 
 static int32_t run_gemms(struct experts_run *experts, struct moe_error *error)
 {
-    MOE_TRY(
-        moe_cuda_run_gemm(&experts->run, MOE_OP_GEMM1, &experts->gemm1, MOE_CUDA_GATE, 0, error));
-    return moe_cuda_run_gemm(&experts->run, MOE_OP_GEMM2, &experts->gemm2, MOE_CUDA_DOWN, 1, error);
+    MOE_TRY(moe_cuda_run_gemm(&experts->run, MOE_OP_GEMM1, &experts->gemm1, MOE_CUDA_GATE, 0, NULL,
+                              error));
+    return moe_cuda_run_gemm(&experts->run, MOE_OP_GEMM2, &experts->gemm2, MOE_CUDA_DOWN, 1, NULL,
+                             error);
 }
 
 static int32_t run_windows(struct experts_run *experts, int64_t rows_per_pass,

@@ -63,7 +63,8 @@ static void encode_tokens(const struct moe_cuda_state *state, const struct moe_t
 }
 
 int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
-                      const int32_t matrices[2], int32_t is_early, struct moe_error *error)
+                      const int32_t matrices[2], int32_t is_early,
+                      const struct moe_cuda_gemm_routes *routes, struct moe_error *error)
 {
     const struct moe_tile *tile = moe_cuda_tile_of(run, op_id);
     const struct moe_cuda_state *state = moe_cuda_state_of(run);
@@ -80,6 +81,9 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
     }
     args.is_output_vectored = is_aligned(op->output, op->output_stride, op->output_dtype);
     args.is_early = is_early;
+    if (routes != NULL) {
+        args.routes = *routes;
+    }
     int32_t num_ctas = state->num_sms;
     if (tile->kernel == MOE_KERNEL_SM90_PAIR) {
         encode_tokens(state, tile, &args);
@@ -110,5 +114,5 @@ int32_t moe_cuda_grouped_gemm(const struct moe_run *run, int32_t op_id,
                          op_id == MOE_OP_GEMM2   ? down
                          : op->num_matrices == 2 ? gate_up
                                                  : up,
-                         0, error);
+                         0, NULL, error);
 }

@@ -10,9 +10,13 @@
  *   pre_reorder                                 (for GEMM1 of sm90.pair, which reads in order)
  *   GEMM1, tokens gathered and activation fused; GEMM2; post_reorder
  *
+ * GEMM1 counts the rows of each expert from the ids, like the sort in front of it, so that weights
+ * are on their way while the sort still runs; only its tokens wait for the sort.
+ *
  * Nothing is read back: how many rows each expert has stays on the device. Every stage is a pure
  * function of the one before, so tiles and chunks do not change a bit.
  */
+#include "cuda_args.h"
 #include "cuda_chain.h"
 #include "cuda_ops.h"
 #include "cuda_weights.h"
@@ -128,7 +132,8 @@ static int32_t run_shared(struct layer_run *layer, struct moe_error *error)
     gemm1.input = op->tokens;
     gemm1.input_stride = op->token_stride;
     gemm1.output = at(layer, layer->layout.shared_inter);
-    MOE_TRY(moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_SHARED_GATE, 0, error));
+    MOE_TRY(
+        moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_SHARED_GATE, 0, NULL, error));
     gemm2.num_segments = 1;
     gemm2.num_experts = 1;
     gemm2.masked_m = op->num_tokens_device;
@@ -136,7 +141,8 @@ static int32_t run_shared(struct layer_run *layer, struct moe_error *error)
     gemm2.num_rows = op->num_tokens;
     gemm2.input = gemm1.output;
     gemm2.output = at(layer, layer->layout.shared_rows);
-    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_SHARED_DOWN, 1, error);
+    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_SHARED_DOWN, 1, NULL,
+                             error);
 }
 
 /* factor[t] = sigma(x . w) */
@@ -310,6 +316,23 @@ static int32_t run_reorder(struct layer_run *layer, struct moe_op_gemm *gemm1,
     return MOE_STATUS_OK;
 }
 
+/* What the sort sorts. GEMM1 counts it too, so that it need not wait for the sort to know which
+ * weights it reads: the ids are older than the sort. */
+static struct moe_cuda_gemm_routes find_routes(const struct layer_run *layer)
+{
+    const struct moe_op_layer *op = layer->op;
+    const int32_t num_slots = moe_problem_num_slots(layer->problem);
+    const struct moe_cuda_gemm_routes routes = {
+        .topk_ids = layer->topk_ids,
+        .num_tokens_device = op->num_tokens_device,
+        .ids_dtype = layer->ids_dtype,
+        .num_routes = (int32_t)(op->num_tokens * num_slots),
+        .top_k = num_slots,
+        .filter = op->filter,
+    };
+    return routes;
+}
+
 static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
 {
     const struct moe_problem *problem = layer->problem;
@@ -333,15 +356,17 @@ static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
     if (is_in_order) {
         MOE_TRY(run_reorder(layer, &gemm1, error));
     }
-    MOE_TRY(
-        moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, is_in_order, error));
+    const struct moe_cuda_gemm_routes routes = find_routes(layer);
+    const bool is_counted = !is_in_order && num_routes <= MOE_CUDA_GEMM_MAX_ROUTES;
+    MOE_TRY(moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE,
+                              is_in_order || is_counted, is_counted ? &routes : NULL, error));
     gemm2.num_segments = problem->num_experts;
     gemm2.num_experts = problem->num_experts;
     gemm2.seg_indptr = gemm1.seg_indptr;
     gemm2.num_rows = num_routes;
     gemm2.input = gemm1.output;
     gemm2.output = at(layer, layer->layout.rows);
-    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_DOWN, 1, error);
+    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_DOWN, 1, NULL, error);
 }
 
 static int32_t run_combine(struct layer_run *layer, struct moe_error *error)
@@ -369,7 +394,7 @@ static int32_t run_combine(struct layer_run *layer, struct moe_error *error)
         .output = op->output,
         .output_stride = op->output_stride,
     };
-    return moe_cuda_post_reorder(&layer->run, MOE_OP_POST_REORDER, &combine, error);
+    return moe_cuda_combine(&layer->run, MOE_OP_POST_REORDER, &combine, 1, error);
 }
 
 int32_t moe_cuda_layer(const struct moe_run *run, const struct moe_op_layer *op,

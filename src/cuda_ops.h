@@ -8,6 +8,8 @@
 #include "plan.h"
 #include "tiles.h"
 
+struct moe_cuda_gemm_routes;
+
 static inline const struct moe_cuda_state *moe_cuda_state_of(const struct moe_run *run)
 {
     return run->plan->context->state;
@@ -37,6 +39,10 @@ int32_t moe_cuda_activation(const struct moe_run *run, const struct moe_op_activ
                             struct moe_error *error);
 int32_t moe_cuda_post_reorder(const struct moe_run *run, int32_t op_id,
                               const struct moe_op_post_reorder *op, struct moe_error *error);
+/* The same; `is_early`: as in struct moe_cuda_post_reorder. */
+int32_t moe_cuda_combine(const struct moe_run *run, int32_t op_id,
+                         const struct moe_op_post_reorder *op, int32_t is_early,
+                         struct moe_error *error);
 
 /* cuda_router.c; shared_factor: 1 / (1 + exp(-logit)) of a router with one expert, in fp32. */
 int32_t moe_cuda_router(const struct moe_run *run, const struct moe_op_router *op,
@@ -46,10 +52,12 @@ int32_t moe_cuda_shared_factor(const struct moe_run *run, const struct moe_op_ro
 
 /*
  * cuda_gemm.c. `matrices`: which of the bound weights' (MOE_CUDA_GATE, ...) are op->weight[i]; the
- * operands and biases in `op` are not read. `is_early`: as in struct moe_cuda_gemm.
+ * operands and biases in `op` are not read. `is_early`, and `routes` (NULL: none): as in struct
+ * moe_cuda_gemm.
  */
 int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
-                      const int32_t matrices[2], int32_t is_early, struct moe_error *error);
+                      const int32_t matrices[2], int32_t is_early,
+                      const struct moe_cuda_gemm_routes *routes, struct moe_error *error);
 
 /* Rows that GEMMs and router read begin at multiples of 16 bytes; checked before the first launch
  * of a call. `name`: "layer: tokens". UNSUPPORTED. */

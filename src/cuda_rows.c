@@ -335,8 +335,9 @@ static struct combine_form combine_form(const struct moe_op_post_reorder *op, bo
     return (struct combine_form){MOE_CUDA_POST_REORDER_K4, MOE_CUDA_POST_REORDER_UNITS_K4};
 }
 
-int32_t moe_cuda_post_reorder(const struct moe_run *run, int32_t op_id,
-                              const struct moe_op_post_reorder *op, struct moe_error *error)
+int32_t moe_cuda_combine(const struct moe_run *run, int32_t op_id,
+                         const struct moe_op_post_reorder *op, int32_t is_early,
+                         struct moe_error *error)
 {
     const struct moe_tile *tile = moe_cuda_tile_of(run, op_id);
     const uintptr_t element_bytes = (uintptr_t)moe_dtype_bytes(op->dtype);
@@ -354,7 +355,7 @@ int32_t moe_cuda_post_reorder(const struct moe_run *run, int32_t op_id,
     const bool is_vectored =
         op->hidden % vector_columns == 0 && all_aligned(values, num_values, 16);
     const struct combine_form form = combine_form(op, is_vectored);
-    struct moe_cuda_post_reorder args = {.op = *op};
+    struct moe_cuda_post_reorder args = {.op = *op, .is_early = is_early};
     struct moe_cuda_launch launch = {
         .tile = tile->id,
         .form = form.form,
@@ -367,4 +368,10 @@ int32_t moe_cuda_post_reorder(const struct moe_run *run, int32_t op_id,
         .args = &args,
     };
     return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
+}
+
+int32_t moe_cuda_post_reorder(const struct moe_run *run, int32_t op_id,
+                              const struct moe_op_post_reorder *op, struct moe_error *error)
+{
+    return moe_cuda_combine(run, op_id, op, 0, error);
 }

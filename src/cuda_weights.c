@@ -222,7 +222,7 @@ static struct moe_cuda_box box_of(const struct moe_tile *tile)
 {
     struct moe_cuda_box box = {
         .num_rows = MOE_CUDA_GEMM_SLAB_ROWS(tile->block_n, tile->num_warps),
-        .num_blocks = tile->block_k / MOE_CUDA_GEMM_BOX_K,
+        .num_blocks = MOE_CUDA_GEMM_BOX_BLOCKS(tile->block_n, tile->block_k, tile->num_warps),
     };
     return box;
 }

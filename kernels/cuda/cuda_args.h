@@ -234,8 +234,12 @@ enum {
 #define MOE_CUDA_POST_REORDER_UNITS_K4 2
 #define MOE_CUDA_POST_REORDER_UNITS_K8 1
 
+/* `is_early`: src2dst, topk_weights and num_tokens_device were written before the node in front of
+ * this one, which waited for it: they are read before the wait. */
 struct moe_cuda_post_reorder {
     struct moe_op_post_reorder op;
+    int32_t is_early;
+    int32_t reserved;
 };
 
 /*
@@ -251,10 +255,16 @@ struct moe_cuda_post_reorder {
  * multiprocessor, so that the CTAs of a chained launch spread evenly. Any grid gives the same bits.
  */
 
-/* Two slabs of weight rows per consumer warpgroup; a slab is what one box brings. */
+/* Two slabs of weight rows per consumer warpgroup; a slab is the rows of one box. Slabs of less
+ * than 64 rows lie beside each other and are multiplied at once (is_merged), so a box brings 64
+ * columns; else it brings all columns of a stage. */
 #define MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) ((num_warps) / 4 - 1)
 #define MOE_CUDA_GEMM_SLAB_ROWS(block_n, num_warps) \
     ((block_n) / (2 * MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps)))
+#define MOE_CUDA_GEMM_IS_MERGED(block_n, num_warps) \
+    (MOE_CUDA_GEMM_SLAB_ROWS(block_n, num_warps) <= 32)
+#define MOE_CUDA_GEMM_BOX_BLOCKS(block_n, block_k, num_warps) \
+    (MOE_CUDA_GEMM_IS_MERGED(block_n, num_warps) ? 1 : (block_k) / MOE_CUDA_GEMM_BOX_K)
 
 /* sm90.pair: CTAs of a cluster; the grid is a multiple. */
 #define MOE_CUDA_GEMM_PAIR_CTAS 2
@@ -280,6 +290,21 @@ struct moe_cuda_post_reorder {
      MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) * (block_m)*4 + 256)
 #define MOE_CUDA_GEMM_SEGMENT_BYTES(num_segments) (12 * ((num_segments) + 1))
 
+/* Where a GEMM's list of work may come from beside the segments themselves: the ids of the routes
+ * that a sort puts in order of experts. It lets the first GEMM of a layer begin under the sort. */
+struct moe_cuda_gemm_routes {
+    const void *topk_ids; /* NULL: from the segments */
+    const int32_t *num_tokens_device;
+    int32_t ids_dtype;
+    int32_t num_routes;
+    int32_t top_k; /* slots of a token */
+    int32_t reserved;
+    struct moe_op_filter filter;
+};
+
+/* Routes that every CTA of a GEMM counts for itself, at most. */
+#define MOE_CUDA_GEMM_MAX_ROUTES 2048
+
 /*
  * weight[i], i below op.num_matrices (a second map that is not used: anything): op.weight[i] as a
  * map of four dimensions, 16-bit type of op.input_dtype, CU_TENSOR_MAP_SWIZZLE_128B, no
@@ -287,7 +312,7 @@ struct moe_cuda_post_reorder {
  * 2 * the operand's strides; each must be a multiple of 16, as must the base. col_stride is 1.
  *   op.k % 64 == 0, is_k_blocked 1:  dims (64, n, k / 64, E), strides (row, 128, expert)
  *   else            is_k_blocked 0:  dims (k, n, 1, E), strides (row, row, expert)
- *   box                              (64, slab rows, is_k_blocked ? block_k / 64 : 1, 1)
+ *   box                              (64, slab rows, is_k_blocked ? BOX_BLOCKS : 1, 1)
  * Halves of [E, 2I, H], separate tensors, padded and interleaved rows are all base and strides.
  *
  * op: as documented in ops.h, with these limits. input base and 2 * input_stride divide by 16; k
@@ -306,10 +331,14 @@ struct moe_cuda_gemm {
     int32_t is_output_vectored; /* 1: output base and stride divide by 16 bytes; else element-wise
                                    stores */
     int32_t is_early;       /* 1: what tells the work (seg_indptr, masked_m, expert_ids, num_tokens_
-                         post_pad) was written before the node in front of this one, which waited
-                         for it: weights are fetched before the wait. 0: by that node, or unknown */
+                         post_pad; the ids and what maps them) was written before the node in front
+                         of this one, which waited for it: weights are fetched before the wait. 0:
+                         by that node, or unknown */
     int32_t token_box_rows; /* 0: position p reads the input row of struct moe_op_gemm; else row p,
                                by boxes of so many rows (TOKEN_BOX_ROWS), if that divides block_m */
+    struct moe_cuda_gemm_routes
+        routes; /* with seg_indptr and is_early: seg_indptr is what their sort
+                                           is to write, without alignment */
 };
 
 /* Threads of the helpers that prepare what other kernels read. */

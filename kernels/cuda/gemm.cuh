@@ -5,31 +5,7 @@
 
 #include "gemm_epilogue.cuh"
 #include "gemm_load.cuh"
-
-/*
- * Descriptor of a K-major matrix whose rows are 128 bytes, swizzled: address / 16 in bits 0..13;
- * leading offset 1 (not used by this layout) in 16..29; eight rows, 1024 bytes, / 16 in 32..45;
- * 128-byte swizzle, 1, in 62..63.
- */
-static __device__ __forceinline__ uint64_t moe_gemm_descriptor(uint32_t address)
-{
-    return (address & 0x3ffffu) >> 4 | UINT64_C(1) << 16 | UINT64_C(64) << 32 | UINT64_C(1) << 62;
-}
-
-/* A stage has been read, by this warp; all CTAs whose copies fill it are told. */
-template <typename Tile> static __device__ __forceinline__ void moe_gemm_release(uint32_t barrier)
-{
-    const uint32_t lane = threadIdx.x % 32;
-    if constexpr (Tile::kCtas == 1) {
-        if (lane == 0) {
-            moe_ptx_mbarrier_arrive(barrier);
-        }
-    } else {
-        if (lane < Tile::kCtas) {
-            moe_ptx_mbarrier_arrive_at(barrier, lane);
-        }
-    }
-}
+#include "gemm_merge.cuh"
 
 /* All of k for one unit, with kN columns of tokens. One stage's multiplications are in flight while
  * the next one's are queued. */
@@ -142,6 +118,10 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
         place.first_channel = unit.weight_block * (has_two ? Tile::kBlockN / 2 : Tile::kBlockN) +
                               consumer * (has_two ? 1 : 2) * Tile::kSlabRows;
         place.second_channel = place.first_channel + (has_two ? 0 : Tile::kSlabRows);
+        if (Tile::kIsMerged && !has_two) { /* both slabs are rows of one */
+            place.slab_channels = 2 * Tile::kSlabRows;
+            place.second_channel = op.n;
+        }
 #pragma unroll
         for (int32_t i = 0; i < kSums; i++) {
             sums[0][i] = 0.0f;
@@ -153,9 +133,16 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
             __syncwarp(); /* all lanes have read the unit */
             moe_gemm_release<Tile>(ring.empty_barrier());
             ring.advance();
+        } else if constexpr (Tile::kIsMerged) {
+            moe_gemm_multiply_merged_rows<Tile, kIsHalf>(unit.num_rows, num_steps, ring, sums[0]);
         } else {
             moe_gemm_multiply_rows<Tile, kIsHalf>(unit.num_rows, num_steps, consumer,
                                                   moe_gemm_is_gathered<Tile>(args), ring, sums);
+        }
+        if constexpr (Tile::kIsMerged) {
+            if (has_two) {
+                moe_gemm_exchange<Tile>(place.barrier, staged, sums);
+            }
         }
         moe_gemm_share_rows<Tile::kBlockM>(place, rows);
         moe_gemm_store_unit<Tile::kBlockM, kIsHalf>(
@@ -212,7 +199,7 @@ static __device__ __forceinline__ void moe_gemm_run(const struct moe_cuda_gemm &
     }
     const int32_t block_channels = args.op.num_matrices == 2 ? Tile::kBlockN / 2 : Tile::kBlockN;
     moe_gemm_list_work<Tile::kCtas * Tile::kBlockM, Tile::kThreads>(
-        args.op, moe_gemm_ceil(args.op.n, block_channels), scratch, &work);
+        args, moe_gemm_ceil(args.op.n, block_channels), moe_gemm_first<Tile>(), scratch, &work);
     if (warp < 4 * Tile::kConsumers) {
         if constexpr (Tile::kConsumers == 2) {
             moe_ptx_registers_more<Tile::kConsumerRegisters>();
@@ -239,11 +226,10 @@ static __device__ __forceinline__ void moe_gemm_run(const struct moe_cuda_gemm &
                 moe_ptx_griddep_wait();
             }
         } else {
-            if (args.is_early) {
-                moe_ptx_griddep_wait();
-            }
             if (moe_gemm_is_gathered<Tile>(args)) {
                 moe_gemm_load_tokens<Tile>(args, work, ring, warp - 4 * Tile::kConsumers - 1);
+            } else if (args.is_early) {
+                moe_ptx_griddep_wait();
             }
         }
     }

@@ -21,13 +21,13 @@ static __device__ __forceinline__ void moe_gemm_copy_weights(const struct moe_cu
         const int32_t slab = rank * kOwnSlabs + i;
         const void *map = &args.weight[has_two ? i % 2 : 0];
         const int32_t row = first + (has_two ? slab / 2 : slab) * Tile::kSlabRows;
-        const int32_t num_copies = args.is_k_blocked ? 1 : Tile::kBoxes;
+        const int32_t num_copies = args.is_k_blocked && !Tile::kIsMerged ? 1 : Tile::kBoxes;
 #pragma unroll
         for (int32_t box = 0; box < Tile::kBoxes; box++) {
-            const uint32_t to = ring.slot() + slab * Tile::kSlabBytes + box * Tile::kBoxBytes;
+            const uint32_t to = ring.slot() + Tile::box_offset(slab, box);
             const int32_t k =
                 args.is_k_blocked ? 0 : step * Tile::kBlockK + box * MOE_CUDA_GEMM_BOX_K;
-            const int32_t k_block = args.is_k_blocked ? step * Tile::kBoxes : 0;
+            const int32_t k_block = args.is_k_blocked ? step * Tile::kBoxes + box : 0;
             if (box >= num_copies) {
                 break;
             }
@@ -190,8 +190,15 @@ static __device__ __forceinline__ void moe_gemm_load_tokens(const struct moe_cud
             moe_gemm_find_sources(op, unit, own_row, &next);
         }
     };
+    /* Which rows come first is known before the wait, unless row_ids tell. */
+    if (args.is_early && moe_gemm_has_sources(op)) {
+        moe_ptx_griddep_wait();
+    }
     look_up(moe_gemm_first<Tile>());
     moe_gemm_translate(op, &next);
+    if (args.is_early && !moe_gemm_has_sources(op)) {
+        moe_ptx_griddep_wait();
+    }
     for (int32_t u = moe_gemm_first<Tile>(); u < work.num_units; u += moe_gemm_stride<Tile>()) {
         const char *from[Sources::kTurns];
 #pragma unroll

@@ -18,7 +18,8 @@ struct moe_gemm_tile {
     static constexpr int kThreads = 32 * kWarps;
     static constexpr int kConsumers = MOE_CUDA_GEMM_NUM_CONSUMERS(kWarps);
     static constexpr int kSlabRows = MOE_CUDA_GEMM_SLAB_ROWS(kN, kWarps);
-    static constexpr int kBoxes = kK / MOE_CUDA_GEMM_BOX_K; /* along k, of a stage */
+    static constexpr bool kIsMerged = MOE_CUDA_GEMM_IS_MERGED(kN, kWarps); /* gemm_merge.cuh */
+    static constexpr int kBoxes = kK / MOE_CUDA_GEMM_BOX_K;                /* along k, of a stage */
     static constexpr int kBoxBytes = kSlabRows * 128;
     static constexpr int kSlabBytes = kBoxes * kBoxBytes;
     static constexpr int kWeightBytes = kN * kK * 2;
@@ -32,11 +33,19 @@ struct moe_gemm_tile {
     static_assert(kM % 8 == 0 && kM <= 144, "tokens of a unit");
     static_assert(kCtas == 1 || (kCtas == 2 && kConsumers == 2), "a CTA brings a consumer's slabs");
     static_assert(kK % MOE_CUDA_GEMM_BOX_K == 0 && kSlabRows <= 64 && kSlabRows % 16 == 0, "boxes");
+    static_assert(!kIsMerged || kConsumers == 1, "a merged tile is one consumer's");
     static_assert(kStageBytes % 1024 == 0 && kWeightBytes % 1024 == 0, "swizzle atoms");
     static_assert(MOE_CUDA_GEMM_FIXED_BYTES(kM, kN, kK, kWarps, kStages) +
                           MOE_CUDA_GEMM_SEGMENT_BYTES(512) <=
                       227 * 1024,
                   "shared memory");
+
+    /* Of a box of 64 columns of a slab in a stage. */
+    static __device__ __forceinline__ constexpr uint32_t box_offset(int slab, int box)
+    {
+        return static_cast<uint32_t>(kIsMerged ? (2 * box + slab) * kBoxBytes
+                                               : slab * kSlabBytes + box * kBoxBytes);
+    }
 };
 
 /* A place in the ring; the parity of its phase flips with every turn. */
@@ -114,6 +123,31 @@ static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_read_unit(uint32
     moe_ptx_load_shared16(place, &words);
     return {static_cast<int32_t>(words.x), static_cast<int32_t>(words.y),
             static_cast<int32_t>(words.z), static_cast<int32_t>(words.w), 0};
+}
+
+/*
+ * Descriptor of a K-major matrix whose rows are 128 bytes, swizzled: address / 16 in bits 0..13;
+ * leading offset 1 (not used by this layout) in 16..29; eight rows, 1024 bytes, / 16 in 32..45;
+ * 128-byte swizzle, 1, in 62..63.
+ */
+static __device__ __forceinline__ uint64_t moe_gemm_descriptor(uint32_t address)
+{
+    return (address & 0x3ffffu) >> 4 | UINT64_C(1) << 16 | UINT64_C(64) << 32 | UINT64_C(1) << 62;
+}
+
+/* A stage has been read, by this warp; all CTAs whose copies fill it are told. */
+template <typename Tile> static __device__ __forceinline__ void moe_gemm_release(uint32_t barrier)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    if constexpr (Tile::kCtas == 1) {
+        if (lane == 0) {
+            moe_ptx_mbarrier_arrive(barrier);
+        }
+    } else {
+        if (lane < Tile::kCtas) {
+            moe_ptx_mbarrier_arrive_at(barrier, lane);
+        }
+    }
 }
 
 #endif

@@ -2,7 +2,10 @@
 /*
  * What there is to do in a grouped GEMM, from device data alone. Every CTA counts the blocks of
  * tokens of each segment into shared memory (a few microseconds' worth of counts for 512 experts),
- * and each role turns unit numbers into expert, weight block and rows by itself.
+ * and each role turns unit numbers into expert, weight block and rows by itself. The counts are
+ * those of segments that a sort has made, or, under that sort, of the ids it sorts.
+ * The first unit of a CTA is what its first copy waits for: whoever counts its segment writes it
+ * down, and where a segment has one block nothing is divided.
  *
  * A segment's rows are split evenly over ceil(rows / block_m) blocks, in steps of 8; in clusters
  * over ceil(rows / (2 block_m)) blocks of two parts each, one per CTA. Units are
@@ -14,12 +17,15 @@
 #define MOE_GEMM_WORK_CUH
 
 #include "cuda_args.h"
+#include "filter.cuh"
 
 /* Words in shared memory, num_segments + 1 of each. */
 struct moe_gemm_work {
     int32_t *first_block; /* blocks of tokens of the segments before */
     int32_t *first_row;
     int32_t *num_rows;
+    int32_t *first_segment;     /* one word: the segment of first_unit */
+    int32_t first_unit;         /* of this CTA */
     int32_t num_blocks;         /* of all segments */
     int32_t blocks_per_segment; /* expert_ids: of each; else 0 */
     int32_t num_weight_blocks;
@@ -57,18 +63,65 @@ static __device__ __forceinline__ int32_t moe_gemm_ceil(int32_t a, int32_t b)
     return (a + b - 1) / b;
 }
 
-/* By all threads of the CTA, in blocks of at most kRows; `scratch` has a word per warp. Ends with a
+/* Rows of each segment by the ids of the routes, by all threads of the CTA. Ends with a barrier. */
+template <int kThreads>
+static __device__ __forceinline__ void moe_gemm_count_routes(
+    const struct moe_cuda_gemm_routes &routes, int32_t num_segments, int32_t *num_rows)
+{
+    constexpr int32_t kBatch = 4; /* loads of a thread before it waits for the first */
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    int32_t num_routes = routes.num_routes;
+    if (routes.num_tokens_device != nullptr) {
+        const int32_t given = *routes.num_tokens_device;
+        const int64_t real = static_cast<int64_t>(given < 0 ? 0 : given) * routes.top_k;
+        num_routes = real < num_routes ? static_cast<int32_t>(real) : num_routes;
+    }
+    int32_t base = 0;
+    do {
+        int32_t locals[kBatch];
+#pragma unroll
+        for (int32_t i = 0; i < kBatch; i++) {
+            const int32_t route = base + i * kThreads + thread;
+            locals[i] = route < num_routes ? moe_filter_local(routes.filter, routes.topk_ids,
+                                                              routes.ids_dtype, route)
+                                           : -1;
+        }
+        if (base == 0) {
+            for (int32_t i = thread; i < num_segments; i += kThreads) {
+                num_rows[i] = 0;
+            }
+            __syncthreads();
+        }
+#pragma unroll
+        for (int32_t i = 0; i < kBatch; i++) {
+            if (locals[i] >= 0) {
+                atomicAdd(&num_rows[locals[i]], 1);
+            }
+        }
+        base += kBatch * kThreads;
+    } while (base < num_routes);
+    __syncthreads();
+}
+
+/* Where routes are counted, one sum has blocks, and from this bit on rows. */
+enum { MOE_GEMM_ROW_SHIFT = 16 };
+static_assert(MOE_CUDA_GEMM_MAX_ROUTES < 1 << (31 - MOE_GEMM_ROW_SHIFT), "sums in one word");
+
+/* By all threads of the CTA, in blocks of at most kRows; `scratch` has 64 words. Ends with a
  * barrier. */
 template <int kRows, int kThreads>
-static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_op_gemm &op,
+static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_cuda_gemm &args,
                                                           int32_t num_weight_blocks,
-                                                          int32_t *scratch,
+                                                          int32_t first_unit, int32_t *scratch,
                                                           struct moe_gemm_work *work)
 {
+    const struct moe_op_gemm &op = args.op;
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     const int32_t lane = thread % 32;
     work->num_weight_blocks = num_weight_blocks;
     work->blocks_per_segment = 0;
+    work->first_unit = first_unit;
+    work->first_segment = scratch + kThreads / 32;
     if (op.expert_ids != nullptr) {
         int64_t padded = *op.num_tokens_post_pad;
         padded = padded < 0 ? 0 : (padded > op.num_rows ? op.num_rows : padded);
@@ -78,16 +131,24 @@ static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_op_ge
         __syncthreads();
         return;
     }
+    const bool is_counted = args.routes.topk_ids != nullptr;
     const int32_t num_segments = static_cast<int32_t>(op.num_segments);
     const int32_t per_thread = moe_gemm_ceil(num_segments, kThreads);
     const int32_t begin = thread * per_thread;
+    if (is_counted) {
+        moe_gemm_count_routes<kThreads>(args.routes, num_segments, work->num_rows);
+    }
     int32_t sum = 0;
     for (int32_t i = begin; i < begin + per_thread && i < num_segments; i++) {
-        int64_t first, count;
-        moe_gemm_segment(op, i, &first, &count);
-        work->first_row[i] = static_cast<int32_t>(first);
-        work->num_rows[i] = static_cast<int32_t>(count);
-        sum += moe_gemm_ceil(static_cast<int32_t>(count), kRows);
+        if (is_counted) {
+            sum += work->num_rows[i] << MOE_GEMM_ROW_SHIFT;
+        } else {
+            int64_t first, count;
+            moe_gemm_segment(op, i, &first, &count);
+            work->first_row[i] = static_cast<int32_t>(first);
+            work->num_rows[i] = static_cast<int32_t>(count);
+        }
+        sum += moe_gemm_ceil(work->num_rows[i], kRows);
     }
     int32_t before = sum;
 #pragma unroll
@@ -105,9 +166,23 @@ static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_op_ge
         before += w < thread / 32 ? scratch[w] : 0;
         total += scratch[w];
     }
+    int32_t row = 0;
+    if (is_counted) {
+        row = before >> MOE_GEMM_ROW_SHIFT;
+        before &= (1 << MOE_GEMM_ROW_SHIFT) - 1;
+        total &= (1 << MOE_GEMM_ROW_SHIFT) - 1;
+    }
     for (int32_t i = begin; i < begin + per_thread && i < num_segments; i++) {
         work->first_block[i] = before;
+        if (is_counted) {
+            work->first_row[i] = row;
+            row += work->num_rows[i];
+        }
+        const int32_t unit = before * num_weight_blocks;
         before += moe_gemm_ceil(work->num_rows[i], kRows);
+        if (unit <= first_unit && first_unit < before * num_weight_blocks) {
+            *work->first_segment = i;
+        }
     }
     if (thread == 0) {
         work->first_block[num_segments] = total;
@@ -117,15 +192,18 @@ static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_op_ge
     __syncthreads();
 }
 
-/* The segment that has block `block`: the last one that starts at or before it. */
+/* The segment that has unit `number`: the last one that starts at or before it. */
 static __device__ __forceinline__ int32_t moe_gemm_find(const struct moe_gemm_work &work,
-                                                        int32_t num_segments, int32_t block)
+                                                        int32_t num_segments, int32_t number)
 {
+    if (number == work.first_unit) {
+        return *work.first_segment;
+    }
     int32_t low = 0;
     int32_t high = num_segments;
     while (high - low > 1) {
         const int32_t middle = (low + high) / 2;
-        if (work.first_block[middle] <= block) {
+        if (work.first_block[middle] * work.num_weight_blocks <= number) {
             low = middle;
         } else {
             high = middle;
@@ -144,10 +222,12 @@ static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_find_unit(
     int32_t local = number;
     int32_t num_blocks = work.num_blocks;
     if (work.blocks_per_segment == 0) {
-        segment = moe_gemm_find(work, static_cast<int32_t>(op.num_segments),
-                                number / work.num_weight_blocks);
+        segment = moe_gemm_find(work, static_cast<int32_t>(op.num_segments), number);
         local -= work.first_block[segment] * work.num_weight_blocks;
         num_blocks = work.first_block[segment + 1] - work.first_block[segment];
+        if (kCtas == 1 && num_blocks == 1) {
+            return {segment, local, work.first_row[segment], work.num_rows[segment], 0};
+        }
     }
     const int32_t per_group = moe_gemm_ceil(num_blocks, moe_gemm_ceil(num_blocks, kGroupM));
     const int32_t first = local / (per_group * work.num_weight_blocks) * per_group;

@@ -5,9 +5,9 @@
  * Moves: T * k * H elements read, T * H written (+ T * H each for shared and residual), 2 T k H
  *   FLOPs. Bound by memory bandwidth.
  * Pipeline: a thread has one or two 16-byte vectors of columns of one token. 1 wait for the grid
- *   before. 2 load the destinations and weights of a group of slots. 3 load their rows, all before
- *   the first use. 4 one chain of fused multiply-adds in slot order. 5 scaling, shared, residual,
- *   one rounding, one wide store.
+ *   before (in a layer: after 2). 2 load the destinations and weights of a group of slots. 3 load
+ *   their rows, all before the first use. 4 one chain of fused multiply-adds in slot order. 5
+ *   scaling, shared, residual, one rounding, one wide store.
  * Forms: groups of 2, 4 and 8 slots, so that few slots do not pay for the registers of many; EACH
  *   has one column per thread, where vectors are not aligned.
  * Arithmetic: that of the CPU's kernel, operation by operation, so the bits are the same.
@@ -118,6 +118,12 @@ __device__ __forceinline__ void find_rows(const struct moe_op_post_reorder &op, 
     }
 }
 
+__device__ __forceinline__ void wait_for_rows()
+{
+    moe_ptx_griddep_wait();
+    moe_ptx_griddep_launch();
+}
+
 /* kFull: top_k is kSlots, and there are rows. */
 template <int32_t kDtype, typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull>
 struct Combine {
@@ -200,13 +206,16 @@ struct Combine {
                     token * op.output_stride * static_cast<int64_t>(Dtype::kElementBytes);
         Dtype::store(row, idx, sums, unit);
     }
-    __device__ __forceinline__ void run() const
+    __device__ __forceinline__ void run(bool is_early) const
     {
         float sums[kUnits][kColumns] = {};
         int32_t first = 0;
         do {
             Terms<kSlots> terms;
             find_rows<kSlots, kIndexed, kFull>(op, token, first, &terms);
+            if (first == 0 && is_early) {
+                wait_for_rows();
+            }
             add_terms(terms, sums);
             first += kSlots;
         } while (!kFull && kSlots > 2 && first < op.top_k);
@@ -221,7 +230,7 @@ struct Combine {
 
 template <int32_t kDtype, typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull,
           int kThreads>
-__device__ __forceinline__ void combine_tokens(const struct moe_op_post_reorder &op)
+__device__ __forceinline__ void combine_tokens(const struct moe_op_post_reorder &op, bool is_early)
 {
     constexpr int kColumns = kColumnsOf<kDtype, Unit>;
     const int32_t first =
@@ -231,21 +240,28 @@ __device__ __forceinline__ void combine_tokens(const struct moe_op_post_reorder 
     if (token < moe_rows_num_tokens(op.num_tokens, op.num_tokens_device)) {
         const Combine<kDtype, Unit, kSlots, kUnits, kIndexed, kFull> combine = {
             op, token, first, kThreads, num_units};
-        combine.run();
+        combine.run(is_early);
+    } else if (is_early) {
+        wait_for_rows();
     }
 }
 
 template <typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull, int kThreads>
 __device__ __forceinline__ void post_reorder(const struct moe_cuda_post_reorder &args)
 {
-    moe_ptx_griddep_wait();
-    moe_ptx_griddep_launch();
+    const bool is_early = args.is_early != 0;
+    if (!is_early) {
+        wait_for_rows();
+    }
     if (args.op.dtype == MOE_DTYPE_BF16) {
-        combine_tokens<MOE_DTYPE_BF16, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op);
+        combine_tokens<MOE_DTYPE_BF16, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op,
+                                                                                        is_early);
     } else if (args.op.dtype == MOE_DTYPE_FP16) {
-        combine_tokens<MOE_DTYPE_FP16, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op);
+        combine_tokens<MOE_DTYPE_FP16, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op,
+                                                                                        is_early);
     } else {
-        combine_tokens<MOE_DTYPE_FP32, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op);
+        combine_tokens<MOE_DTYPE_FP32, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op,
+                                                                                        is_early);
     }
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA layer on a driver that plays a device: which launches a call makes in which order and
  * how they are chained, what is refused before any, failures of every call, prepared weights. */
+#include "cuda_args.h"
 #include "cuda_fixture.h"
 
 enum { MAX_FAIL_AT = 1000, NUM_TOKENS = 300 };
@@ -246,6 +247,56 @@ static void chain_with_everything(void **state)
     assert_nothing_left();
 }
 
+/* The first bytes of what launch number `launch` was given, a kernel with `word` in its symbol. */
+static void read_args(const char *word, int launch, void *out, uint32_t bytes)
+{
+    assert_true(launch < driver->num_launches);
+    assert_non_null(strstr(driver->launches[launch].symbol, word));
+    memcpy(out, driver->launches[launch].args, bytes);
+}
+_Static_assert(sizeof(struct moe_cuda_gemm) <= FAKE_ARGS_BYTES, "the driver keeps all of it");
+
+/* GEMM1 counts what the sort in front of it sorts and begins under it, GEMM2 reads segments that
+ * are two nodes old; GEMM1 waits where there are more routes than it counts. */
+static void work_before_the_wait(void **state)
+{
+    (void)state;
+    struct moe_problem problem = make_problem();
+    problem.max_tokens = MOE_CUDA_GEMM_MAX_ROUTES;
+    struct bound bound = bind_or_fail(&problem, 0);
+    const int64_t most = MOE_CUDA_GEMM_MAX_ROUTES / problem.top_k;
+    const int64_t counts[] = {1, most, most + 1};
+    for (int i = 0; i < 3; i++) {
+        const int is_counted = i < 2;
+        struct moe_cuda_gemm gemm1, gemm2;
+        struct moe_cuda_post_reorder combine;
+        driver->args_of = "GEMM";
+        driver->args_bytes = sizeof(gemm1);
+        run_layer(&bound, counts[i], 1);
+        const int last = driver->num_launches - 1;
+        read_args("GEMM", last - 2, &gemm1, sizeof(gemm1));
+        read_args("GEMM", last - 1, &gemm2, sizeof(gemm2));
+        driver->args_of = "POST_REORDER";
+        driver->args_bytes = sizeof(combine);
+        run_layer(&bound, counts[i], 1);
+        read_args("POST_REORDER", last, &combine, sizeof(combine));
+        assert_int_equal(gemm1.is_early, is_counted);
+        assert_ptr_equal(gemm1.routes.topk_ids, is_counted ? ON_DEVICE(3) : NULL);
+        assert_int_equal(gemm2.is_early, 1);
+        assert_null(gemm2.routes.topk_ids);
+        assert_int_equal(combine.is_early, 1);
+        if (is_counted) {
+            assert_int_equal(gemm1.routes.num_routes, counts[i] * problem.top_k);
+            assert_int_equal(gemm1.routes.top_k, problem.top_k);
+            assert_int_equal(gemm1.routes.ids_dtype, MOE_IDS_INT32);
+            assert_int_equal(gemm1.routes.filter.num_experts, gemm1.op.num_segments);
+            assert_int_equal(gemm1.routes.filter.num_ids, problem.num_experts);
+        }
+    }
+    unbind(&bound);
+    assert_nothing_left();
+}
+
 /* A capped workspace: one chain per chunk, each with an ordinary first node. */
 static void chunks(void **state)
 {
@@ -431,6 +482,7 @@ int main(void)
         cmocka_unit_test_setup(chain_of_given_ids, with_fresh_driver),
         cmocka_unit_test_setup(chain_of_pairs, with_fresh_driver),
         cmocka_unit_test_setup(chain_with_everything, with_fresh_driver),
+        cmocka_unit_test_setup(work_before_the_wait, with_fresh_driver),
         cmocka_unit_test_setup(chunks, with_fresh_driver),
         cmocka_unit_test_setup(every_call_fails_once, with_fresh_driver),
         cmocka_unit_test_setup(prepared_weights, with_fresh_driver),

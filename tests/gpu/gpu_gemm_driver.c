@@ -281,9 +281,12 @@ void gemm_encode(CUtensorMap *map, const struct gemm_tile *tile, const struct mo
     cuuint64_t strides[3] = {2 * (cuuint64_t)weight->row_stride,
                              is_blocked ? 128 : 2 * (cuuint64_t)weight->row_stride,
                              2 * (cuuint64_t)weight->expert_stride};
-    cuuint32_t box[4] = {MOE_CUDA_GEMM_BOX_K,
-                         (cuuint32_t)MOE_CUDA_GEMM_SLAB_ROWS(tile->block_n, tile->num_warps),
-                         is_blocked ? (cuuint32_t)(tile->block_k / MOE_CUDA_GEMM_BOX_K) : 1, 1};
+    cuuint32_t box[4] = {
+        MOE_CUDA_GEMM_BOX_K, (cuuint32_t)MOE_CUDA_GEMM_SLAB_ROWS(tile->block_n, tile->num_warps),
+        is_blocked
+            ? (cuuint32_t)MOE_CUDA_GEMM_BOX_BLOCKS(tile->block_n, tile->block_k, tile->num_warps)
+            : 1,
+        1};
     cuuint32_t element_strides[4] = {1, 1, 1, 1};
     check(cuda.cuTensorMapEncodeTiled(
               map,

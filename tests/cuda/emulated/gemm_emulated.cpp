@@ -76,6 +76,11 @@ struct Problem {
     int64_t max_masked;
     std::vector<uint16_t> input, weight, bias, output;
     std::vector<float> row_weights;
+    /* SEGMENTS that a sort is still to write: what it sorts. */
+    bool is_counted;
+    std::vector<int64_t> ids;
+    std::vector<int32_t> narrow_ids, expert_map;
+    int32_t first_id, num_tokens_device, top_k;
     std::vector<int32_t> expert_of; /* position -> expert; -1: zeros; -2: nothing */
 };
 
@@ -87,6 +92,55 @@ void fill(std::vector<uint16_t> &to, size_t count, bool is_half, float scale)
     }
 }
 
+/* Ids of routes whose sort makes p.indptr: local experts begin at first_id, or a map tells them;
+ * some routes are filtered, and those of the last tokens do not exist. */
+void draw_ids(Problem &p)
+{
+    p.is_counted = true;
+    p.first_id = int32_t(draw(3));
+    p.top_k = 1 + int32_t(draw(3));
+    const int32_t num_ids = p.num_experts + p.first_id + 2;
+    for (int64_t expert : p.expert_of) {
+        p.ids.push_back(expert + p.first_id);
+        while (draw(4) == 0) {
+            p.ids.push_back(draw(2) == 0 ? -1 : num_ids - 1 + int64_t(draw(3)));
+        }
+    }
+    for (size_t i = p.ids.size(); i > 1; i--) {
+        std::swap(p.ids[i - 1], p.ids[draw(i)]);
+    }
+    while (p.ids.size() % size_t(p.top_k) != 0) {
+        p.ids.push_back(-1);
+    }
+    p.num_tokens_device = int32_t(p.ids.size()) / p.top_k;
+    p.ids.insert(p.ids.end(), size_t(p.top_k) * draw(3), p.first_id);
+    p.narrow_ids.assign(p.ids.begin(), p.ids.end());
+    if (draw(2) == 0) {
+        p.expert_map.assign(size_t(num_ids), -1);
+        for (int32_t e = 0; e < p.num_experts; e++) {
+            p.expert_map[size_t(e + p.first_id)] = e;
+        }
+    }
+}
+
+struct moe_cuda_gemm_routes make_routes(const Problem &p)
+{
+    struct moe_cuda_gemm_routes routes = {};
+    const bool is_wide = draw(2) == 0;
+    routes.topk_ids = is_wide ? static_cast<const void *>(p.ids.data()) : p.narrow_ids.data();
+    routes.ids_dtype = is_wide ? MOE_IDS_INT64 : MOE_IDS_INT32;
+    routes.num_tokens_device = &p.num_tokens_device;
+    routes.num_routes = int32_t(p.ids.size());
+    routes.top_k = p.top_k;
+    routes.filter.num_ids = p.num_experts + p.first_id + 2;
+    routes.filter.num_experts = p.num_experts;
+    const bool has_map = !p.expert_map.empty();
+    routes.filter.expert_map = has_map ? p.expert_map.data() : nullptr;
+    routes.filter.expert_begin = has_map ? 0 : p.first_id;
+    routes.filter.expert_end = has_map ? routes.filter.num_ids : p.first_id + p.num_experts;
+    return routes;
+}
+
 Problem draw_problem(const Tile &tile)
 {
     Problem p = {};
@@ -96,7 +150,7 @@ Problem draw_problem(const Tile &tile)
     p.num_matrices = p.has_activation || draw(4) == 0 ? 2 : 1;
     p.has_bias = draw(4) == 0;
     p.has_weights = draw(4) == 0;
-    p.num_experts = 1 + int32_t(draw(4));
+    p.num_experts = 1 + int32_t(draw(draw(4) == 0 ? 300 : 4));
     p.n = 8 * (1 + int32_t(draw(uint64_t(tile.bn) / 8 + 8)));
     p.k = draw(2) == 0 ? 64 * (1 + int32_t(draw(5))) : 8 * (1 + int32_t(draw(40)));
     const int64_t most = draw(3) == 0 ? 12 : tile.bm * (tile.bm > 32 ? 2 : 3) + 5;
@@ -108,6 +162,9 @@ Problem draw_problem(const Tile &tile)
             p.expert_of.insert(p.expert_of.end(), size_t(p.indptr.back() - p.indptr[size_t(e)]), e);
         }
         p.num_rows = p.indptr.back();
+        if (draw(2) == 0) {
+            draw_ids(p);
+        }
     } else if (p.kind == MASKED) {
         p.max_masked = most;
         p.num_rows = most * p.num_experts;
@@ -202,6 +259,10 @@ struct moe_cuda_gemm make_args(const Tile &tile, Problem &p, bool in_order)
     args.is_k_blocked = k % MOE_CUDA_GEMM_BOX_K == 0;
     args.is_output_vectored = 1;
     args.is_early = int32_t(draw(2));
+    if (p.is_counted) {
+        args.routes = make_routes(p);
+        p.indptr.assign(p.indptr.size(), -3); /* nobody has written it */
+    }
     for (int32_t m = 0; m < p.num_matrices; m++) {
         const uint16_t *base = p.weight.data() + uint64_t(m) * n * k;
         op.bias[m].base = p.has_bias ? p.bias.data() + uint64_t(m) * n : nullptr;
@@ -213,7 +274,7 @@ struct moe_cuda_gemm make_args(const Tile &tile, Problem &p, bool in_order)
         const sm90::Map map =
             args.is_k_blocked
                 ? make_map(base, {64, n, k / 64, experts}, {2 * k, 128, 2 * all * k}, rows,
-                           uint32_t(tile.bk / MOE_CUDA_GEMM_BOX_K))
+                           uint32_t(MOE_CUDA_GEMM_BOX_BLOCKS(tile.bn, tile.bk, tile.warps)))
                 : make_map(base, {k, n, 1, experts}, {2 * k, 2 * k, 2 * all * k}, rows, 1);
         memcpy(&args.weight[m], &map, sizeof(map));
     }

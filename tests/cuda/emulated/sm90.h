@@ -315,6 +315,13 @@ inline int32_t __shfl_up_sync(uint32_t, int32_t value, int32_t step)
     return result;
 }
 
+inline int32_t atomicAdd(int32_t *to, int32_t value)
+{
+    const int32_t before = *to;
+    *to += value;
+    return before;
+}
+
 inline float __fmul_rn(float a, float b)
 {
     return a * b;
