@@ -42,7 +42,7 @@ static void cuda_state_destroy(const struct moe_memory *memory, void *state)
     moe_cuda_state_destroy(memory, state);
 }
 
-/* Rows that are read or written otherwise. problem.c has checked fp8 recipes. */
+/* Rows that are moved, quantized or activated. problem.c has checked fp8 recipes. */
 static int32_t check_rows(const char *name, const struct moe_recipe *recipe,
                           struct moe_error *error)
 {
@@ -58,32 +58,15 @@ static int32_t check_rows(const char *name, const struct moe_recipe *recipe,
                              : "");
 }
 
-/* Rows that are copied. */
-static int32_t check_plain(const char *name, const struct moe_recipe *recipe,
-                           struct moe_error *error)
-{
-    if (moe_recipe_is_plain(recipe)) {
-        return MOE_STATUS_OK;
-    }
-    return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                         "problem.%s is %s; pre_reorder of the cuda backend of this version reads "
-                         "plain fp32, fp16 and bf16",
-                         name, moe_dtype_name(recipe->dtype));
-}
-
-/* Each operation asks for what it reads and writes, and for nothing else: sorts have no rows,
- * the activation's input is of the output's type where tokens are fp8, and quantize's call refuses
- * tokens that are quantized. */
+/* Each operation asks for what it reads and writes, and for nothing else: sorts have no rows. */
 static int32_t check_row_types(const struct moe_problem *problem, uint64_t ops,
                                struct moe_error *error)
 {
     const uint64_t activation = MOE_OP_BIT(MOE_OP_ACTIVATION);
-    const uint64_t tokens = MOE_OP_BIT(MOE_OP_QUANTIZE) | activation;
+    const uint64_t tokens =
+        MOE_OP_BIT(MOE_OP_PRE_REORDER) | MOE_OP_BIT(MOE_OP_QUANTIZE) | activation;
     const uint64_t outputs = MOE_OP_BIT(MOE_OP_POST_REORDER) | MOE_OP_BIT(MOE_OP_SUM_REDUCE);
     const struct moe_recipe output = {.dtype = problem->output_dtype};
-    if ((ops & MOE_OP_BIT(MOE_OP_PRE_REORDER)) != 0) {
-        MOE_TRY(check_plain("tokens", &problem->tokens, error));
-    }
     if ((ops & tokens) != 0) {
         MOE_TRY(check_rows("tokens", &problem->tokens, error));
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Geometry of the operations on rows on a GPU: it follows from the numbers and the tile; nothing is
  * read back from the device. */
+#include "context.h"
 #include "cuda_args.h"
 #include "cuda_ops.h"
 #include "plan.h"
@@ -8,6 +9,13 @@
 #include "tiles.h"
 
 #define GRID_Y_LIMIT 65535
+
+/* Shared memory of a multiprocessor that every CTA takes beside its own. */
+#define CTA_SMEM_BYTES 1024
+
+/* pre_reorder: parts of a row at most and slots at least of its wide forms, and tokens from which
+ * on two vectors a thread are faster than one (docs/performance-h200.md). */
+enum { MAX_PARTS = 8, WIDE_MIN_SLOTS = 4, PAIRS_MIN_TOKENS = 512 };
 
 /* Do all of these addresses and distances in bytes divide by `bytes`? */
 static bool all_aligned(const uintptr_t *values, size_t num_values, uintptr_t bytes)
@@ -36,6 +44,22 @@ static int32_t num_groups(const struct moe_op_quant *quant, int32_t width)
     return quant->is_dynamic ? (width + quant->group_k - 1) / quant->group_k : 1;
 }
 
+/* Numbers of units of 16 columns, which rows consist of: false where there are too many. */
+static bool fill_units(int32_t width, int64_t num_rows, struct moe_cuda_units *units)
+{
+    int32_t width_log2 = 0;
+    if (width % 16 != 0 || width / 16 * num_rows > INT32_MAX) {
+        return false;
+    }
+    units->per_row = width / 16;
+    while ((INT64_C(1) << width_log2) < units->per_row) {
+        width_log2++;
+    }
+    units->row_shift = 31 + width_log2;
+    units->row_magic = (uint32_t)((UINT64_C(1) << units->row_shift) / (uint64_t)units->per_row + 1);
+    return true;
+}
+
 /* Do rows consist of units of 16 columns, whole groups of them shared by lanes of a warp? Then
  * `units` says how. Vectors of input and output are aligned. */
 static bool is_by_lanes(const struct moe_op_quant *quant, int32_t width, int64_t num_rows,
@@ -44,16 +68,9 @@ static bool is_by_lanes(const struct moe_op_quant *quant, int32_t width, int64_t
     const int32_t num_lanes = quant->group_k / 16;
     if (!is_aligned || !quant->is_dynamic || quant->group_k % 16 != 0 || num_lanes > 32 ||
         (num_lanes & (num_lanes - 1)) != 0 || width % quant->group_k != 0 ||
-        width / 16 * num_rows > INT32_MAX) {
+        !fill_units(width, num_rows, units)) {
         return false;
     }
-    int32_t width_log2 = 0;
-    units->per_row = width / 16;
-    while ((INT64_C(1) << width_log2) < units->per_row) {
-        width_log2++;
-    }
-    units->row_shift = 31 + width_log2;
-    units->row_magic = (uint32_t)((UINT64_C(1) << units->row_shift) / (uint64_t)units->per_row + 1);
     units->lanes_log2 = 0;
     while (1 << units->lanes_log2 < num_lanes) {
         units->lanes_log2++;
@@ -88,9 +105,10 @@ static void shape_copy(const struct moe_op_pre_reorder *op, struct moe_cuda_pre_
                                 (uintptr_t)op->token_stride * element_bytes,
                                 (uintptr_t)op->row_stride * element_bytes, row_bytes};
     const size_t num_values = sizeof(values) / sizeof(values[0]);
-    args->vector_bytes = all_aligned(values, num_values, 16)  ? 16
-                         : all_aligned(values, num_values, 4) ? 4
-                                                              : 2;
+    args->vector_bytes = 16;
+    while (!all_aligned(values, num_values, (uintptr_t)args->vector_bytes)) {
+        args->vector_bytes /= args->vector_bytes == 16 ? 4 : 2; /* 4, 2, 1 */
+    }
     args->row_vectors = (int32_t)(row_bytes / (uintptr_t)args->vector_bytes);
 }
 
@@ -117,44 +135,109 @@ static void shape_quantized(const struct moe_op_pre_reorder *op, int32_t num_thr
 }
 
 /*
- * Tokens of a launch of the wide form, 0: not wide. As many as are resident at once (1024 threads
- * per SM), where rows fill the registers and writing is most of the work: then a launch reads first
- * and writes after, which takes less time than both mixed (docs/performance-h200.md).
+ * How a wide form shares out shared memory (reorder_wide.cuh): of the ways to divide a row the one
+ * with which most tokens are resident at once, of these the one with fewest parts. Parts are
+ * multiples of `group_bytes` with a scale each, or of 16 bytes where that is 0. Returns the number
+ * of tokens that are resident; 0: a row does not fit.
  */
-static int64_t wide_tokens(const struct moe_cuda_state *state, const struct moe_tile *tile,
-                           const struct moe_cuda_pre_reorder *args)
+static int64_t shape_wide(const struct moe_cuda_state *state, int32_t num_threads,
+                          int32_t group_bytes, struct moe_cuda_wide *wide)
 {
-    const int64_t cta_vectors = (int64_t)tile->block_size * MOE_CUDA_PRE_REORDER_VECTORS;
-    const int64_t num_ctas = (args->row_vectors + cta_vectors - 1) / cta_vectors;
-    const int64_t tokens = (int64_t)state->num_sms * 1024 / tile->block_size / num_ctas;
-    const bool is_full = 4 * (int64_t)args->row_vectors >= 3 * num_ctas * cta_vectors;
-    const bool is_worth = args->vector_bytes == 16 && is_full && args->op.top_k >= 4 &&
-                          args->op.num_tokens >= tokens / 2;
-    return is_worth ? tokens : 0;
+    const int32_t alignment = group_bytes > 0 ? group_bytes : 16;
+    const int32_t num_warps = num_threads / 32, most_ctas = MOE_CUDA_WIDE_THREADS / num_threads;
+    int64_t most_tokens = 0;
+    for (int32_t parts = 1; parts <= MAX_PARTS; parts *= 2) {
+        const int32_t part = (int32_t)ceil_div(wide->row_bytes, (int64_t)parts * alignment);
+        const int32_t side = group_bytes > 0 ? part * 4 : MOE_CUDA_WIDE_BARRIER_BYTES;
+        const int64_t cta_bytes = (int64_t)num_warps * ((int64_t)part * alignment + side);
+        const int64_t fitting = (state->smem_bytes + CTA_SMEM_BYTES) / (cta_bytes + CTA_SMEM_BYTES);
+        const int64_t num_ctas = fitting < most_ctas ? fitting : most_ctas;
+        const int64_t num_tokens = state->num_sms * num_ctas * num_warps / parts;
+        if (num_tokens > most_tokens) {
+            most_tokens = num_tokens;
+            wide->num_parts = parts;
+            wide->part_bytes = part * alignment;
+            wide->side_bytes = side;
+        }
+    }
+    return most_tokens;
 }
 
-static int32_t launch_wide(const struct moe_run *run, const struct moe_tile *tile, int64_t tokens,
-                           struct moe_cuda_pre_reorder *args, struct moe_error *error)
+/* Is a wide form faster? Where most of the work is writing, and more is written than the L2 holds,
+ * reading first and writing after takes less time than both mixed (docs/performance-h200.md). */
+static bool is_worth_wide(const struct moe_run *run, const struct moe_op_pre_reorder *op,
+                          int64_t row_bytes)
 {
-    const struct moe_op_pre_reorder *op = &args->op;
-    const int64_t num_launches = (op->num_tokens + tokens - 1) / tokens;
-    const int64_t even = (op->num_tokens + num_launches - 1) / num_launches;
-    for (int64_t first = 0; first < op->num_tokens; first += even) {
-        const int64_t left = op->num_tokens - first;
-        args->first_token = first;
-        struct moe_cuda_launch launch = {
-            .tile = tile->id,
-            .form = MOE_CUDA_PRE_REORDER_WIDE,
-            .grid_x = ceil_div(args->row_vectors,
-                               (int64_t)tile->block_size * MOE_CUDA_PRE_REORDER_VECTORS),
-            .grid_y = (uint32_t)(left < even ? left : even),
-            .num_threads = (uint32_t)tile->block_size,
-            .is_chained = run->is_chained,
-            .args = args,
-        };
-        MOE_TRY(moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error));
+    return op->top_k >= WIDE_MIN_SLOTS &&
+           op->num_tokens * op->top_k * row_bytes > run->plan->context->device.l2_bytes;
+}
+
+/* Launches of as many tokens as are resident at once, where `wide` says how much. */
+static int32_t launch_wide(const struct moe_run *run, int64_t num_resident,
+                           struct moe_cuda_pre_reorder *args, struct moe_cuda_launch *launch,
+                           struct moe_error *error)
+{
+    const int64_t num_tokens = args->op.num_tokens;
+    struct moe_cuda_wide *wide = &args->wide;
+    const int32_t num_warps = (int32_t)launch->num_threads / 32;
+    launch->smem_bytes = (uint32_t)(num_warps * (wide->part_bytes + wide->side_bytes));
+    launch->grid_y = 1;
+    for (int64_t first = 0; first < num_tokens; first += num_resident) {
+        const int64_t left = num_tokens - first;
+        wide->first_token = first;
+        wide->end_token = first + (left < num_resident ? left : num_resident);
+        launch->grid_x =
+            ceil_div((wide->end_token - wide->first_token) * wide->num_parts, num_warps);
+        launch->is_chained = first == 0 ? run->is_chained : 0;
+        MOE_TRY(moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, launch, error));
     }
     return MOE_STATUS_OK;
+}
+
+static int32_t reorder_quantized(const struct moe_run *run, struct moe_cuda_pre_reorder *args,
+                                 struct moe_cuda_launch *launch, struct moe_error *error)
+{
+    const struct moe_cuda_state *state = moe_cuda_state_of(run);
+    const struct moe_op_pre_reorder *op = &args->op;
+    const int32_t num_threads = (int32_t)launch->num_threads;
+    shape_quantized(op, num_threads, args, launch);
+    if (launch->form == MOE_CUDA_PRE_REORDER_LANES && is_worth_wide(run, op, op->hidden)) {
+        args->wide.row_bytes = op->hidden;
+        args->wide.row_stride_bytes = op->row_stride;
+        const int64_t num_resident = shape_wide(state, num_threads, op->quant.group_k, &args->wide);
+        if (num_resident > 0) {
+            launch->form = MOE_CUDA_PRE_REORDER_WIDE_LANES;
+            return launch_wide(run, num_resident, args, launch, error);
+        }
+    }
+    return moe_cuda_state_launch(state, run->stream, launch, error);
+}
+
+static int32_t reorder_copies(const struct moe_run *run, struct moe_cuda_pre_reorder *args,
+                              struct moe_cuda_launch *launch, struct moe_error *error)
+{
+    const struct moe_cuda_state *state = moe_cuda_state_of(run);
+    const struct moe_op_pre_reorder *op = &args->op;
+    const int32_t num_threads = (int32_t)launch->num_threads;
+    int32_t num_units = 1; /* vectors of a thread */
+    shape_copy(op, args);
+    launch->form = MOE_CUDA_PRE_REORDER_COPY_NARROW;
+    if (args->vector_bytes == 16) {
+        num_units = op->num_tokens >= PAIRS_MIN_TOKENS ? 2 : 1;
+        launch->form = num_units == 2 ? MOE_CUDA_PRE_REORDER_COPY_PAIRS : MOE_CUDA_PRE_REORDER_COPY;
+        args->wide.row_bytes = 16 * args->row_vectors;
+        args->wide.row_stride_bytes = op->row_stride * moe_dtype_bytes(op->dtype);
+        const int64_t num_resident = is_worth_wide(run, op, args->wide.row_bytes)
+                                         ? shape_wide(state, num_threads, 0, &args->wide)
+                                         : 0;
+        if (num_resident > 0) {
+            launch->form = MOE_CUDA_PRE_REORDER_WIDE;
+            return launch_wide(run, num_resident, args, launch, error);
+        }
+    }
+    launch->grid_x = ceil_div(args->row_vectors, num_units * num_threads);
+    launch->grid_y = grid_rows(op->num_tokens);
+    return moe_cuda_state_launch(state, run->stream, launch, error);
 }
 
 int32_t moe_cuda_pre_reorder(const struct moe_run *run, const struct moe_op_pre_reorder *op,
@@ -169,19 +252,8 @@ int32_t moe_cuda_pre_reorder(const struct moe_run *run, const struct moe_op_pre_
         .is_chained = run->is_chained,
         .args = &args,
     };
-    if (op->quant.dtype != 0) {
-        shape_quantized(op, tile->block_size, &args, &launch);
-        return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
-    }
-    shape_copy(op, &args);
-    const int64_t tokens = wide_tokens(moe_cuda_state_of(run), tile, &args);
-    if (tokens > 0) {
-        return launch_wide(run, tile, tokens, &args, error);
-    }
-    launch.form = MOE_CUDA_PRE_REORDER_COPY;
-    launch.grid_x = ceil_div(args.row_vectors, tile->block_size);
-    launch.grid_y = grid_rows(op->num_tokens);
-    return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
+    return op->quant.dtype != 0 ? reorder_quantized(run, &args, &launch, error)
+                                : reorder_copies(run, &args, &launch, error);
 }
 
 int32_t moe_cuda_quantize(const struct moe_run *run, const struct moe_op_quantize *op,
@@ -268,6 +340,14 @@ static int32_t masked_rows_per_expert(const struct moe_op_activation *op, int32_
     return (int32_t)(enough < op->max_masked_rows ? enough : op->max_masked_rows);
 }
 
+/* What SILU_BF16 and SILU_BF16_LANES take. */
+static bool is_bf16_silu(const struct moe_op_activation *op, const struct moe_cuda_activation *args)
+{
+    return op->act.activation == MOE_ACTIVATION_SILU && op->act.ungated == 0 &&
+           op->input_dtype == MOE_DTYPE_BF16 && args->load == MOE_CUDA_LOAD_HALVES &&
+           op->masked_m == NULL && !args->is_ordered;
+}
+
 /* Form and grid of a quantized activation. */
 static void shape_quantized_activation(const struct moe_op_activation *op, int32_t num_threads,
                                        struct moe_cuda_activation *args,
@@ -275,13 +355,15 @@ static void shape_quantized_activation(const struct moe_op_activation *op, int32
 {
     const uintptr_t outputs[] = {(uintptr_t)op->output, (uintptr_t)op->output_stride};
     const bool is_aligned = args->load != MOE_CUDA_LOAD_EACH && all_aligned(outputs, 2, 16);
+    const bool is_lean = is_bf16_silu(op, args);
     if (!is_by_lanes(&op->quant, op->inter, op->num_rows, is_aligned, &args->units)) {
         launch->form = MOE_CUDA_ACTIVATION_QUANTIZED;
         launch->grid_x = quant_ctas(&op->quant, op->inter, num_threads);
         return;
     }
-    launch->form = activation_form(op->act.activation) + MOE_CUDA_ACTIVATION_SILU_LANES -
-                   MOE_CUDA_ACTIVATION_SILU;
+    launch->form = is_lean ? MOE_CUDA_ACTIVATION_SILU_BF16_LANES
+                           : activation_form(op->act.activation) + MOE_CUDA_ACTIVATION_SILU_LANES -
+                                 MOE_CUDA_ACTIVATION_SILU;
     launch->grid_x = 1;
     if (op->masked_m == NULL) {
         launch->grid_x = unit_ctas(&args->units, op->num_rows, num_threads);
@@ -307,6 +389,11 @@ int32_t moe_cuda_activation(const struct moe_run *run, const struct moe_op_activ
     };
     if (op->quant.dtype != 0) {
         shape_quantized_activation(op, tile->block_size, &args, &launch);
+    } else if (is_bf16_silu(op, &args) && args.is_output_vectored &&
+               fill_units(op->inter, op->num_rows, &args.units)) {
+        launch.form = MOE_CUDA_ACTIVATION_SILU_BF16;
+        launch.grid_x = unit_ctas(&args.units, op->num_rows, tile->block_size);
+        launch.grid_y = 1;
     }
     if (op->masked_m != NULL) {
         args.rows_per_expert = masked_rows_per_expert(op, state->num_sms, launch.grid_x);
@@ -330,7 +417,11 @@ static struct combine_form combine_form(const struct moe_op_post_reorder *op, bo
         return (struct combine_form){MOE_CUDA_POST_REORDER_K2, MOE_CUDA_POST_REORDER_UNITS_K2};
     }
     if (op->top_k == 8 && is_full) {
-        return (struct combine_form){MOE_CUDA_POST_REORDER_K8, MOE_CUDA_POST_REORDER_UNITS_K8};
+        const bool is_plain =
+            op->dtype == MOE_DTYPE_BF16 && op->shared == NULL && op->residual == NULL;
+        return (struct combine_form){is_plain ? MOE_CUDA_POST_REORDER_K8_BF16
+                                              : MOE_CUDA_POST_REORDER_K8,
+                                     MOE_CUDA_POST_REORDER_UNITS_K8};
     }
     return (struct combine_form){MOE_CUDA_POST_REORDER_K4, MOE_CUDA_POST_REORDER_UNITS_K4};
 }

@@ -112,13 +112,22 @@ static int32_t find_function(const struct moe_cuda_state *state, const char *sym
                          "cuda: no module of this build has %s for sm_%d", symbol, state->sm);
 }
 
-/* Sorts take all the shared memory they need for their buckets, GEMMs for their segments. */
+/* Sorts take all the shared memory they need for their buckets, GEMMs for their segments, wide
+ * reorders for their tokens. None of these has static shared memory beside it. */
+static bool takes_all_memory(const struct moe_tile *tile, int32_t form)
+{
+    if (tile->op == MOE_OP_PRE_REORDER) {
+        return form == MOE_CUDA_PRE_REORDER_WIDE || form == MOE_CUDA_PRE_REORDER_WIDE_LANES;
+    }
+    return tile->kernel == MOE_KERNEL_CUDA_SORT || tile->kernel == MOE_KERNEL_CUDA_SPLIT ||
+           tile->op == MOE_OP_GATING || tile->op == MOE_OP_GEMM1;
+}
+
 static int32_t set_attributes(const struct moe_cuda_state *state, const struct moe_tile *tile,
-                              CUfunction function, struct moe_error *error)
+                              int32_t form, CUfunction function, struct moe_error *error)
 {
     CUresult result = CUDA_SUCCESS;
-    if (tile->kernel == MOE_KERNEL_CUDA_SORT || tile->kernel == MOE_KERNEL_CUDA_SPLIT ||
-        tile->op == MOE_OP_GATING || tile->op == MOE_OP_GEMM1) {
+    if (takes_all_memory(tile, form)) {
         result = state->driver.cuFuncSetAttribute(
             function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, state->smem_bytes);
     }
@@ -147,7 +156,7 @@ static int32_t load_forms(struct moe_cuda_state *state, const struct moe_tile *t
         char symbol[128];
         (void)snprintf(symbol, sizeof(symbol), "form%d_%s", form, symbols[tile->id]);
         MOE_TRY(find_function(state, symbol, &state->forms[tile->id][form - 1], error));
-        MOE_TRY(set_attributes(state, tile, state->forms[tile->id][form - 1], error));
+        MOE_TRY(set_attributes(state, tile, form, state->forms[tile->id][form - 1], error));
     }
     return MOE_STATUS_OK;
 }
@@ -168,7 +177,7 @@ static int32_t load_modules(struct moe_cuda_state *state, const struct moe_devic
             continue;
         }
         MOE_TRY(find_function(state, symbols[id], &state->functions[id], error));
-        MOE_TRY(set_attributes(state, tile, state->functions[id], error));
+        MOE_TRY(set_attributes(state, tile, 0, state->functions[id], error));
         MOE_TRY(load_forms(state, tile, error));
     }
     for (int32_t id = MOE_CUDA_BEFORE_HELPERS + 1; id < MOE_CUDA_NUM_FUNCTIONS; id++) {

@@ -5,10 +5,10 @@
  * Moves: 2 elements in and 1 out per column (ungated: 1 and 1). silu takes about 27 instructions a
  *   column, where an SM has 44 in the time that memory takes for its six bytes (H200, bf16): bound
  *   by memory bandwidth. gelu has twice as many and is bound by them.
- * Pipeline: a thread has eight columns of a row (quantized by lanes: 16). 1 wait for the grid
- *   before. 2 load gate and up, halves or pairs, 16 bytes at a time. 3 activation: if all arguments
- *   of the logistic function are moderate its short form, else its full one. 4 quantized: scale by
- *   shuffles or over the CTA. 5 one rounding, one wide store.
+ * Pipeline: a thread has eight columns of a row (quantized by lanes, and gated bf16 silu: 16).
+ *   1 wait for the grid before. 2 load gate and up, halves or pairs, 16 bytes at a time.
+ *   3 activation: if all arguments of the logistic function are moderate its short form, else its
+ *   full one. 4 quantized: scale by shuffles or over the CTA. 5 one rounding, one wide store.
  * Arithmetic: that of the CPU's kernel, operation by operation, so the bits are the same.
  * Limits: none on I; without 16-byte alignment and for other strides columns go one by one. In
  *   place: columns that others read are written after a barrier, by one CTA per row.
@@ -16,6 +16,7 @@
 #include "act.cuh"
 #include "cuda_args.h"
 #include "quant.cuh"
+#include "silu_bf16.cuh"
 
 namespace
 {
@@ -150,15 +151,6 @@ __device__ __forceinline__ void activate_any(const struct moe_op_act &act, Pair 
     }
 }
 
-__device__ __forceinline__ void widen_bf16(const uint4 &raw, float *values)
-{
-    const uint32_t words[] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int w = 0; w < 4; w++) {
-        moe_rows_widen(words[w], MOE_DTYPE_BF16, values + 2 * w, values + 2 * w + 1);
-    }
-}
-
 template <int kForm> struct Rows {
     const struct moe_cuda_activation &args;
 
@@ -168,19 +160,23 @@ template <int kForm> struct Rows {
     __device__ __forceinline__ void load_unit(int64_t row, int32_t unit, float *values) const
     {
         const struct moe_op_activation &op = args.op;
+        if constexpr (kForm == MOE_CUDA_ACTIVATION_SILU_BF16 ||
+                      kForm == MOE_CUDA_ACTIVATION_SILU_BF16_LANES) {
+            moe_bf16_halves halves;
+            halves.load(op, row, unit);
+            moe_silu_bf16(halves, values);
+            return;
+        }
         Pair pairs[2];
         if (args.load == MOE_CUDA_LOAD_HALVES && op.input_dtype == MOE_DTYPE_BF16 &&
             op.act.ungated == 0) {
-            const uint4 *gates =
-                reinterpret_cast<const uint4 *>(static_cast<const uint16_t *>(op.input) +
-                                                row * op.row_stride) +
-                2 * unit;
-            const uint4 *ups = gates + op.up_offset / 8;
-            const uint4 raw[] = {gates[0], ups[0], gates[1], ups[1]}; /* all before the first use */
-            widen_bf16(raw[0], pairs[0].gate);
-            widen_bf16(raw[1], pairs[0].up);
-            widen_bf16(raw[2], pairs[1].gate);
-            widen_bf16(raw[3], pairs[1].up);
+            moe_bf16_halves halves;
+            halves.load(op, row, unit);
+#pragma unroll
+            for (int p = 0; p < 2; p++) {
+                moe_rows_widen8(halves.gates[p], MOE_DTYPE_BF16, pairs[p].gate);
+                moe_rows_widen8(halves.ups[p], MOE_DTYPE_BF16, pairs[p].up);
+            }
         } else {
             load_columns(args, row, 16 * unit, MOE_ROWS_COLUMNS, &pairs[0]);
             load_columns(args, row, 16 * unit + MOE_ROWS_COLUMNS, MOE_ROWS_COLUMNS, &pairs[1]);
@@ -263,14 +259,36 @@ __device__ __forceinline__ void store_row(const struct moe_cuda_activation &args
     }
 }
 
+/* Forms that quantize by lanes, units of 16 columns a thread. */
+template <int kForm>
+constexpr bool kByLanes = (kForm >= MOE_CUDA_ACTIVATION_SILU_LANES &&
+                           kForm <= MOE_CUDA_ACTIVATION_OTHER_LANES) ||
+                          kForm == MOE_CUDA_ACTIVATION_SILU_BF16_LANES;
+
+/* A unit without quantization. */
+template <int kForm>
+__device__ __forceinline__ void store_plain_unit(const struct moe_cuda_activation &args,
+                                                 int64_t row, int32_t unit)
+{
+    const struct moe_op_activation &op = args.op;
+    const Rows<kForm> rows = {args};
+    float values[2 * MOE_ROWS_COLUMNS];
+    rows.load_unit(row, unit, values);
+    char *to = static_cast<char *>(op.output) +
+               (row * op.output_stride + 16 * unit) * moe_rows_element_bytes(op.output_dtype);
+    moe_rows_store(to, op.output_dtype, values);
+    moe_rows_store(to + MOE_ROWS_COLUMNS * moe_rows_element_bytes(op.output_dtype), op.output_dtype,
+                   values + MOE_ROWS_COLUMNS);
+}
+
 template <int kForm>
 __device__ __forceinline__ void run_row(const struct moe_cuda_activation &args, int64_t row,
                                         float *scratch)
 {
     const Rows<kForm> rows = {args};
-    if (kForm == MOE_CUDA_ACTIVATION_QUANTIZED) {
+    if constexpr (kForm == MOE_CUDA_ACTIVATION_QUANTIZED) {
         moe_quant_other(rows, args.op.quant, row, args.op.inter, scratch);
-    } else if (kForm >= MOE_CUDA_ACTIVATION_SILU_LANES) {
+    } else if constexpr (kByLanes<kForm>) {
         /* Masked: the CTA has the row. All threads take the same number of turns. */
         for (int32_t first = 0; first < args.units.per_row;
              first += static_cast<int32_t>(blockDim.x)) {
@@ -284,18 +302,37 @@ __device__ __forceinline__ void run_row(const struct moe_cuda_activation &args, 
 }
 
 template <int kForm>
+__device__ __forceinline__ void run_units(const struct moe_cuda_activation &args)
+{
+    const struct moe_op_activation &op = args.op;
+    if constexpr (kByLanes<kForm>) {
+        Rows<kForm> rows = {args};
+        moe_quant_units(rows, args.units, op.quant.scale_layout, op.num_rows);
+    } else {
+        int32_t unit;
+        const uint32_t row = moe_quant_find_unit(args.units, &unit);
+        if (row < op.num_rows) {
+            store_plain_unit<kForm>(args, row, unit);
+        }
+    }
+}
+
+template <int kForm>
 __device__ __forceinline__ void activation(const struct moe_cuda_activation &args)
 {
     __shared__ float scratch[32];
     const struct moe_op_activation &op = args.op;
     moe_ptx_griddep_wait();
     moe_ptx_griddep_launch();
-    constexpr bool kByLanes =
-        kForm >= MOE_CUDA_ACTIVATION_SILU_LANES && kForm <= MOE_CUDA_ACTIVATION_OTHER_LANES;
-    if (kByLanes && op.masked_m == nullptr) {
-        Rows<kForm> rows = {args};
-        moe_quant_units(rows, args.units, op.quant.scale_layout, op.num_rows);
+    if constexpr (kForm >= MOE_CUDA_ACTIVATION_SILU_BF16) {
+        run_units<kForm>(args); /* never masked */
         return;
+    }
+    if constexpr (kByLanes<kForm>) {
+        if (op.masked_m == nullptr) {
+            run_units<kForm>(args);
+            return;
+        }
     }
     if (op.masked_m == nullptr) {
         for (int64_t row = blockIdx.y; row < op.num_rows; row += gridDim.y) {
@@ -329,6 +366,8 @@ __device__ __forceinline__ void activation(const struct moe_cuda_activation &arg
     MOE_EMIT_ACTIVATION(MOE_FORM(3, symbol), size, 1024, MOE_CUDA_ACTIVATION_SILU_LANES)    \
     MOE_EMIT_ACTIVATION(MOE_FORM(4, symbol), size, 768, MOE_CUDA_ACTIVATION_LOGISTIC_LANES) \
     MOE_EMIT_ACTIVATION(MOE_FORM(5, symbol), size, 768, MOE_CUDA_ACTIVATION_OTHER_LANES)    \
-    MOE_EMIT_ACTIVATION(MOE_FORM(6, symbol), size, 512, MOE_CUDA_ACTIVATION_QUANTIZED)
+    MOE_EMIT_ACTIVATION(MOE_FORM(6, symbol), size, 512, MOE_CUDA_ACTIVATION_QUANTIZED)      \
+    MOE_EMIT_ACTIVATION(MOE_FORM(7, symbol), size, 1024, MOE_CUDA_ACTIVATION_SILU_BF16)     \
+    MOE_EMIT_ACTIVATION(MOE_FORM(8, symbol), size, 1024, MOE_CUDA_ACTIVATION_SILU_BF16_LANES)
 #define MOE_INSTANTIATE_ACTIVATION(kernel, size) MOE_EMIT_ROW(ACTIVATION, kernel, size)
 #include "instantiate.cuh"

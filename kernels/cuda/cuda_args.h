@@ -158,28 +158,44 @@ struct moe_cuda_units {
     int32_t lanes_log2;
 };
 
-/* pre_reorder: no quantization, BLOCK_SIZE vectors of a token per CTA, or up to
- * MOE_CUDA_PRE_REORDER_VECTORS times as many; quantized in groups that lanes share; other
- * quantization. */
-#define MOE_CUDA_PRE_REORDER_VECTORS 8
+/* pre_reorder. Not quantized: a 16-byte vector of a token a thread, two, or what smaller alignment
+ * allows. Quantized: in groups that lanes share, or any other way. WIDE and WIDE_LANES: COPY and
+ * LANES where many rows are written (reorder_wide.cuh). */
 enum {
     MOE_CUDA_PRE_REORDER_COPY,
     MOE_CUDA_PRE_REORDER_WIDE,
     MOE_CUDA_PRE_REORDER_LANES,
     MOE_CUDA_PRE_REORDER_OTHER,
+    MOE_CUDA_PRE_REORDER_WIDE_LANES,
+    MOE_CUDA_PRE_REORDER_COPY_PAIRS,
+    MOE_CUDA_PRE_REORDER_COPY_NARROW,
     MOE_CUDA_PRE_REORDER_NUM_FORMS
 };
 
-/* `vector_bytes` (16, 4 or 2) divides every base address, stride and row; quantized: 16 where eight
- * columns of a token are 16-byte aligned. */
+/* A launch of the wide forms. A warp has a part, as it is written, of a token, and for copies a
+ * barrier, quantized the part's scales. Sizes are multiples of 16 bytes, quantized of a group. */
+#define MOE_CUDA_WIDE_THREADS       1024 /* that a multiprocessor holds */
+#define MOE_CUDA_WIDE_BARRIER_BYTES 8
+struct moe_cuda_wide {
+    int64_t first_token;
+    int64_t end_token; /* the first that is not of this launch */
+    int64_t row_stride_bytes;
+    int32_t row_bytes;
+    int32_t num_parts;
+    int32_t part_bytes; /* the last part of a row may have fewer */
+    int32_t side_bytes; /* barrier or scales of a warp */
+};
+
+/* `vector_bytes` (16, 4, 2 or 1) divides every base address, stride and row; quantized: 16 where
+ * eight columns of a token are 16-byte aligned. */
 struct moe_cuda_pre_reorder {
     struct moe_op_pre_reorder op;
     int32_t vector_bytes;
     int32_t row_vectors;         /* vectors of a row */
     int32_t is_output_vectored;  /* quantized: eight bytes of a row are 8-byte aligned */
     int32_t num_groups;          /* scales of a row */
-    int64_t first_token;         /* WIDE: of this launch */
-    struct moe_cuda_units units; /* LANES */
+    struct moe_cuda_units units; /* LANES, WIDE_LANES */
+    struct moe_cuda_wide wide;
 };
 
 enum { MOE_CUDA_QUANTIZE_LANES, MOE_CUDA_QUANTIZE_OTHER, MOE_CUDA_QUANTIZE_NUM_FORMS };
@@ -194,7 +210,8 @@ struct moe_cuda_quantize {
 };
 
 /* activation: by what limits its threads. OTHER: gelu, relu2, identity. The quantized ones by
- * lanes; QUANTIZED: every other quantization, of all. */
+ * lanes; QUANTIZED: every other quantization, of all. SILU_BF16, also by lanes: gated bf16 in
+ * halves, 16 columns a thread. */
 enum {
     MOE_CUDA_ACTIVATION_SILU,
     MOE_CUDA_ACTIVATION_LOGISTIC,
@@ -203,6 +220,8 @@ enum {
     MOE_CUDA_ACTIVATION_LOGISTIC_LANES,
     MOE_CUDA_ACTIVATION_OTHER_LANES,
     MOE_CUDA_ACTIVATION_QUANTIZED,
+    MOE_CUDA_ACTIVATION_SILU_BF16,
+    MOE_CUDA_ACTIVATION_SILU_BF16_LANES,
     MOE_CUDA_ACTIVATION_NUM_FORMS
 };
 
@@ -218,16 +237,18 @@ struct moe_cuda_activation {
                                    has a row and reads a block of columns before it writes it */
     int32_t rows_per_expert;    /* masked layout: CTAs in y of an expert */
     int32_t reserved;
-    struct moe_cuda_units units; /* LANES */
+    struct moe_cuda_units units; /* LANES, SILU_BF16 */
 };
 
 /* post_reorder: one column per thread; vectors of 16 bytes, by the slots whose rows are loaded
- * together, and vectors of a thread, which lie BLOCK_SIZE apart. */
+ * together, and vectors of a thread, which lie BLOCK_SIZE apart. K8_BF16: K8 of bf16 with neither
+ * shared nor residual, where few tokens leave no time to fetch more code. */
 enum {
     MOE_CUDA_POST_REORDER_EACH,
     MOE_CUDA_POST_REORDER_K2,
     MOE_CUDA_POST_REORDER_K4,
     MOE_CUDA_POST_REORDER_K8,
+    MOE_CUDA_POST_REORDER_K8_BF16,
     MOE_CUDA_POST_REORDER_NUM_FORMS
 };
 #define MOE_CUDA_POST_REORDER_UNITS_K2 2

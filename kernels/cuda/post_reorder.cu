@@ -124,8 +124,9 @@ __device__ __forceinline__ void wait_for_rows()
     moe_ptx_griddep_launch();
 }
 
-/* kFull: top_k is kSlots, and there are rows. */
-template <int32_t kDtype, typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull>
+/* kFull: top_k is kSlots, and there are rows. kPlain: neither shared nor residual. */
+template <int32_t kDtype, typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull,
+          bool kPlain>
 struct Combine {
     using Dtype = Columns<kDtype>;
     static constexpr int kColumns = kColumnsOf<kDtype, Unit>;
@@ -185,7 +186,7 @@ struct Combine {
         for (int c = 0; c < kColumns; c++) {
             sums[c] = __fmul_rn(sums[c], op.scaling);
         }
-        if (op.shared != nullptr) {
+        if (!kPlain && op.shared != nullptr) {
             const float factor = op.shared_factor != nullptr ? op.shared_factor[token] : 1.0f;
             Dtype::load(at(op.shared, token * op.shared_stride), idx, &unit);
             Dtype::widen(unit, values);
@@ -194,7 +195,7 @@ struct Combine {
                 sums[c] = __fmaf_rn(factor, values[c], sums[c]);
             }
         }
-        if (op.residual != nullptr) {
+        if (!kPlain && op.residual != nullptr) {
             Dtype::load(at(op.residual, token * op.residual_stride), idx, &unit);
             Dtype::widen(unit, values);
 #pragma unroll
@@ -229,7 +230,7 @@ struct Combine {
 };
 
 template <int32_t kDtype, typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull,
-          int kThreads>
+          bool kPlain, int kThreads>
 __device__ __forceinline__ void combine_tokens(const struct moe_op_post_reorder &op, bool is_early)
 {
     constexpr int kColumns = kColumnsOf<kDtype, Unit>;
@@ -238,7 +239,7 @@ __device__ __forceinline__ void combine_tokens(const struct moe_op_post_reorder 
     const int32_t num_units = op.hidden / kColumns;
     const int64_t token = static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y;
     if (token < moe_rows_num_tokens(op.num_tokens, op.num_tokens_device)) {
-        const Combine<kDtype, Unit, kSlots, kUnits, kIndexed, kFull> combine = {
+        const Combine<kDtype, Unit, kSlots, kUnits, kIndexed, kFull, kPlain> combine = {
             op, token, first, kThreads, num_units};
         combine.run(is_early);
     } else if (is_early) {
@@ -246,41 +247,45 @@ __device__ __forceinline__ void combine_tokens(const struct moe_op_post_reorder 
     }
 }
 
-template <typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull, int kThreads>
+/* kPlain: and of bf16. */
+template <typename Unit, int kSlots, int kUnits, bool kIndexed, bool kFull, bool kPlain,
+          int kThreads>
 __device__ __forceinline__ void post_reorder(const struct moe_cuda_post_reorder &args)
 {
     const bool is_early = args.is_early != 0;
     if (!is_early) {
         wait_for_rows();
     }
-    if (args.op.dtype == MOE_DTYPE_BF16) {
-        combine_tokens<MOE_DTYPE_BF16, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op,
-                                                                                        is_early);
+    if (kPlain || args.op.dtype == MOE_DTYPE_BF16) {
+        combine_tokens<MOE_DTYPE_BF16, Unit, kSlots, kUnits, kIndexed, kFull, kPlain, kThreads>(
+            args.op, is_early);
     } else if (args.op.dtype == MOE_DTYPE_FP16) {
-        combine_tokens<MOE_DTYPE_FP16, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op,
-                                                                                        is_early);
+        combine_tokens<MOE_DTYPE_FP16, Unit, kSlots, kUnits, kIndexed, kFull, kPlain, kThreads>(
+            args.op, is_early);
     } else {
-        combine_tokens<MOE_DTYPE_FP32, Unit, kSlots, kUnits, kIndexed, kFull, kThreads>(args.op,
-                                                                                        is_early);
+        combine_tokens<MOE_DTYPE_FP32, Unit, kSlots, kUnits, kIndexed, kFull, kPlain, kThreads>(
+            args.op, is_early);
     }
 }
 
 } // namespace
 
-#define MOE_EMIT_COMBINE(symbol, size, min_ctas, unit, slots, units, is_indexed, is_full) \
-    extern "C" __global__ void __launch_bounds__(size, min_ctas)                          \
-        symbol(const __grid_constant__ struct moe_cuda_post_reorder args)                 \
-    {                                                                                     \
-        post_reorder<unit, slots, units, is_indexed, is_full, size>(args);                \
+#define MOE_EMIT_COMBINE(symbol, size, min_ctas, ...)                     \
+    extern "C" __global__ void __launch_bounds__(size, min_ctas)          \
+        symbol(const __grid_constant__ struct moe_cuda_post_reorder args) \
+    {                                                                     \
+        post_reorder<__VA_ARGS__, size>(args);                            \
     }
 #define MOE_EMIT_COMBINES(symbol, size, is_indexed)                                           \
-    MOE_EMIT_COMBINE(symbol, size, 1, Single, 4, 1, is_indexed, false)                        \
+    MOE_EMIT_COMBINE(symbol, size, 1, Single, 4, 1, is_indexed, false, false)                 \
     MOE_EMIT_COMBINE(MOE_FORM(1, symbol), size, 1, Vector, 2, MOE_CUDA_POST_REORDER_UNITS_K2, \
-                     is_indexed, false)                                                       \
+                     is_indexed, false, false)                                                \
     MOE_EMIT_COMBINE(MOE_FORM(2, symbol), size, 1, Vector, 4, MOE_CUDA_POST_REORDER_UNITS_K4, \
-                     is_indexed, false)                                                       \
+                     is_indexed, false, false)                                                \
     MOE_EMIT_COMBINE(MOE_FORM(3, symbol), size, kThreadsPerSm / (size), Vector, 8,            \
-                     MOE_CUDA_POST_REORDER_UNITS_K8, is_indexed, true)
+                     MOE_CUDA_POST_REORDER_UNITS_K8, is_indexed, true, false)                 \
+    MOE_EMIT_COMBINE(MOE_FORM(4, symbol), size, kThreadsPerSm / (size), Vector, 8,            \
+                     MOE_CUDA_POST_REORDER_UNITS_K8, is_indexed, true, true)
 #define MOE_EMIT_CUDA_ROWS(symbol, size) MOE_EMIT_COMBINES(symbol, size, true)
 #define MOE_EMIT_SUM_CPU_C11(symbol, size)
 #define MOE_EMIT_SUM_CPU_AVX2(symbol, size)

@@ -9,12 +9,15 @@
  *   destinations. 3 quantized: the group's scale, once for all destinations. 4 store the vector
  *   once per destination; stores of a warp are contiguous. 5 scales: a lane per destination. CTAs
  *   of one token are neighbours, so that its destinations stay in the cache.
- * Forms: copies; groups of columns that lanes of a warp share; all other quantizations.
+ * Forms: copies of 16-byte vectors, one or two a thread, and of smaller ones; groups of columns
+ *   that lanes of a warp share; all other quantizations; copies and such groups where many rows are
+ *   written (reorder_wide.cuh).
  * Limits: none on H and k; rows only need the alignment of their elements.
  */
 #include "cuda_args.h"
 #include "filter.cuh"
 #include "quant.cuh"
+#include "reorder_wide.cuh"
 
 namespace
 {
@@ -28,90 +31,87 @@ template <typename Vector> __device__ __forceinline__ void store_once(Vector *to
     *to = value;
 }
 
-template <typename Vector, int kThreads>
+constexpr int kHeldSlots = 8; /* destinations that are loaded with the token */
+
+/* kUnits vectors of a thread, kThreads apart. */
+template <typename Vector, int kThreads, int kUnits> struct Copy {
+    const struct moe_cuda_pre_reorder &args;
+    int32_t column;
+    Vector values[kUnits];
+
+    __device__ __forceinline__ void load(int64_t token, int64_t element_bytes)
+    {
+        const Vector *source =
+            reinterpret_cast<const Vector *>(static_cast<const char *>(args.op.tokens) +
+                                             token * args.op.token_stride * element_bytes);
+#pragma unroll
+        for (int u = 0; u < kUnits; u++) {
+            if (column + u * kThreads < args.row_vectors) {
+                values[u] = source[column + u * kThreads];
+            }
+        }
+    }
+    __device__ __forceinline__ void store(int32_t row, int64_t element_bytes) const
+    {
+        if (row < 0 || row >= args.op.num_rows) {
+            return;
+        }
+        Vector *target = reinterpret_cast<Vector *>(static_cast<char *>(args.op.rows) +
+                                                    row * args.op.row_stride * element_bytes);
+#pragma unroll
+        for (int u = 0; u < kUnits; u++) {
+            if (column + u * kThreads < args.row_vectors) {
+                store_once(target + column + u * kThreads, values[u]);
+            }
+        }
+    }
+};
+
+template <typename Vector, int kThreads, int kUnits>
 __device__ __forceinline__ void copy_rows(const struct moe_cuda_pre_reorder &args)
 {
     const struct moe_op_pre_reorder &op = args.op;
-    const int64_t element_bytes = op.dtype == MOE_DTYPE_FP32 ? 4 : 2;
-    const int32_t column =
-        static_cast<int32_t>(blockIdx.x) * kThreads + static_cast<int32_t>(threadIdx.x);
+    const int64_t element_bytes = moe_rows_element_bytes(op.dtype);
     const int64_t num_tokens = moe_rows_num_tokens(op.num_tokens, op.num_tokens_device);
+    Copy<Vector, kThreads, kUnits> copy = {args,
+                                           static_cast<int32_t>(blockIdx.x) * kThreads * kUnits +
+                                               static_cast<int32_t>(threadIdx.x),
+                                           {}};
     for (int64_t token = blockIdx.y; token < num_tokens; token += gridDim.y) {
-        if (column >= args.row_vectors) {
-            continue;
+        const int32_t *from = op.src2dst + token * op.top_k;
+        int32_t destinations[kHeldSlots]; /* all before a store, which might change them */
+        copy.load(token, element_bytes);
+#pragma unroll
+        for (int slot = 0; slot < kHeldSlots; slot++) {
+            destinations[slot] = slot < op.top_k ? from[slot] : -1;
         }
-        const char *source =
-            static_cast<const char *>(op.tokens) + token * op.token_stride * element_bytes;
-        const Vector value = reinterpret_cast<const Vector *>(source)[column];
-        const int32_t *destinations = op.src2dst + token * op.top_k;
-#pragma unroll 4
-        for (int32_t slot = 0; slot < op.top_k; slot++) {
-            const int32_t row = destinations[slot];
-            if (row >= 0 && row < op.num_rows) {
-                char *target = static_cast<char *>(op.rows) + row * op.row_stride * element_bytes;
-                store_once(reinterpret_cast<Vector *>(target) + column, value);
-            }
+#pragma unroll
+        for (int slot = 0; slot < kHeldSlots; slot++) {
+            copy.store(destinations[slot], element_bytes);
+        }
+#pragma unroll 1
+        for (int32_t slot = kHeldSlots; slot < op.top_k; slot++) {
+            copy.store(from[slot], element_bytes);
         }
     }
 }
 
-template <int kThreads>
+/* kUnits: 16-byte vectors of a thread; 0: one, of fewer bytes. */
+template <int kThreads, int kUnits>
 __device__ __forceinline__ void pre_reorder(const struct moe_cuda_pre_reorder &args)
 {
     moe_ptx_griddep_wait();
     moe_ptx_griddep_launch();
-    if (args.vector_bytes == 16) {
-        copy_rows<uint4, kThreads>(args);
+    if constexpr (kUnits > 0) {
+        copy_rows<uint4, kThreads, kUnits>(args);
     } else if (args.vector_bytes == 4) {
-        copy_rows<uint32_t, kThreads>(args);
+        copy_rows<uint32_t, kThreads, 1>(args);
+    } else if (args.vector_bytes == 2) {
+        copy_rows<uint16_t, kThreads, 1>(args);
     } else {
-        copy_rows<uint16_t, kThreads>(args);
+        copy_rows<uint8_t, kThreads, 1>(args);
     }
 }
-
-/* A CTA has up to kVectors times its threads of 16-byte vectors of one token in registers: with as
- * many tokens per launch as are resident at once, a launch first reads and then writes, which the
- * memory does faster than both at a time. */
-template <int kThreads>
-__device__ __forceinline__ void pre_reorder_wide(const struct moe_cuda_pre_reorder &args)
-{
-    constexpr int kVectors = MOE_CUDA_PRE_REORDER_VECTORS;
-    const struct moe_op_pre_reorder &op = args.op;
-    const int64_t element_bytes = moe_rows_element_bytes(op.dtype);
-    const int64_t token = args.first_token + blockIdx.y;
-    const int32_t first =
-        static_cast<int32_t>(blockIdx.x) * kThreads * kVectors + static_cast<int32_t>(threadIdx.x);
-    moe_ptx_griddep_wait();
-    moe_ptx_griddep_launch();
-    if (token >= moe_rows_num_tokens(op.num_tokens, op.num_tokens_device)) {
-        return;
-    }
-    const uint4 *source = reinterpret_cast<const uint4 *>(static_cast<const char *>(op.tokens) +
-                                                          token * op.token_stride * element_bytes);
-    uint4 values[kVectors];
-#pragma unroll
-    for (int v = 0; v < kVectors; v++) {
-        if (first + v * kThreads < args.row_vectors) {
-            values[v] = source[first + v * kThreads];
-        }
-    }
-    for (int32_t slot = 0; slot < op.top_k; slot++) {
-        const int32_t row = op.src2dst[token * op.top_k + slot];
-        if (row < 0 || row >= op.num_rows) {
-            continue;
-        }
-        uint4 *target = reinterpret_cast<uint4 *>(static_cast<char *>(op.rows) +
-                                                  row * op.row_stride * element_bytes);
-#pragma unroll
-        for (int v = 0; v < kVectors; v++) {
-            if (first + v * kThreads < args.row_vectors) {
-                target[first + v * kThreads] = values[v];
-            }
-        }
-    }
-}
-
-constexpr int kHeldSlots = 8; /* destinations that are loaded with the token */
 
 /* A token to its destinations. */
 struct Rows {
@@ -247,16 +247,19 @@ __device__ __forceinline__ void pre_reorder_quantized(const struct moe_cuda_pre_
 
 } // namespace
 
-#define MOE_EMIT_PRE_REORDER(symbol, size, run)                          \
-    extern "C" __global__ void __launch_bounds__(size, 1024 / (size))    \
-        symbol(const __grid_constant__ struct moe_cuda_pre_reorder args) \
-    {                                                                    \
-        run(args);                                                       \
+#define MOE_EMIT_PRE_REORDER(symbol, size, ...)                                        \
+    extern "C" __global__ void __launch_bounds__(size, MOE_CUDA_WIDE_THREADS / (size)) \
+        symbol(const __grid_constant__ struct moe_cuda_pre_reorder args)               \
+    {                                                                                  \
+        __VA_ARGS__(args);                                                             \
     }
-#define MOE_EMIT_CUDA_ROWS(symbol, size)                                         \
-    MOE_EMIT_PRE_REORDER(symbol, size, pre_reorder<size>)                        \
-    MOE_EMIT_PRE_REORDER(MOE_FORM(1, symbol), size, pre_reorder_wide<size>)      \
-    MOE_EMIT_PRE_REORDER(MOE_FORM(2, symbol), size, pre_reorder_quantized<true>) \
-    MOE_EMIT_PRE_REORDER(MOE_FORM(3, symbol), size, pre_reorder_quantized<false>)
+#define MOE_EMIT_CUDA_ROWS(symbol, size)                                          \
+    MOE_EMIT_PRE_REORDER(symbol, size, pre_reorder<size, 1>)                      \
+    MOE_EMIT_PRE_REORDER(MOE_FORM(1, symbol), size, moe_reorder_wide<size>)       \
+    MOE_EMIT_PRE_REORDER(MOE_FORM(2, symbol), size, pre_reorder_quantized<true>)  \
+    MOE_EMIT_PRE_REORDER(MOE_FORM(3, symbol), size, pre_reorder_quantized<false>) \
+    MOE_EMIT_PRE_REORDER(MOE_FORM(4, symbol), size, moe_reorder_wide_lanes<size>) \
+    MOE_EMIT_PRE_REORDER(MOE_FORM(5, symbol), size, pre_reorder<size, 2>)         \
+    MOE_EMIT_PRE_REORDER(MOE_FORM(6, symbol), size, pre_reorder<size, 0>)
 #define MOE_INSTANTIATE_PRE_REORDER(kernel, size) MOE_EMIT_ROW(PRE_REORDER, kernel, size)
 #include "instantiate.cuh"

@@ -63,6 +63,19 @@ static __device__ __forceinline__ float moe_ptx_rcp_approx(float x)
     return result;
 }
 
+/* 9.7.4.8 max.NaN.xorsign.abs.bf16x2: the larger magnitudes of two pairs, NaN if either is; signs
+ * mean nothing. */
+static __device__ __forceinline__ uint32_t moe_ptx_max_abs_bf16x2(uint32_t a, uint32_t b)
+{
+#if __CUDA_ARCH__ >= 860
+    uint32_t result;
+    asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    return result;
+#else
+    return __vmaxu2(a & 0x7fff7fffu, b & 0x7fff7fffu);
+#endif
+}
+
 /* 9.7.14.5.14 mma.m16n8k16, fp32 accumulators: sums += a * b of bf16 (f16) fragments. */
 static __device__ __forceinline__ void moe_ptx_mma_bf16(float (&sums)[4], const uint32_t (&a)[4],
                                                         uint32_t b0, uint32_t b1)
@@ -82,12 +95,13 @@ static __device__ __forceinline__ void moe_ptx_mma_f16(float (&sums)[4], const u
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* From here on: sm_90a, what grouped GEMMs are made of. Shared-memory addresses are 32-bit. */
+/* From here on: sm_90 and later, what grouped GEMMs and wide reorders are made of. Shared-memory
+ * addresses are 32-bit. */
 
 /* The launch's shared memory. */
 static __device__ __forceinline__ char *moe_ptx_shared_memory()
 {
-    extern __shared__ char memory[];
+    extern __shared__ __align__(16) char memory[];
     return memory;
 }
 
@@ -163,7 +177,7 @@ static __device__ __forceinline__ void moe_ptx_fence_mbarrier_init()
 }
 
 /* 9.7.13.4 fence.proxy.async: what was written to shared memory, by this thread or before a barrier
- * that it has passed, becomes visible to wgmma. */
+ * that it has passed, becomes visible to wgmma and to the copy engine. */
 static __device__ __forceinline__ void moe_ptx_fence_async()
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -215,6 +229,35 @@ static __device__ __forceinline__ void moe_ptx_copy_arrive(uint32_t barrier)
 {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
+
+#if __CUDA_ARCH__ >= 900
+
+/* 9.7.9.25.4 cp.async.bulk: rows of bytes, addresses and size multiples of 16. A load is counted by
+ * the barrier. */
+static __device__ __forceinline__ void moe_ptx_bulk_load(uint32_t to, const void *from,
+                                                         uint32_t bytes, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
+                 "%2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void moe_ptx_bulk_store(void *to, uint32_t from, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from),
+                 "r"(bytes)
+                 : "memory");
+}
+
+/* 9.7.9.25.4 cp.async.bulk.commit_group, wait_group: until this thread's stores are done. */
+static __device__ __forceinline__ void moe_ptx_bulk_finish()
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
+#endif
 
 #if __CUDA_ARCH__ == 900
 /* 9.7.9.27 cp.async.bulk.tensor: one box of a map of four dimensions. */

@@ -53,16 +53,25 @@ static __device__ __forceinline__ void moe_quant_unit(const Rows &rows,
     }
 }
 
+/* Row and unit of a thread of a grid with a thread per unit. */
+static __device__ __forceinline__ uint32_t moe_quant_find_unit(const struct moe_cuda_units &units,
+                                                               int32_t *unit)
+{
+    const uint32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
+    const uint32_t row =
+        static_cast<uint32_t>(static_cast<uint64_t>(thread) * units.row_magic >> units.row_shift);
+    *unit = static_cast<int32_t>(thread - row * static_cast<uint32_t>(units.per_row));
+    return row;
+}
+
 /* The units of rows 0 .. num_rows - 1, one per thread of the grid. */
 template <typename Rows>
 static __device__ __forceinline__ void moe_quant_units(Rows &rows,
                                                        const struct moe_cuda_units &units,
                                                        int32_t scale_layout, int64_t num_rows)
 {
-    const uint32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
-    const uint32_t row =
-        static_cast<uint32_t>(static_cast<uint64_t>(thread) * units.row_magic >> units.row_shift);
-    const int32_t unit = static_cast<int32_t>(thread - row * static_cast<uint32_t>(units.per_row));
+    int32_t unit;
+    const uint32_t row = moe_quant_find_unit(units, &unit);
     const bool is_there = row < num_rows;
     if (is_there) {
         rows.enter(row);

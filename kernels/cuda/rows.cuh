@@ -55,6 +55,17 @@ static __device__ __forceinline__ void moe_rows_widen(uint32_t word, int32_t dty
     }
 }
 
+/* Eight 16-bit elements. */
+static __device__ __forceinline__ void moe_rows_widen8(const uint4 &raw, int32_t dtype,
+                                                       float *values)
+{
+    const uint32_t words[] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+        moe_rows_widen(words[w], dtype, values + 2 * w, values + 2 * w + 1);
+    }
+}
+
 static __device__ __forceinline__ float moe_rows_load_one(const void *from, int32_t dtype,
                                                           int64_t idx)
 {
@@ -91,11 +102,7 @@ static __device__ __forceinline__ void moe_rows_load(const void *from, int32_t d
         }
         return;
     }
-    const uint32_t words[] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-    for (int w = 0; w < 4; w++) {
-        moe_rows_widen(words[w], dtype, values + 2 * w, values + 2 * w + 1);
-    }
+    moe_rows_widen8(a, dtype, values);
 }
 
 /* Sixteen elements at an address that divides by 16; all loads before the first use. */

@@ -2,7 +2,11 @@
 /* CUDA run calls: what they call in the driver, how every tile launches, and launches that fail. */
 #include "cuda_calls.h"
 
-enum { ONE_LAUNCH_ROUTES = 8192 }; /* of cuda.sort */
+enum {
+    ONE_LAUNCH_ROUTES = 8192, /* of cuda.sort */
+    PAIRS_TOKENS = 512,       /* from which on pre_reorder copies two vectors a thread */
+    WIDE_SLOTS = 4,           /* at least, where it has launches that first read and then write */
+};
 
 /* Shapes that the geometry is checked with. */
 static const struct shape shapes[] = {
@@ -51,12 +55,18 @@ static void check_rows_grid(const struct moe_tile_info *tile, const struct shape
     const int is_vectored = hidden * element_bytes % 16 == 0;
     int64_t num_rows = shape->num_tokens, num_z = 1;
     int64_t num_x = 0;
-    if (tile->op == MOE_OP_PRE_REORDER) { /* vectors of 16 bytes, else (33 fp32) of 4 */
-        num_x = ceil_div(hidden * element_bytes / (is_vectored ? 16 : 4), threads);
+    if (tile->op == MOE_OP_PRE_REORDER) { /* vectors of 16 bytes, two a thread where tokens are
+                                             many, else (33 fp32) of 4 */
+        const int64_t vectors = is_vectored && num_rows >= PAIRS_TOKENS ? 2 : 1;
+        num_x = ceil_div(hidden * element_bytes / (is_vectored ? 16 : 4), vectors * threads);
     } else if (tile->op == MOE_OP_QUANTIZE) { /* 16 columns a thread, else a CTA for a token */
         const int has_whole_groups = hidden % QUANT_COLUMNS == 0;
         num_x = has_whole_groups ? ceil_div(num_rows * (hidden / 16), threads) : 1;
         num_rows = has_whole_groups ? 1 : num_rows;
+    } else if (tile->op == MOE_OP_ACTIVATION && shape->dtype == MOE_DTYPE_BF16 &&
+               hidden % 16 == 0) { /* a thread has 16 columns of some row */
+        num_x = ceil_div(num_rows * shape->top_k * (hidden / 16), threads);
+        num_rows = 1;
     } else if (tile->op == MOE_OP_ACTIVATION) { /* eight columns a thread */
         num_x = ceil_div(hidden, 8 * threads);
         num_rows *= shape->top_k;
@@ -68,6 +78,32 @@ static void check_rows_grid(const struct moe_tile_info *tile, const struct shape
     assert_int_equal(grid[0], num_x);
     assert_int_equal(grid[1], num_rows < 65535 ? num_rows : 65535);
     assert_int_equal(grid[2], num_z);
+}
+
+/* More rows are written than the L2 holds, several per token. */
+static int is_wide(const struct moe_tile_info *tile, const struct shape *shape)
+{
+    const int64_t row_bytes = (int64_t)shape->hidden * (shape->dtype == MOE_DTYPE_FP32 ? 4 : 2);
+    return tile->op == MOE_OP_PRE_REORDER && row_bytes % 16 == 0 && shape->top_k >= WIDE_SLOTS &&
+           shape->num_tokens * shape->top_k * row_bytes > driver->l2_bytes;
+}
+
+/* Shared memory of the wide launches holds their tokens, and what it holds is not much more. */
+static void check_wide(const struct moe_tile_info *tile, const struct shape *shape)
+{
+    const int64_t bytes =
+        shape->num_tokens * shape->hidden * (shape->dtype == MOE_DTYPE_FP32 ? 4 : 2);
+    int64_t held_bytes = 0;
+    for (int i = 0; i < driver->num_launches; i++) {
+        const struct fake_launch *launch = &driver->launches[i];
+        assert_int_equal(strncmp(launch->symbol, "form1_", 6), 0);
+        assert_int_equal(launch->block[0], tile->block_size);
+        assert_int_equal(launch->is_chained, 0);
+        assert_true(launch->smem_bytes > 0 && launch->smem_bytes <= SMEM_LIMIT);
+        held_bytes += (int64_t)launch->grid[0] * launch->smem_bytes;
+    }
+    assert_true(held_bytes >= bytes);
+    assert_true(held_bytes <= bytes / 2 * 3);
 }
 
 /* What the launch of a tile at a shape has to be, from the numbers of both alone. */
@@ -141,14 +177,20 @@ static int check_tiles(struct moe_context *context, int index)
             struct moe_error error;
             MOE_INIT(error);
             struct moe_plan *plan = create_plan(context, &shapes[s], tile.op);
-            driver->num_calls = 0;
+            driver->num_calls = driver->num_launches = 0;
             const int64_t allocations = allocator.num_calls;
             if (ops[index].run(plan, &shapes[s], ON_DEVICE(9), &error) != MOE_STATUS_OK) {
                 fail_msg("%s %s, shape %d: %s", ops[index].name, tile.name, s, error.message);
             }
-            assert_launches(count_launches(&tile, &shapes[s]), allocations);
+            const int has_pieces = is_wide(&tile, &shapes[s]);
+            assert_launches(has_pieces ? driver->num_launches : count_launches(&tile, &shapes[s]),
+                            allocations);
             assert_ptr_equal(driver->launch.stream, ON_DEVICE(9));
-            check_launch(&tile, &shapes[s]);
+            if (has_pieces) {
+                check_wide(&tile, &shapes[s]);
+            } else {
+                check_launch(&tile, &shapes[s]);
+            }
             const size_t length = (size_t)snprintf(size, sizeof(size), "_%d", tile.block_size);
             const size_t symbol_length = strlen(driver->launch.symbol);
             assert_true(symbol_length > length);

@@ -49,8 +49,8 @@ static void quantized_tokens(void **state)
 {
     (void)state;
     static const int32_t taken[] = {
-        MOE_OP_GATING,     MOE_OP_ROUTE,        MOE_OP_ALIGN_BLOCK_SIZE, MOE_OP_EP_PREPROCESS,
-        MOE_OP_ACTIVATION, MOE_OP_POST_REORDER, MOE_OP_SUM_REDUCE};
+        MOE_OP_GATING,      MOE_OP_ROUTE,      MOE_OP_ALIGN_BLOCK_SIZE, MOE_OP_EP_PREPROCESS,
+        MOE_OP_PRE_REORDER, MOE_OP_ACTIVATION, MOE_OP_POST_REORDER,     MOE_OP_SUM_REDUCE};
     struct moe_context *context = create_context();
     struct moe_problem problem = make_fp8_problem();
     struct moe_device device;
@@ -65,8 +65,6 @@ static void quantized_tokens(void **state)
         expect_words(plan_for(context, &problem, mask, &plan, &error), MOE_STATUS_OK, &error, "");
         api->plan_destroy(plan);
     }
-    expect_words(plan_for(context, &problem, UINT64_C(1) << MOE_OP_PRE_REORDER, &plan, &error),
-                 MOE_STATUS_UNSUPPORTED, &error, "problem.tokens is fp8_e4m3; pre_reorder");
     problem.output_dtype = 0; /* as the tokens: what the activation would read */
     expect_words(plan_for(context, &problem, UINT64_C(1) << MOE_OP_ACTIVATION, &plan, &error),
                  MOE_STATUS_INVALID_ARGUMENT, &error, "problem.output_dtype is fp8_e4m3");
@@ -77,6 +75,35 @@ static void quantized_tokens(void **state)
     expect_words(plan_for(context, &problem, UINT64_C(1) << MOE_OP_EP_PREPROCESS, &plan, &error),
                  MOE_STATUS_OK, &error, "");
     api->plan_destroy(plan);
+    api->context_destroy(context);
+    assert_nothing_left();
+}
+
+/* Rows of fp8 are moved as bytes, as wide as addresses allow. */
+static void quantized_rows_are_moved(void **state)
+{
+    (void)state;
+    static const struct {
+        int32_t hidden;
+        uint32_t vector_bytes;
+    } cases[] = {{256, 16}, {36, 4}, {34, 2}, {33, 1}};
+    struct moe_context *context = create_context();
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct moe_problem problem = make_fp8_problem();
+        const struct shape shape = {100, 16, 4, cases[i].hidden, MOE_DTYPE_FP8_E4M3};
+        struct moe_plan *plan;
+        struct moe_error error;
+        MOE_INIT(error);
+        problem.hidden = cases[i].hidden;
+        expect_words(plan_for(context, &problem, UINT64_C(1) << MOE_OP_PRE_REORDER, &plan, &error),
+                     MOE_STATUS_OK, &error, "");
+        expect_words(run_pre_reorder(plan, &shape, NULL, &error), MOE_STATUS_OK, &error, "");
+        const uint32_t vectors = (uint32_t)cases[i].hidden / cases[i].vector_bytes;
+        const uint32_t threads = driver->launch.block[0];
+        assert_int_equal(driver->launch.grid[0], (vectors + threads - 1) / threads);
+        assert_int_equal(driver->launch.grid[1], 100);
+        api->plan_destroy(plan);
+    }
     api->context_destroy(context);
     assert_nothing_left();
 }
@@ -151,6 +178,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(quantized_tokens, with_fresh_driver),
+        cmocka_unit_test_setup(quantized_rows_are_moved, with_fresh_driver),
         cmocka_unit_test_setup(router_without_gemms, with_fresh_driver),
     };
     return open_plugin() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

@@ -60,6 +60,8 @@ void check_case_init(struct check_case *test, int32_t op);
 void check_case_finish(struct check_case *test);
 void check_set_call(const struct check_case *test, int is_cuda, struct moe_call *call);
 void check_draw_routes(struct check_case *test);
+/* So many tokens and slots that their rows are more than the L2 of a device holds. */
+void check_draw_wide(struct check_case *test);
 void check_set_filter(struct moe_route_filter *filter, const struct moe_problem *problem,
                       int64_t kind, const int32_t *map);
 void check_fill_map(int32_t *map, const struct moe_problem *problem);

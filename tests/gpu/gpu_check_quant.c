@@ -179,6 +179,9 @@ void check_pre_reorder_quantized(void)
     struct moe_error error;
     MOE_INIT(error);
     draw_width(&test);
+    if (check_draw(10) == 0) {
+        check_draw_wide(&test);
+    }
     check_case_init(&test, MOE_OP_PRE_REORDER);
     const struct moe_problem *problem = &test.problem;
     const int32_t dtype = problem->tokens.dtype;
@@ -243,7 +246,39 @@ struct activation_case {
     int32_t output_dtype;
     int is_quantized;
     int is_in_place;
+    int has_every_gate; /* bf16, halves: gates are all values of the type, one after the other */
 };
+
+enum { EVERY_GATE_EACH = 20, NUM_BF16 = 65536 };
+
+static void draw_every_gate(struct check_case *test, struct activation_case *out)
+{
+    struct moe_problem *problem = &test->problem;
+    memset(out, 0, sizeof(*out));
+    problem->inter = 2048;
+    problem->activation = MOE_ACTIVATION_SILU;
+    problem->act_alpha = problem->act_limit = 0.0f;
+    problem->flags = 0;
+    problem->tokens.dtype = MOE_DTYPE_BF16;
+    out->has_every_gate = 1;
+    out->is_quantized = check_draw(2) == 0;
+    out->input_dtype = MOE_DTYPE_BF16;
+    out->output_dtype = (int32_t)PICK(MOE_DTYPE_FP32, MOE_DTYPE_BF16);
+    problem->intermediate.dtype = out->output_dtype;
+    out->num_rows = NUM_BF16 / problem->inter;
+    problem->max_tokens = out->num_rows;
+    out->col_stride = 1;
+    out->up_offset = problem->inter;
+    out->row_stride = 2 * problem->inter;
+    out->output_stride = problem->inter;
+}
+
+static void fill_every_gate(uint16_t *out, const struct activation_case *own, int32_t inter)
+{
+    for (int32_t i = 0; i < NUM_BF16; i++) {
+        out[i / inter * own->row_stride + i % inter] = (uint16_t)i;
+    }
+}
 
 static void draw_activation(struct check_case *test, struct activation_case *out)
 {
@@ -296,19 +331,26 @@ void check_activation(void)
     struct moe_error error;
     char more[160];
     MOE_INIT(error);
+    static int num_calls;
     draw_activation(&test, &own);
+    if (num_calls++ % EVERY_GATE_EACH == 0) {
+        draw_every_gate(&test, &own);
+    }
     check_case_init(&test, MOE_OP_ACTIVATION);
     const int64_t inter = test.problem.inter;
     const size_t output_element = own.is_quantized ? 1 : element_bytes(own.output_dtype);
     struct check_mirror input, output, masked;
-    check_mirror_init(&input,
-                      (size_t)(own.num_rows * own.row_stride) * element_bytes(own.input_dtype),
-                      (size_t)PICK(0, 0, 1) * element_bytes(own.input_dtype));
+    check_mirror_init(
+        &input, (size_t)(own.num_rows * own.row_stride) * element_bytes(own.input_dtype),
+        own.has_every_gate ? 0 : (size_t)PICK(0, 0, 1) * element_bytes(own.input_dtype));
     check_mirror_init(&output, (size_t)(own.num_rows * own.output_stride) * output_element,
                       (size_t)PICK(0, 0, 1, 8) * output_element);
     check_mirror_init(&masked, (size_t)test.problem.num_experts * 4, 0);
     check_fill_elements(check_on_host(&input), own.input_dtype, own.num_rows * own.row_stride);
     add_specials(check_on_host(&input), own.input_dtype, own.num_rows * own.row_stride);
+    if (own.has_every_gate) {
+        fill_every_gate(check_on_host(&input), &own, (int32_t)inter);
+    }
     fill_masked(check_on_host(&masked), test.problem.num_experts, own.max_masked_rows);
     quant_init(&quant, own.num_rows, inter, own.num_rows);
     check_mirror_send(&input);

@@ -14,6 +14,18 @@ static void draw_rows(struct check_case *test)
     test->problem.output_dtype = test->problem.tokens.dtype;
 }
 
+void check_draw_wide(struct check_case *test)
+{
+    struct moe_problem *problem = &test->problem;
+    problem->num_experts = problem->num_experts_global = (int32_t)PICK(8, 64, 256);
+    problem->num_physical_experts = 0;
+    problem->top_k = problem->num_experts > 8 ? (int32_t)PICK(4, 8, 40) : (int32_t)PICK(4, 8);
+    problem->hidden = (int32_t)PICK(2048, 2880, 4096, 7168, 16384);
+    const int64_t tokens = 75000000 / ((int64_t)problem->top_k * problem->hidden);
+    test->num_tokens = PICK(tokens, tokens + 1, tokens - 1000);
+    problem->max_tokens = test->num_tokens;
+}
+
 /* Destinations: a permutation of the routes with holes and values that mean no row. */
 static void fill_destinations(int32_t *out, int64_t num_routes)
 {
@@ -39,10 +51,20 @@ void check_pre_reorder(void)
     struct moe_error error;
     MOE_INIT(error);
     draw_rows(&test);
+    if (check_draw(10) == 0) {
+        check_draw_wide(&test);
+    }
+    if (check_draw(6) == 0) { /* rows that are quantized already */
+        test.problem.tokens = (struct moe_recipe){.dtype = MOE_DTYPE_FP8_E4M3,
+                                                  .scale_dtype = MOE_DTYPE_FP32,
+                                                  .scale_layout = MOE_SCALE_ROW_MAJOR,
+                                                  .group_rows = 1};
+        test.problem.output_dtype = MOE_DTYPE_BF16;
+    }
     check_case_init(&test, MOE_OP_PRE_REORDER);
     const struct moe_problem *problem = &test.problem;
     const int32_t dtype = problem->tokens.dtype;
-    const size_t element = dtype == MOE_DTYPE_FP32 ? 4 : 2;
+    const size_t element = dtype == MOE_DTYPE_FP32 ? 4 : dtype == MOE_DTYPE_FP8_E4M3 ? 1 : 2;
     const int64_t num_routes = test.num_tokens * problem->top_k;
     const int64_t token_stride = problem->hidden + PICK(0, 0, 8, 3),
                   row_stride = problem->hidden + PICK(0, 0, 8, 5);
@@ -52,7 +74,8 @@ void check_pre_reorder(void)
     check_mirror_init(&src2dst, (size_t)num_routes * 4, 0);
     check_mirror_init(&rows, (size_t)(num_routes * row_stride) * element,
                       (size_t)PICK(0, 0, 1, 8) * element);
-    check_fill_elements(check_on_host(&tokens), dtype, test.num_tokens * token_stride);
+    check_fill_elements(check_on_host(&tokens), element == 1 ? MOE_DTYPE_BF16 : dtype,
+                        test.num_tokens * token_stride / (element == 1 ? 2 : 1));
     fill_destinations(check_on_host(&src2dst), num_routes);
     check_mirror_send(&tokens);
     check_mirror_send(&src2dst);
