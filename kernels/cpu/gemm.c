@@ -64,13 +64,20 @@ static struct stretch segment_of(const struct moe_op_gemm *op, int64_t segment)
     return all;
 }
 
+/* Most segments are empty or short, and the search below passes them all: no division for those. */
+static int64_t num_stretches_of(const struct stretch *all, int64_t rows)
+{
+    const int64_t length = all->end - all->first;
+    return length <= 0 ? 0 : length <= rows ? 1 : divide_up(length, rows);
+}
+
 static int64_t num_segment_stretches(const struct moe_op_gemm *op, const struct moe_tile *tile)
 {
     const int64_t rows = rows_per_task(tile);
     int64_t count = 0;
     for (int64_t segment = 0; segment < op->num_segments; segment++) {
         const struct stretch all = segment_of(op, segment);
-        count += divide_up(all.end - all.first, rows);
+        count += num_stretches_of(&all, rows);
     }
     return count;
 }
@@ -86,7 +93,7 @@ static struct stretch find_segment_stretch(const struct moe_op_gemm *op,
     struct stretch found = {-1, 0, 0};
     for (int64_t segment = 0; segment < op->num_segments; segment++) {
         const struct stretch all = segment_of(op, segment);
-        const int64_t count = divide_up(all.end - all.first, rows);
+        const int64_t count = num_stretches_of(&all, rows);
         if (index < count) {
             found.expert = all.expert;
             found.first = all.first + index * rows;
