@@ -72,7 +72,7 @@ static struct gate_shape shape_gate(const struct moe_op_gating *op)
         return (struct gate_shape){
             .form = quick->form,
             .sm_threads = quick->sm_threads,
-            .num_words = MOE_CUDA_GATE_QUICK_WORDS,
+            .num_words = 0,
             .max_batch = MOE_CUDA_GATE_QUICK_BATCH,
             .is_vectored = 1,
         };
@@ -95,7 +95,8 @@ static struct gate_shape shape_gate(const struct moe_op_gating *op)
 static int64_t count_gate_warps(const struct moe_tile *tile, const struct gate_shape *gate,
                                 int64_t free_bytes)
 {
-    return moe_clamp(free_bytes / (4 * (int64_t)gate->num_words), 1, tile->block_size / 32);
+    const int64_t fitting = free_bytes / (4 * (int64_t)(gate->num_words > 0 ? gate->num_words : 1));
+    return moe_clamp(fitting, 1, tile->block_size / 32);
 }
 
 /* The plan's row, or where it has none (a plan for route alone) the one that stands first. */

@@ -11,30 +11,25 @@
 #include "tiles.h"
 
 /*
- * Chunks: in one launch a warp's worth for most tiles, since every CTA counts everything anyway; in
- * two launches enough that a CTA's warps are busy, but no more rows in the table than are summed
- * quickly.
+ * Two launches: enough chunks that a CTA's warps are busy, but no more rows in the table than are
+ * summed quickly.
  */
-enum { MAX_ONE_LAUNCH_CTAS = 64, MAX_CHUNKS = 128, TABLE_ALIGNMENT = 256, WARP_ROUTES = 32 };
+enum { MAX_CHUNKS = 128, TABLE_ALIGNMENT = 256, WARP_ROUTES = 32 };
 
-/* Of a token, where a CTA of a sort gates. */
-enum { MAX_GATED_SLOTS = 64 };
+/* One launch: CTAs that write the outputs, and the first device with clusters. */
+enum { MAX_WRITERS = 32, CLUSTER_CTAS = MOE_CUDA_SORT_CLUSTER_CTAS, CLUSTER_SM = 90 };
 
-/* One launch: routes that every CTA counts for itself, and that a cluster sorts; tokens that one
- * CTA gates and sorts. */
-enum {
-    CLUSTER_SM = 90,
-    CLUSTER_CTAS = MOE_CUDA_SORT_CLUSTER_CTAS,
-    MAX_COUNTED_ROUTES = 1024,
-    MAX_CLUSTER_ROUTES = MOE_CUDA_SORT_MAX_CHUNK,
-    MAX_ALONE_TOKENS = 4
-};
-_Static_assert(MAX_COUNTED_ROUTES <= MOE_CUDA_SORT_MAX_CHUNK, "16-bit counts");
+/* Where a CTA of a sort gates: slots of a token at most; chunks at least, as long as those have no
+ * more than so many tokens. */
+enum { MAX_GATED_SLOTS = 64, MIN_GATED_CHUNKS = 64, GATED_TOKENS = 16 };
 
-/* Of what every launch of a sort needs. */
+/* A CTA gates and sorts alone up to so many tokens; in a cluster each of its warps has one. */
+enum { MAX_ALONE_TOKENS = 8 };
+
+/* Of shared memory, what every launch of a sort needs. */
 static int64_t fixed_smem_bytes(int32_t num_experts)
 {
-    return 4 * (MOE_CUDA_SORT_SCAN_WORDS + 5 * (int64_t)moe_cuda_sort_bucket_words(num_experts));
+    return 4 * (MOE_CUDA_SORT_SCAN_WORDS + 6 * (int64_t)moe_cuda_sort_bucket_words(num_experts));
 }
 
 static int64_t counter_bytes(int32_t num_experts)
@@ -48,45 +43,56 @@ static int64_t partial_bytes(int32_t num_experts)
     return 2 * 4 * (int64_t)moe_cuda_sort_row_words(num_experts);
 }
 
-/* Of a cluster's CTA without the counters of its warps. */
-static int64_t cluster_bytes(int32_t num_experts, int64_t chunk)
-{
-    return fixed_smem_bytes(num_experts) + 8 * (int64_t)moe_cuda_sort_chunk_words(chunk) +
-           4 * (int64_t)moe_cuda_sort_bucket_words(num_experts) +
-           CLUSTER_CTAS * counter_bytes(num_experts);
-}
-
-/* Of one launch with one ranking warp, and of PLACE with one group, at the largest chunk. */
+/* Of COUNT with one ranking warp, and of PLACE with one group, at the largest chunk. */
 static int64_t min_sort_bytes(int32_t num_experts)
 {
-    return fixed_smem_bytes(num_experts) + 8 * MOE_CUDA_SORT_MAX_CHUNK + partial_bytes(num_experts);
+    return fixed_smem_bytes(num_experts) + 8 * MOE_CUDA_SORT_MAX_CHUNK +
+           counter_bytes(num_experts) + partial_bytes(num_experts);
 }
 
-/* One launch of independent CTAs takes so many routes; a cluster, which sm_90 brought, is faster
- * beyond them, as far as its shared memory reaches. cuda.split is never one launch. */
-static bool is_one_launch(const struct moe_tile *tile, int64_t num_routes)
+/* Of FLAT, without ids. */
+static int64_t flat_bytes(const struct moe_tile *tile, int32_t num_experts, bool is_cluster)
 {
-    return tile->kernel == MOE_KERNEL_CUDA_SORT && num_routes <= MAX_COUNTED_ROUTES;
+    const int64_t row = MOE_CUDA_SORT_FLAT_ROW_BYTES(tile->block_size);
+    return fixed_smem_bytes(num_experts) + ((int64_t)num_experts + 1) * row +
+           (is_cluster ? CLUSTER_CTAS * counter_bytes(num_experts) : 0);
 }
 
-static bool is_cluster(const struct moe_cuda_state *state, const struct moe_tile *tile,
-                       int32_t num_experts, int64_t num_routes)
+/* CTAs that sort the routes of a call in one launch of cuda.sort, a thread each; 0: two launches.
+ * The same for all devices if it is 1. */
+static int32_t count_flat_ctas(const struct moe_tile *tile, int32_t sm, int32_t num_experts,
+                               int64_t num_routes)
 {
-    const int64_t bytes = cluster_bytes(num_experts, moe_ceil_div(num_routes, CLUSTER_CTAS)) +
-                          counter_bytes(num_experts);
-    return tile->kernel == MOE_KERNEL_CUDA_SORT && state->sm >= CLUSTER_SM &&
-           num_routes > MAX_COUNTED_ROUTES && num_routes <= MAX_CLUSTER_ROUTES &&
-           bytes <= state->smem_bytes;
+    if (tile->kernel != MOE_KERNEL_CUDA_SORT) {
+        return 0;
+    }
+    if (num_routes <= tile->block_size) {
+        return flat_bytes(tile, num_experts, false) <= MOE_CUDA_SORT_FLAT_BYTES ? 1 : 0;
+    }
+    return sm >= CLUSTER_SM && num_routes <= (int64_t)CLUSTER_CTAS * tile->block_size &&
+                   flat_bytes(tile, num_experts, true) <= MOE_CUDA_SORT_FLAT_BYTES
+               ? CLUSTER_CTAS
+               : 0;
 }
 
-/* Routes of a chunk. */
-static int64_t chunk_routes(const struct moe_tile *tile, int64_t num_routes)
+/* The kernels of two launches: those of the tile, or of the first row of cuda.split. */
+static const struct moe_tile *find_split(const struct moe_tile *tile)
 {
-    const bool is_one = is_one_launch(tile, num_routes);
-    const int64_t num_chunks = is_one ? MAX_ONE_LAUNCH_CTAS : MAX_CHUNKS;
-    const int64_t least = is_one ? WARP_ROUTES : tile->block_size;
-    return moe_clamp(moe_ceil_div(num_routes, num_chunks), least,
-                     is_one ? MOE_CUDA_SORT_MAX_CHUNK : MOE_CUDA_SORT_SPLIT_ROUTES);
+    if (tile->kernel == MOE_KERNEL_CUDA_SPLIT) {
+        return tile;
+    }
+    const int32_t id = tile->op == MOE_OP_ALIGN_BLOCK_SIZE
+                           ? MOE_TILE_ALIGN_BLOCK_SIZE_CUDA_SPLIT_512
+                       : tile->op == MOE_OP_EP_PREPROCESS ? MOE_TILE_EP_PREPROCESS_CUDA_SPLIT_512
+                                                          : MOE_TILE_ROUTE_CUDA_SPLIT_512;
+    return &moe_tiles[id];
+}
+
+/* Routes of a chunk of two launches. */
+static int64_t chunk_routes(const struct moe_tile *split, int64_t num_routes)
+{
+    return moe_clamp(moe_ceil_div(num_routes, MAX_CHUNKS), split->block_size,
+                     MOE_CUDA_SORT_SPLIT_ROUTES);
 }
 
 /* One even without routes: there are still outputs to initialize. */
@@ -100,12 +106,13 @@ static int64_t table_bytes(int64_t num_chunks, int32_t num_experts)
     return moe_ceil_div(num_chunks * counter_bytes(num_experts), TABLE_ALIGNMENT) * TABLE_ALIGNMENT;
 }
 
-/* Routes of a chunk where its CTA gates: of whole tokens, a token per warp at least. */
-static int64_t gated_chunk_routes(const struct moe_tile *tile, int64_t num_routes,
-                                  int32_t num_slots)
+/* Routes of a chunk where its CTA gates: of whole tokens; few, since gating takes longer than the
+ * sum of a longer table. */
+static int64_t gated_chunk_routes(int64_t num_routes, int32_t num_slots)
 {
     const int64_t num_tokens = num_routes / num_slots;
-    return num_slots * moe_clamp(moe_ceil_div(num_tokens, MAX_CHUNKS), tile->block_size / 32,
+    const int64_t least = moe_clamp(moe_ceil_div(num_tokens, MIN_GATED_CHUNKS), 1, GATED_TOKENS);
+    return num_slots * moe_clamp(moe_ceil_div(num_tokens, MAX_CHUNKS), least,
                                  MOE_CUDA_SORT_SPLIT_ROUTES / num_slots);
 }
 
@@ -113,7 +120,7 @@ static int64_t gated_chunk_routes(const struct moe_tile *tile, int64_t num_route
 static uint64_t split_bytes(int64_t num_routes, int64_t chunk, int32_t num_experts)
 {
     const int64_t num_chunks = count_chunks(num_routes, chunk);
-    return (uint64_t)(2 * table_bytes(num_chunks, num_experts) + 4 * num_chunks * chunk);
+    return (uint64_t)(table_bytes(num_chunks, num_experts) + 4 * num_chunks * chunk);
 }
 
 uint64_t moe_cuda_sort_workspace(const struct moe_problem *problem, const struct moe_tile *tile,
@@ -121,16 +128,16 @@ uint64_t moe_cuda_sort_workspace(const struct moe_problem *problem, const struct
 {
     const int32_t num_slots = moe_problem_num_slots(problem);
     const int64_t num_routes = num_tokens * num_slots;
-    if (is_one_launch(tile, num_routes)) {
+    if (count_flat_ctas(tile, 0, problem->num_experts, num_routes) > 0) {
         return 0;
     }
     const uint64_t plain =
-        split_bytes(num_routes, chunk_routes(tile, num_routes), problem->num_experts);
+        split_bytes(num_routes, chunk_routes(find_split(tile), num_routes), problem->num_experts);
     if (tile->op != MOE_OP_ROUTE || num_slots > MAX_GATED_SLOTS) {
         return plain;
     }
-    const uint64_t gated = split_bytes(num_routes, gated_chunk_routes(tile, num_routes, num_slots),
-                                       problem->num_experts);
+    const uint64_t gated =
+        split_bytes(num_routes, gated_chunk_routes(num_routes, num_slots), problem->num_experts);
     return plain > gated ? plain : gated;
 }
 
@@ -148,60 +155,55 @@ static void shape_warps(const struct moe_tile *tile, int32_t num_experts, int64_
                   WARP_ROUTES);
 }
 
-static struct moe_cuda_sort_shape shape_cluster(const struct moe_run *run,
-                                                const struct moe_tile *tile, int32_t num_experts,
-                                                int64_t chunk)
-{
-    struct moe_cuda_sort_shape shape = {
-        .phase = MOE_CUDA_SORT_CLUSTER,
-        .num_chunks = CLUSTER_CTAS,
-        .chunk_routes = (int32_t)chunk,
-    };
-    const int64_t fixed = cluster_bytes(num_experts, chunk);
-    shape_warps(tile, num_experts, moe_cuda_state_of(run)->smem_bytes - fixed, &shape);
-    shape.smem_bytes = (int32_t)(fixed + shape.num_warps * counter_bytes(num_experts));
-    return shape;
-}
-
+/* COUNT. `tile` is the split's. */
 static struct moe_cuda_sort_shape shape_chunks(const struct moe_run *run,
                                                const struct moe_tile *tile, int32_t num_experts,
                                                int64_t num_routes, int64_t chunk)
 {
-    const bool is_one = is_one_launch(tile, num_routes);
     struct moe_cuda_sort_shape shape = {
-        .phase = is_one ? MOE_CUDA_SORT_ALL : MOE_CUDA_SORT_COUNT,
+        .phase = MOE_CUDA_SORT_COUNT,
         .num_chunks = (int32_t)count_chunks(num_routes, chunk),
         .chunk_routes = (int32_t)chunk,
     };
-    const int64_t chunk_bytes = 4 * (int64_t)moe_cuda_sort_chunk_words(chunk);
-    const int64_t fixed = fixed_smem_bytes(num_experts) + (is_one ? 1 : 2) * chunk_bytes;
+    const int64_t fixed = fixed_smem_bytes(num_experts) + 4 * moe_cuda_sort_chunk_words(chunk);
     shape_warps(tile, num_experts, moe_cuda_state_of(run)->smem_bytes - fixed, &shape);
     shape.smem_bytes = (int32_t)(fixed + shape.num_warps * counter_bytes(num_experts));
-    if (!is_one) {
-        unsigned char *tables = run->workspace;
-        const int64_t bytes = table_bytes(shape.num_chunks, num_experts);
-        shape.counts = (uint16_t *)(void *)tables;
-        shape.places = (uint16_t *)(void *)(tables + bytes);
-        shape.lists = (uint32_t *)(void *)(tables + 2 * bytes);
-    }
+    unsigned char *tables = run->workspace;
+    shape.counts = (uint16_t *)(void *)tables;
+    shape.ranks = (uint32_t *)(void *)(tables + table_bytes(shape.num_chunks, num_experts));
     return shape;
+}
+
+/* FLAT; `id_routes` of a CTA have ids in shared memory. */
+static struct moe_cuda_sort_shape shape_flat(const struct moe_tile *tile, int32_t num_experts,
+                                             int32_t num_ctas, int64_t chunk, int64_t id_routes)
+{
+    return (struct moe_cuda_sort_shape){
+        .phase = MOE_CUDA_SORT_FLAT,
+        .num_chunks = num_ctas,
+        .chunk_routes = (int32_t)chunk,
+        .smem_bytes = (int32_t)(flat_bytes(tile, num_experts, num_ctas > 1) + 4 * id_routes),
+    };
 }
 
 static struct moe_cuda_sort_shape shape_sort(const struct moe_run *run, const struct moe_tile *tile,
                                              int32_t num_experts, int64_t num_routes)
 {
-    if (is_cluster(moe_cuda_state_of(run), tile, num_experts, num_routes)) {
-        return shape_cluster(run, tile, num_experts, moe_ceil_div(num_routes, CLUSTER_CTAS));
+    const int32_t num_ctas =
+        count_flat_ctas(tile, moe_cuda_state_of(run)->sm, num_experts, num_routes);
+    if (num_ctas > 0) {
+        return shape_flat(tile, num_experts, num_ctas, moe_ceil_div(num_routes, num_ctas), 0);
     }
-    return shape_chunks(run, tile, num_experts, num_routes, chunk_routes(tile, num_routes));
+    const struct moe_tile *split = find_split(tile);
+    return shape_chunks(run, split, num_experts, num_routes, chunk_routes(split, num_routes));
 }
 
 /* From COUNT to PLACE. */
 static void shape_place(const struct moe_cuda_state *state, const struct moe_tile *tile,
                         int32_t num_experts, struct moe_cuda_sort_shape *shape)
 {
-    const int64_t fixed =
-        fixed_smem_bytes(num_experts) + 8 * (int64_t)moe_cuda_sort_chunk_words(shape->chunk_routes);
+    const int64_t fixed = fixed_smem_bytes(num_experts) + counter_bytes(num_experts) +
+                          8 * (int64_t)moe_cuda_sort_chunk_words(shape->chunk_routes);
     const int64_t fitting = (state->smem_bytes - fixed) / partial_bytes(num_experts);
     shape->phase = MOE_CUDA_SORT_PLACE;
     const int64_t useful = moe_ceil_div(shape->num_chunks, MOE_CUDA_SORT_BATCH_ROWS);
@@ -211,52 +213,88 @@ static void shape_place(const struct moe_cuda_state *state, const struct moe_til
     shape->smem_bytes = (int32_t)(fixed + num_groups * partial_bytes(num_experts));
 }
 
-/* The launches of a sort: `shape` lies in `args`. There are more CTAs than chunks where `num_words`
- * of output are more than those write quickly. */
+/* The launches of a sort: `shape` lies in `args`. */
 struct sort_launch {
     const struct moe_tile *tile;
     const void *args;
     struct moe_cuda_sort_shape *shape;
-    int64_t num_words;
+    int64_t num_words; /* of outputs */
     int32_t num_experts;
-    int32_t form;         /* of one launch, or the first; */
-    int32_t place_form;   /* of the second; */
-    int32_t cluster_form; /* of a cluster, if shape->phase says so */
-    int32_t is_alone;     /* one launch is one CTA */
+    int32_t form; /* of FLAT, */
+    int32_t cluster_form;
+    int32_t count_form; /* COUNT */
+    int32_t place_form; /* and PLACE */
 };
+
+/* CTAs that write the outputs quickly. */
+static int64_t count_writers(const struct sort_launch *sort, const struct moe_tile *tile)
+{
+    return moe_clamp(moe_ceil_div(sort->num_words, 2 * (int64_t)tile->block_size),
+                     moe_ceil_div(sort->num_experts, tile->block_size / 32), MAX_WRITERS);
+}
+
+static int32_t launch_flat(const struct moe_run *run, const struct sort_launch *sort,
+                           struct moe_error *error)
+{
+    const int32_t num_ctas = sort->shape->num_chunks;
+    const int64_t writers = count_writers(sort, sort->tile);
+    const struct moe_cuda_launch launch = {
+        .form = num_ctas > 1 ? sort->cluster_form : sort->form,
+        .tile = sort->tile->id,
+        .grid_x = (uint32_t)(moe_ceil_div(writers, num_ctas) * num_ctas),
+        .grid_y = 1,
+        .num_threads = (uint32_t)sort->tile->block_size,
+        .smem_bytes = (uint32_t)sort->shape->smem_bytes,
+        .is_chained = run->is_chained,
+        .args = sort->args,
+    };
+    return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
+}
+
+/* PLACE, and the batched form: there are more CTAs than chunks where those would write slowly. */
+static int32_t launch_place(const struct moe_run *run, const struct sort_launch *sort,
+                            int32_t is_chained, struct moe_error *error)
+{
+    const struct moe_tile *tile = find_split(sort->tile);
+    const int64_t writers = count_writers(sort, tile);
+    const struct moe_cuda_launch launch = {
+        .form = sort->place_form,
+        .tile = tile->id,
+        .grid_x = (uint32_t)(writers > sort->shape->num_chunks ? writers : sort->shape->num_chunks),
+        .grid_y = 1,
+        .num_threads = (uint32_t)tile->block_size,
+        .smem_bytes = (uint32_t)sort->shape->smem_bytes,
+        .is_chained = is_chained,
+        .args = sort->args,
+    };
+    return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, &launch, error);
+}
 
 static int32_t launch_sort(const struct moe_run *run, const struct sort_launch *sort,
                            struct moe_error *error)
 {
     const struct moe_cuda_state *state = moe_cuda_state_of(run);
-    const struct moe_tile *tile = sort->tile;
     struct moe_cuda_sort_shape *shape = sort->shape;
-    const bool is_split = shape->phase == MOE_CUDA_SORT_COUNT;
-    const bool is_one_cluster = shape->phase == MOE_CUDA_SORT_CLUSTER;
-    const int64_t writers = moe_clamp(moe_ceil_div(sort->num_words, 2 * (int64_t)tile->block_size),
-                                      moe_ceil_div(sort->num_experts, tile->block_size / 32), 32);
-    const int64_t most = writers > shape->num_chunks ? writers : shape->num_chunks;
-    struct moe_cuda_launch launch = {
-        .form = is_one_cluster ? sort->cluster_form : sort->form,
-        .tile = tile->id,
-        .grid_x =
-            (uint32_t)(is_split || is_one_cluster || sort->is_alone ? shape->num_chunks : most),
-        .grid_y = 1,
-        .num_threads = (uint32_t)tile->block_size,
-        .smem_bytes = (uint32_t)shape->smem_bytes,
-        .is_chained = run->is_chained,
-        .args = sort->args,
-    };
-    MOE_TRY(moe_cuda_state_launch(state, run->stream, &launch, error));
-    if (!is_split) {
-        return MOE_STATUS_OK;
+    if (shape->phase == MOE_CUDA_SORT_FLAT) {
+        return launch_flat(run, sort, error);
     }
-    shape_place(state, tile, sort->num_experts, shape);
-    launch.form = sort->place_form;
-    launch.grid_x = (uint32_t)most;
-    launch.smem_bytes = (uint32_t)shape->smem_bytes;
-    launch.is_chained = 1;
-    return moe_cuda_state_launch(state, run->stream, &launch, error);
+    if (shape->phase == MOE_CUDA_SORT_COUNT) {
+        const struct moe_tile *tile = find_split(sort->tile);
+        const struct moe_cuda_launch launch = {
+            .form = sort->count_form,
+            .tile = tile->id,
+            .grid_x = (uint32_t)shape->num_chunks,
+            .grid_y = 1,
+            .num_threads = (uint32_t)tile->block_size,
+            .smem_bytes = (uint32_t)shape->smem_bytes,
+            .is_chained = run->is_chained,
+            .args = sort->args,
+        };
+        MOE_TRY(moe_cuda_state_launch(state, run->stream, &launch, error));
+        shape_place(state, tile, sort->num_experts, shape);
+        return launch_place(run, sort, 1, error);
+    }
+    return launch_place(run, sort, run->is_chained, error);
 }
 
 int32_t moe_cuda_align(const struct moe_run *run, const struct moe_op_align *op,
@@ -279,7 +317,10 @@ int32_t moe_cuda_align(const struct moe_run *run, const struct moe_op_align *op,
         .shape = &args.shape,
         .num_words = op->sorted_ids != NULL ? op->sorted_capacity : num_experts,
         .num_experts = num_experts,
+        .form = MOE_CUDA_SORT_FORM_ALONE,
         .cluster_form = MOE_CUDA_SORT_FORM_CLUSTER,
+        .count_form = MOE_CUDA_SPLIT_FORM_COUNT,
+        .place_form = MOE_CUDA_SPLIT_FORM_PLACE,
     };
     return launch_sort(run, &sort, error);
 }
@@ -305,62 +346,61 @@ int32_t moe_cuda_ep_preprocess(const struct moe_run *run, const struct moe_op_ep
         .shape = &args.shape,
         .num_words = preprocess_words(op),
         .num_experts = num_experts,
+        .form = MOE_CUDA_SORT_FORM_ALONE,
         .cluster_form = MOE_CUDA_SORT_FORM_CLUSTER,
+        .count_form = MOE_CUDA_SPLIT_FORM_COUNT,
+        .place_form = MOE_CUDA_SPLIT_FORM_PLACE,
     };
     return launch_sort(run, &sort, error);
 }
 
-/* How a sort gates: in front of it, or in the CTAs of one of its launches. */
-enum route_gating { GATES_BEFORE, GATES_ALONE, GATES_IN_CLUSTER, GATES_IN_COUNT };
-
-/* In one CTA while a warp has a token; in a cluster while a warp has no more than a few. */
-static enum route_gating choose_gating(const struct moe_cuda_state *state,
-                                       const struct moe_tile *tile, const struct moe_op_gating *op,
-                                       int32_t num_experts)
+/* CTAs of one launch that gates its chunks too; 0: it does not. */
+static int32_t count_gating_ctas(const struct moe_run *run, const struct moe_tile *tile,
+                                 const struct moe_op_gating *op, int32_t num_experts)
 {
     const int32_t num_slots = op->top_k + op->num_appended;
     const int64_t num_warps = tile->block_size / 32;
     const int64_t share = moe_ceil_div(op->num_tokens, CLUSTER_CTAS);
-    if (!moe_cuda_gates_quickly(op) || op->num_experts > 32 * MOE_CUDA_ROUTE_PER_LANE ||
-        num_slots > MAX_GATED_SLOTS) {
-        return GATES_BEFORE;
+    const int64_t id_bytes = 4 * (int64_t)tile->block_size;
+    if (op->num_tokens <= MAX_ALONE_TOKENS && op->num_tokens <= num_warps &&
+        op->num_tokens * num_slots <= tile->block_size &&
+        flat_bytes(tile, num_experts, false) + id_bytes <= MOE_CUDA_SORT_FLAT_BYTES) {
+        return 1;
     }
-    if (tile->kernel != MOE_KERNEL_CUDA_SORT) {
-        return GATES_IN_COUNT;
-    }
-    if (op->num_tokens <= MAX_ALONE_TOKENS && op->num_tokens <= num_warps) {
-        return GATES_ALONE;
-    }
-    const int64_t bytes =
-        cluster_bytes(num_experts, share * num_slots) + counter_bytes(num_experts);
-    return state->sm >= CLUSTER_SM && share <= num_warps && bytes <= state->smem_bytes
-               ? GATES_IN_CLUSTER
-               : GATES_BEFORE;
+    return moe_cuda_state_of(run)->sm >= CLUSTER_SM && share <= num_warps &&
+                   share * num_slots <= tile->block_size &&
+                   flat_bytes(tile, num_experts, true) + id_bytes <= MOE_CUDA_SORT_FLAT_BYTES
+               ? CLUSTER_CTAS
+               : 0;
 }
 
-/* The shape of a sort whose CTAs gate their chunks. */
-static void shape_gated(const struct moe_run *run, const struct moe_tile *tile, int32_t num_experts,
-                        enum route_gating gating, struct moe_cuda_route *args)
+/* The shape of a sort whose CTAs gate their chunks; false: they do not. */
+static bool shape_gated(const struct moe_run *run, const struct moe_tile *tile, int32_t num_experts,
+                        struct moe_cuda_route *args)
 {
     const struct moe_op_gating *op = &args->op.gating;
-    const int32_t num_warps = tile->block_size / 32;
     const int32_t num_slots = op->top_k + op->num_appended;
     const int64_t num_routes = op->num_tokens * num_slots;
-    const int32_t gate_bytes = 4 * num_warps * MOE_CUDA_GATE_QUICK_WORDS;
-    int64_t chunk = num_routes;
-    if (gating == GATES_IN_CLUSTER) {
-        chunk = moe_ceil_div(op->num_tokens, CLUSTER_CTAS) * num_slots;
-        args->shape = shape_cluster(run, tile, num_experts, chunk);
+    if (!moe_cuda_gates_quickly(op) || op->num_experts > 32 * MOE_CUDA_ROUTE_PER_LANE ||
+        num_slots > MAX_GATED_SLOTS) {
+        return false;
+    }
+    if (tile->kernel == MOE_KERNEL_CUDA_SORT) {
+        const int32_t num_ctas = count_gating_ctas(run, tile, op, num_experts);
+        if (num_ctas == 0) {
+            return false;
+        }
+        args->chunk_tokens = (int32_t)moe_ceil_div(op->num_tokens, num_ctas);
+        const int64_t chunk = args->chunk_tokens * num_slots;
+        args->shape = shape_flat(tile, num_experts, num_ctas, chunk, chunk);
     } else {
-        chunk = gating == GATES_IN_COUNT ? gated_chunk_routes(tile, num_routes, num_slots) : chunk;
+        const int64_t chunk = gated_chunk_routes(num_routes, num_slots);
+        args->chunk_tokens = (int32_t)(chunk / num_slots);
         args->shape = shape_chunks(run, tile, num_experts, num_routes, chunk);
     }
-    if (args->shape.smem_bytes < gate_bytes) {
-        args->shape.smem_bytes = gate_bytes;
-    }
-    args->chunk_tokens = (int32_t)(chunk / num_slots);
-    args->batch_tokens = (int32_t)moe_clamp(moe_ceil_div(args->chunk_tokens, num_warps), 1,
-                                            MOE_CUDA_GATE_QUICK_BATCH);
+    args->batch_tokens = (int32_t)moe_clamp(moe_ceil_div(args->chunk_tokens, tile->block_size / 32),
+                                            1, MOE_CUDA_GATE_QUICK_BATCH);
+    return true;
 }
 
 int32_t moe_cuda_route(const struct moe_run *run, const struct moe_op_route *op,
@@ -373,15 +413,10 @@ int32_t moe_cuda_route(const struct moe_run *run, const struct moe_op_route *op,
         op->wants_align ? align->filter.num_experts : preprocess->filter.num_experts;
     const int64_t num_routes = op->wants_align ? align->num_routes : preprocess->num_routes;
     const bool gates = op->gating.logits != NULL && op->gating.num_tokens > 0;
-    const enum route_gating gating =
-        gates ? choose_gating(moe_cuda_state_of(run), tile, &op->gating, num_experts)
-              : GATES_BEFORE;
-    const bool is_gated = gating != GATES_BEFORE;
     struct moe_run sort_run = *run;
     struct moe_cuda_route args = {.op = *op};
-    if (is_gated) {
-        shape_gated(run, tile, num_experts, gating, &args);
-    } else {
+    const bool is_gated = gates && shape_gated(run, tile, num_experts, &args);
+    if (!is_gated) {
         args.shape = shape_sort(run, tile, num_experts, num_routes);
     }
     if (gates && !is_gated) {
@@ -400,9 +435,9 @@ int32_t moe_cuda_route(const struct moe_run *run, const struct moe_op_route *op,
         .num_words = num_words,
         .num_experts = num_experts,
         .form = form + (is_gated ? MOE_CUDA_ROUTE_GATED : 0),
+        .cluster_form = form + MOE_CUDA_ROUTE_CLUSTER + (is_gated ? MOE_CUDA_ROUTE_GATED : 0),
+        .count_form = is_gated ? MOE_CUDA_ROUTE_COUNT_GATED : MOE_CUDA_ROUTE_COUNT,
         .place_form = form,
-        .cluster_form = form + (is_gated ? MOE_CUDA_ROUTE_GATED : 0) + MOE_CUDA_ROUTE_CLUSTER,
-        .is_alone = gating == GATES_ALONE,
     };
     return launch_sort(&sort_run, &sort, error);
 }

@@ -136,23 +136,30 @@ static int32_t set_attributes(const struct moe_cuda_state *state, const struct m
                : moe_cuda_driver_error(&state->driver, result, symbols[tile->id], error);
 }
 
-static int32_t num_forms(int32_t op)
+static int32_t num_forms(const struct moe_tile *tile)
 {
-    switch (op) {
 #define NUM_FORMS(op_id, forms) \
     case op_id:                 \
         return forms;
+    if (tile->kernel == MOE_KERNEL_CUDA_SPLIT) {
+        switch (tile->op) {
+            MOE_CUDA_SPLIT_FORMS_LIST(NUM_FORMS)
+        default:
+            return 1;
+        }
+    }
+    switch (tile->op) {
         MOE_CUDA_FORMS_LIST(NUM_FORMS)
-#undef NUM_FORMS
     default:
         return 1;
     }
+#undef NUM_FORMS
 }
 
 static int32_t load_forms(struct moe_cuda_state *state, const struct moe_tile *tile,
                           struct moe_error *error)
 {
-    for (int32_t form = 1; form < num_forms(tile->op); form++) {
+    for (int32_t form = 1; form < num_forms(tile); form++) {
         char symbol[128];
         (void)snprintf(symbol, sizeof(symbol), "form%d_%s", form, symbols[tile->id]);
         MOE_TRY(find_function(state, symbol, &state->forms[tile->id][form - 1], error));

@@ -14,38 +14,53 @@ static const double cuda_bytes_per_cycle = 20.0;    /* of one SM, at its share o
 static const double cuda_l2_bytes_per_cycle = 40.0; /* of one SM, out of the L2 */
 
 /*
- * Sorts, in microseconds of an H200 with E 64 to 256. One launch: every CTA counts all routes, a
- * turn per route of a thread; from cuda_counted_routes on a cluster. Two: a CTA per chunk, which
- * reads a table with a row per chunk.
+ * Sorts, in microseconds of an H200 with E 64 to 256. cuda.sort has a thread per route: one CTA, or
+ * from sm_90 on a cluster; beyond, it is two launches. Those have a CTA per chunk, which reads a
+ * table with a row per chunk.
  */
-static const double cuda_counted_routes = 1024.0;
+static const double cuda_cluster_ctas = 8.0;
+
+static double cuda_split_cost(double threads, const struct moe_problem *problem, double routes)
+{
+    const double chunks = fmin(ceil(routes / threads), 128.0);
+    const double turns = ceil(routes / (chunks * threads));
+    const double table = chunks * moe_cost_at_least_1(problem->num_experts) / 256.0;
+    return 3.0 + threads * 0.0014 + (0.55 + threads * 0.0021) * turns + 0.016 * table;
+}
 
 static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_device *device,
                              const struct moe_problem *problem, int64_t num_tokens)
 {
     const double threads = (double)tile->block_size;
     const double routes = (double)num_tokens * moe_cost_at_least_1(problem->top_k);
-    const bool is_sort = tile->kernel == MOE_KERNEL_CUDA_SORT;
-    if (is_sort && routes <= cuda_counted_routes) {
-        return 2.4 + threads * 0.0009 + fmax(threads - 512.0, 0.0) * 0.0005 +
-               0.2 * ceil(routes / threads) + fmin(routes / 1024.0, 0.5);
+    const double many_threads = fmax(threads - 512.0, 0.0);
+    if (tile->kernel != MOE_KERNEL_CUDA_SORT) {
+        return cuda_split_cost(threads, problem, routes);
     }
-    if (is_sort && device->sm >= 90 && routes <= MOE_CUDA_SORT_MAX_CHUNK) {
-        return 4.2 + 0.00018 * routes + fabs(threads - 512.0) * 0.0012;
+    if (routes <= threads) {
+        return 2.25 + threads * 0.0001 + many_threads * 0.0007 + routes * 0.0016;
     }
-    const double chunks = fmin(ceil(routes / threads), 128.0);
-    const double turns = ceil(routes / (chunks * threads));
-    const double table = chunks * moe_cost_at_least_1(problem->num_experts) / 256.0;
-    return 3.3 + threads * 0.0014 + (0.55 + threads * 0.0021) * turns + 0.016 * table;
+    if (device->sm >= 90 && routes <= threads * cuda_cluster_ctas) {
+        return 3.05 + threads * 0.0009 + many_threads * 0.0009 + routes * 0.00015;
+    }
+    return cuda_split_cost(512.0, problem, routes) + 0.1;
 }
 
-/* route: two launches, of which the first gates too, pay where a sort alone would be two. */
-static double cuda_route_cost(const struct moe_tile *tile, const struct moe_problem *problem,
-                              int64_t num_tokens)
+/* route with logits: gating and the sort in one launch while a warp has a token, gating in front of
+ * the sort, or in the first of two launches. */
+static double cuda_route_cost(const struct moe_tile *tile, const struct moe_device *device,
+                              const struct moe_problem *problem, int64_t num_tokens)
 {
-    const double routes = (double)num_tokens * moe_cost_at_least_1(problem->top_k);
-    const bool is_split = tile->kernel == MOE_KERNEL_CUDA_SPLIT;
-    return is_split == (routes > MOE_CUDA_SORT_MAX_CHUNK) ? 1.0 : 2.0;
+    const double threads = (double)tile->block_size;
+    const double tokens = (double)num_tokens;
+    if (tile->kernel == MOE_KERNEL_CUDA_SPLIT) {
+        return 6.6 + tokens * 0.00075;
+    }
+    if (tokens > cuda_cluster_ctas * threads / 32.0) {
+        return 3.1 + tokens * 0.0007 + cuda_sort_cost(tile, device, problem, num_tokens);
+    }
+    const double exchange = tokens > 8.0 ? 1.0 + tokens * 0.003 : 0.0;
+    return 3.5 + threads * 0.0007 + fmax(threads - 512.0, 0.0) * 0.002 + exchange;
 }
 
 /* A warp gates a token in about half a microsecond; CTAs hold more warps than they use when tokens
@@ -102,7 +117,7 @@ double moe_heuristic_cuda_cost(const struct moe_tile *tile, int32_t op,
         return cuda_sort_cost(tile, device, problem, num_tokens);
     }
     if (op == MOE_OP_ROUTE) {
-        return cuda_route_cost(tile, problem, num_tokens);
+        return cuda_route_cost(tile, device, problem, num_tokens);
     }
     if (op == MOE_OP_GATING) {
         return cuda_gating_cost(tile, device, num_tokens);

@@ -5,11 +5,11 @@
  * moe_align_block_size, with a stable order). In the batched form the groups are given.
  * Moves: the ids once, 4 bytes per entry of the outputs. Bound by latency; with many experts and
  *   few routes by the padding, which is most of what is written.
- * Pipeline: 1 to 4 as in route_sort.cuh. 5 routes, padding, experts of blocks, tails.
+ * Pipeline: as in route_flat.cuh or route_split.cuh; then routes, padding, experts of blocks,
+ *   tails.
  * Limits: those of route_sort.cuh.
  */
-#include "route_cluster.cuh"
-#include "route_emit.cuh"
+#include "route_flat.cuh"
 #include "route_split.cuh"
 
 namespace
@@ -49,47 +49,64 @@ __device__ __forceinline__ void align_batches(const struct moe_op_align &op, con
     }
 }
 
+__device__ __forceinline__ Layout make_layout(const struct moe_cuda_align &args)
+{
+    const struct moe_op_align &op = args.op;
+    const bool keeps = op.filter_mode == MOE_FILTER_KEEP && args.shape.phase != MOE_CUDA_SORT_BATCH;
+    return {op.block_size, op.filter.num_experts + (keeps ? 1 : 0), 0, 0};
+}
+
+/* cuda.sort */
 template <int kThreads, bool kClusters>
 __device__ __forceinline__ void align(const struct moe_cuda_align &args)
 {
     const struct moe_op_align &op = args.op;
-    const struct moe_cuda_sort_shape &shape = args.shape;
-    const int32_t num_experts = op.filter.num_experts;
-    const bool keeps = op.filter_mode == MOE_FILTER_KEEP && shape.phase != MOE_CUDA_SORT_BATCH;
-    RouteSort sort = make_route_sort(shape, num_experts);
-    const Layout layout = {op.block_size, num_experts + (keeps ? 1 : 0), 0, 0};
+    RouteSort sort = make_route_sort(args.shape, op.filter.num_experts);
     if (kClusters) {
         moe_ptx_cluster_arrive();
     }
     moe_ptx_griddep_wait();
     moe_ptx_griddep_launch();
-    if (!kClusters && shape.phase == MOE_CUDA_SORT_BATCH) {
-        align_batches<kThreads>(op, sort, layout);
-        return;
-    }
-    set_routes(shape, real_routes(op.num_tokens_device, op.num_routes, op.top_k), &sort);
+    set_routes(args.shape, flat_chunk<kClusters>(),
+               real_routes(op.num_tokens_device, op.num_routes, op.top_k), &sort);
     const IdSource source(op.topk_ids, op.ids_dtype, op.filter);
-    if (kClusters) {
-        uint16_t *table = add_cluster_arrays(&sort);
-        sort_cluster<kThreads, true, false>(shape, sort, layout, source, table);
-    } else if (!sort_routes<kThreads, true, false>(shape, sort, layout, source)) {
+    route_flat<kThreads, kClusters, true, false>(&op, nullptr, sort, make_layout(args), source);
+}
+
+/* cuda.split */
+template <int kThreads, bool kPlaces>
+__device__ __forceinline__ void align_split(const struct moe_cuda_align &args)
+{
+    const struct moe_op_align &op = args.op;
+    RouteSort sort = make_route_sort(args.shape, op.filter.num_experts);
+    moe_ptx_griddep_wait();
+    moe_ptx_griddep_launch();
+    if (kPlaces && args.shape.phase == MOE_CUDA_SORT_BATCH) {
+        align_batches<kThreads>(op, sort, make_layout(args));
         return;
     }
-    emit_routes<kThreads, kClusters, true, false>(shape, &op, nullptr, sort, layout);
-    emit_blocks<kThreads>(op, sort, layout.num_starts);
+    set_routes(args.shape, static_cast<int32_t>(blockIdx.x),
+               real_routes(op.num_tokens_device, op.num_routes, op.top_k), &sort);
+    if (kPlaces) {
+        place_routes<kThreads, true, false>(args.shape, &op, nullptr, sort, make_layout(args));
+    } else {
+        count_chunk<kThreads>(args.shape, sort, IdSource(op.topk_ids, op.ids_dtype, op.filter));
+    }
 }
 
 } // namespace
 
-#define MOE_EMIT_ALIGN(symbol, dims, size, clusters)               \
+#define MOE_EMIT_ALIGN(symbol, dims, size, function, flag)         \
     extern "C" __global__ void dims __launch_bounds__(size, 1)     \
         symbol(const __grid_constant__ struct moe_cuda_align args) \
     {                                                              \
-        align<size, clusters>(args);                               \
+        function<size, flag>(args);                                \
     }
-#define MOE_EMIT_CUDA_SORT(symbol, size)  \
-    MOE_EMIT_ALIGN(symbol, , size, false) \
-    MOE_EMIT_ALIGN(MOE_FORM(1, symbol), MOE_CLUSTER_DIMS, size, true)
-#define MOE_EMIT_CUDA_SPLIT(symbol, size)              MOE_EMIT_CUDA_SORT(symbol, size)
+#define MOE_EMIT_CUDA_SORT(symbol, size)         \
+    MOE_EMIT_ALIGN(symbol, , size, align, false) \
+    MOE_EMIT_ALIGN(MOE_FORM(1, symbol), MOE_CLUSTER_DIMS, size, align, true)
+#define MOE_EMIT_CUDA_SPLIT(symbol, size)              \
+    MOE_EMIT_ALIGN(symbol, , size, align_split, false) \
+    MOE_EMIT_ALIGN(MOE_FORM(1, symbol), , size, align_split, true)
 #define MOE_INSTANTIATE_ALIGN_BLOCK_SIZE(kernel, size) MOE_EMIT_ROW(ALIGN_BLOCK_SIZE, kernel, size)
 #include "instantiate.cuh"

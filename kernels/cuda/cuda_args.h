@@ -7,23 +7,25 @@
 
 #include <cuda.h>
 
-/* What a launch of the sort kernels does (route_sort.cuh). */
-#define MOE_CUDA_SORT_ALL     0 /* everything: a CTA per chunk of routes, each counts all routes */
-#define MOE_CUDA_SORT_COUNT   1 /* a CTA per chunk: sorts it into the workspace */
-#define MOE_CUDA_SORT_PLACE   2 /* a CTA per chunk, after COUNT: writes the outputs */
-#define MOE_CUDA_SORT_BATCH   3 /* align's batched form, whose counts are given */
-#define MOE_CUDA_SORT_CLUSTER 4 /* everything: a cluster, a CTA per chunk (route_cluster.cuh) */
+/* What a launch of the sort kernels does: all of it with a thread per route (route_flat.cuh), or
+ * one of two steps (route_split.cuh). */
+#define MOE_CUDA_SORT_FLAT  0
+#define MOE_CUDA_SORT_COUNT 1 /* a CTA per chunk: ranks and counts it into the workspace */
+#define MOE_CUDA_SORT_PLACE 2 /* a CTA per chunk, after COUNT: writes the outputs */
+#define MOE_CUDA_SORT_BATCH 3 /* align's batched form, whose counts are given; kernels of PLACE */
 
-/* CTAs of the cluster of CLUSTER. */
+/* FLAT: CTAs of a cluster, and shared memory that every device has at least. */
 #define MOE_CUDA_SORT_CLUSTER_CTAS 8
+#define MOE_CUDA_SORT_FLAT_BYTES   (96 * 1024)
+
+/* FLAT: of a bucket's counts, a byte per warp of a CTA: 16-byte loads of neighbours do not meet in
+ * a bank. */
+#define MOE_CUDA_SORT_FLAT_ROW_BYTES(num_threads) ((num_threads) <= 512 ? 16 : 48)
 
 /* Rows of the table that a thread of PLACE adds up in 16 bits, and routes of a chunk of COUNT at
  * most, so that it can. */
 #define MOE_CUDA_SORT_BATCH_ROWS   8
 #define MOE_CUDA_SORT_SPLIT_ROUTES (65535 / MOE_CUDA_SORT_BATCH_ROWS)
-
-/* Forms of align_block_size and ep_preprocess: the CLUSTER phase, and all others. */
-enum { MOE_CUDA_SORT_FORM_PLAIN, MOE_CUDA_SORT_FORM_CLUSTER, MOE_CUDA_SORT_NUM_FORMS };
 
 /* Scratch of the scan. */
 #define MOE_CUDA_SORT_SCAN_WORDS 128
@@ -39,7 +41,7 @@ enum { MOE_CUDA_SORT_FORM_PLAIN, MOE_CUDA_SORT_FORM_CLUSTER, MOE_CUDA_SORT_NUM_F
 
 struct moe_cuda_sort_shape {
     int32_t phase;      /* MOE_CUDA_SORT_* */
-    int32_t num_chunks; /* ALL: more CTAs than these help to write padding */
+    int32_t num_chunks; /* COUNT, PLACE: more CTAs than these help to write padding */
     int32_t chunk_routes;
     int32_t num_warps;       /* that rank routes; fewer when counters do not fit */
     int32_t routes_per_warp; /* a multiple of 32 */
@@ -47,8 +49,7 @@ struct moe_cuda_sort_shape {
     int32_t num_groups; /* PLACE: of row words / 8 threads, which share a row of the table */
     int32_t reserved;
     uint16_t *counts; /* COUNT, PLACE: [num_chunks][row words] routes per bucket */
-    uint16_t *places; /* [num_chunks][row words] first place of each bucket in the chunk's list */
-    uint32_t *lists;  /* [num_chunks * chunk_routes] */
+    uint32_t *ranks;  /* [num_chunks * chunk_routes] bucket << 16 | number in its chunk */
 };
 
 struct moe_cuda_align {
@@ -67,11 +68,10 @@ struct moe_cuda_ep_preprocess {
 #define MOE_CUDA_GATE_WORDS(num_experts, top_k, num_rows) \
     (96 + 2 * (((top_k) + 3) / 4 * 4) + (num_rows)*MOE_CUDA_GATE_ROW_WORDS(num_experts))
 
-/* Where the logits alone decide (gate_quick.cuh): experts chosen per token at most, tokens that a
- * warp has at once (a lane per slot), and words of shared memory of a warp. */
+/* Where the logits alone decide (gate_quick.cuh): experts chosen per token at most, and tokens that
+ * a warp has at once, a lane per slot. No shared memory. */
 #define MOE_CUDA_GATE_QUICK_SLOTS 8
 #define MOE_CUDA_GATE_QUICK_BATCH (32 / MOE_CUDA_GATE_QUICK_SLOTS)
-#define MOE_CUDA_GATE_QUICK_WORDS (2 * MOE_CUDA_GATE_QUICK_BATCH * (MOE_CUDA_GATE_QUICK_SLOTS + 1))
 
 /* A warp gates a token, quick forms `batch_tokens` of them. `gate_words`: 4-byte words of shared
  * memory of each warp. */
@@ -97,13 +97,20 @@ struct moe_cuda_gating {
 #define MOE_CUDA_GATE_QUICK_FORMS_LIST(X) X(4, 2) X(5, 4) X(6, 8) X(7, 16)
 #define MOE_CUDA_GATE_NUM_FORMS           8
 
-/* route, by what it writes; from GATED on the same that gate too, from CLUSTER on all of these in
- * the CLUSTER phase. */
+/* Forms of the sorts. Of cuda.sort, for FLAT: one CTA, a cluster. Of cuda.split: COUNT, PLACE. */
+enum { MOE_CUDA_SORT_FORM_ALONE, MOE_CUDA_SORT_FORM_CLUSTER, MOE_CUDA_SORT_NUM_FORMS };
+enum { MOE_CUDA_SPLIT_FORM_COUNT, MOE_CUDA_SPLIT_FORM_PLACE, MOE_CUDA_SPLIT_NUM_FORMS };
+
+/* route, by what it writes: cuda.sort as it is, with gating, and both in a cluster; cuda.split
+ * PLACE, then COUNT, and COUNT with gating. */
 enum {
     MOE_CUDA_ROUTE_BOTH,
     MOE_CUDA_ROUTE_ALIGN,
     MOE_CUDA_ROUTE_PREPROCESS,
     MOE_CUDA_ROUTE_GATED,
+    MOE_CUDA_ROUTE_COUNT = MOE_CUDA_ROUTE_GATED,
+    MOE_CUDA_ROUTE_COUNT_GATED,
+    MOE_CUDA_ROUTE_NUM_SPLIT_FORMS,
     MOE_CUDA_ROUTE_CLUSTER = 2 * MOE_CUDA_ROUTE_GATED,
     MOE_CUDA_ROUTE_NUM_FORMS = 2 * MOE_CUDA_ROUTE_CLUSTER
 };
@@ -148,6 +155,12 @@ struct moe_cuda_router {
     X(MOE_OP_ACTIVATION, MOE_CUDA_ACTIVATION_NUM_FORMS)     \
     X(MOE_OP_POST_REORDER, MOE_CUDA_POST_REORDER_NUM_FORMS) \
     X(MOE_OP_SUM_REDUCE, MOE_CUDA_POST_REORDER_NUM_FORMS)
+
+/* The same of cuda.split, where an operation has that kernel. */
+#define MOE_CUDA_SPLIT_FORMS_LIST(X)                     \
+    X(MOE_OP_ALIGN_BLOCK_SIZE, MOE_CUDA_SPLIT_NUM_FORMS) \
+    X(MOE_OP_EP_PREPROCESS, MOE_CUDA_SPLIT_NUM_FORMS)    \
+    X(MOE_OP_ROUTE, MOE_CUDA_ROUTE_NUM_SPLIT_FORMS)
 
 /* Units of 16 columns, one per thread: unit number / per_row = number * row_magic >> row_shift for
  * numbers below 2^31. 2^lanes_log2 of them share a scale. */

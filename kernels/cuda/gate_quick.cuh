@@ -2,7 +2,7 @@
 /*
  * Gating where the logits alone decide: softmax with renormalization and top-k then softmax,
  * without bias and groups, up to MOE_CUDA_GATE_QUICK_SLOTS experts per token. Ids and weights have
- * the bits of gate.cuh; this takes half of its instructions.
+ * the bits of gate.cuh; this takes a third of its instructions.
  *
  * A warp has a batch of tokens; expert i * 32 + lane is the i-th of a lane. Per token: 1 a lane's
  * logits become integers that order like them, with kPerLane - 1 - i in the lowest bits, and are
@@ -32,34 +32,39 @@ __device__ __forceinline__ const char *logits_of(const struct moe_op_gating &op,
            static_cast<int64_t>(token) * op.logits_stride * element_bytes;
 }
 
-/* Step 1, but for the sorting. Experts that do not exist have keys below all others. */
+/* Step 1, but for the sorting. Experts that do not exist have the bits of a NaN that comes after
+ * all numbers. */
 template <int kPerLane>
 __device__ __forceinline__ void load_keys(const struct moe_op_gating &op, int32_t token,
                                           int32_t lane, int32_t (&keys)[kPerLane])
 {
-    const char *row = logits_of(op, token);
-    uint32_t bits[kPerLane] = {};
+    const int32_t last = op.num_experts - lane;
+    uint32_t bits[kPerLane];
     if (op.logits_dtype == MOE_DTYPE_FP32) {
+        const uint32_t *row = reinterpret_cast<const uint32_t *>(logits_of(op, token)) + lane;
 #pragma unroll
         for (int i = 0; i < kPerLane; i++) {
-            if (i * 32 + lane < op.num_experts) {
-                bits[i] = reinterpret_cast<const uint32_t *>(row)[i * 32 + lane];
-            }
+            bits[i] = i * 32 < last ? row[i * 32] : 0xffffffffu;
         }
     } else {
+        const uint16_t *row = reinterpret_cast<const uint16_t *>(logits_of(op, token)) + lane;
+        const bool is_bf16 = op.logits_dtype == MOE_DTYPE_BF16;
 #pragma unroll
         for (int i = 0; i < kPerLane; i++) {
-            if (i * 32 + lane < op.num_experts) {
-                bits[i] = __float_as_uint(load_logit(row, op.logits_dtype, i * 32 + lane));
-            }
+            const uint32_t half = i * 32 < last ? row[i * 32] : 0xffffu;
+            bits[i] = half << 16;
+        }
+#pragma unroll
+        for (int i = 0; i < kPerLane && !is_bf16; i++) {
+            const __half_raw raw = {static_cast<unsigned short>(bits[i] >> 16)};
+            bits[i] = __float_as_uint(__half2float(__half(raw)));
         }
     }
 #pragma unroll
     for (int i = 0; i < kPerLane; i++) {
-        const int32_t sign = static_cast<int32_t>(bits[i]) >> 31;
-        const uint32_t ordered = bits[i] ^ (static_cast<uint32_t>(sign) & 0x7fffffffu);
-        const uint32_t key = (ordered & ~(kPerLane - 1u)) | (kPerLane - 1u - i);
-        keys[i] = i * 32 + lane < op.num_experts ? static_cast<int32_t>(key) : INT32_MIN;
+        const uint32_t sign = static_cast<uint32_t>(static_cast<int32_t>(bits[i]) >> 31);
+        const uint32_t with_place = (bits[i] & ~(kPerLane - 1u)) | (kPerLane - 1u - i);
+        keys[i] = static_cast<int32_t>(with_place ^ (sign & 0x7fffffffu & ~(kPerLane - 1u)));
     }
 }
 
@@ -91,64 +96,79 @@ __device__ __forceinline__ void sort_keys(int32_t (&keys)[kCount])
     }
 }
 
-/* Shared memory of a warp, for a token: winners, best first, and one more. */
-struct QuickToken {
-    int32_t keys[kQuickSlots + 1];
-    int32_t lanes[kQuickSlots + 1];
+/* Ids that a sort reads besides: [tokens from `first`, slots] in shared memory; NULL: none. Not
+ * `stores`: those alone. */
+struct QuickIds {
+    int32_t *ids;
+    int32_t first;
+    bool stores;
+};
 
-    template <int kPerLane> __device__ __forceinline__ int32_t expert(int32_t slot) const
-    {
-        return (kPerLane - 1 - (keys[slot] & (kPerLane - 1))) * 32 + lanes[slot];
+__device__ __forceinline__ void store_slot(const struct moe_op_gating &op, const QuickIds &too,
+                                           int32_t token, int32_t slot, int32_t id, float weight)
+{
+    if (too.stores) {
+        store_slot(op, token, slot, id, weight);
     }
-    template <int kPerLane> __device__ __forceinline__ void set_expert(int32_t slot, int32_t expert)
+    if (too.ids != nullptr) {
+        too.ids[(token - too.first) * (op.top_k + op.num_appended) + slot] = id;
+    }
+}
+
+/* A winner: its key, and the lanes that had it (the lowest won). */
+struct QuickWinner {
+    int32_t key;
+    unsigned lanes;
+
+    template <int kPerLane> __device__ __forceinline__ int32_t expert() const
     {
-        keys[slot] = kPerLane - 1 - expert / 32;
-        lanes[slot] = expert % 32;
+        return (kPerLane - 1 - (key & (kPerLane - 1))) * 32 + __ffs(static_cast<int>(lanes)) - 1;
     }
 };
 
-static_assert(MOE_CUDA_GATE_QUICK_WORDS * 4 == kQuickBatch * sizeof(QuickToken),
-              "what the host counts");
-
-/* Step 2. */
+/* Step 2. `slot`: the one whose winner this lane takes, of any other token 32 at least;
+ * `runner_up`: the key behind the last of kQuickSlots winners. */
 template <int kPerLane>
-__device__ __forceinline__ void choose_winners(int32_t top_k, int32_t lane,
-                                               int32_t (&keys)[kPerLane], QuickToken *token)
+__device__ __forceinline__ void choose_winners(int32_t top_k, int32_t slot, unsigned before,
+                                               int32_t (&keys)[kPerLane], QuickWinner *winner,
+                                               int32_t *runner_up)
 {
-    const unsigned before = (1u << lane) - 1u;
 #pragma unroll
     for (int round = 0; round <= kQuickSlots; round++) {
         const int32_t largest = __reduce_max_sync(kGateLanes, keys[0]);
+        if (round == kQuickSlots) {
+            *runner_up = slot < kQuickSlots ? largest : *runner_up;
+            return;
+        }
         const bool is_largest = keys[0] == largest;
         const unsigned equal = __ballot_sync(kGateLanes, is_largest);
-        if (is_largest && (equal & before) == 0) {
-            token->keys[round] = largest;
-            token->lanes[round] = lane;
-#pragma unroll
-            for (int i = 0; i < kPerLane && i < kQuickSlots - round; i++) {
-                keys[i] = i + 1 < kPerLane ? keys[i + 1] : INT32_MIN;
-            }
-        }
-        if (round % 2 == 0 && round >= top_k) {
+        winner->key = slot == round ? largest : winner->key;
+        winner->lanes = slot == round ? equal : winner->lanes;
+        if (round > 0 && round % 2 == 0 && round >= top_k) {
             return;
+        }
+        const bool wins = is_largest && (equal & before) == 0;
+#pragma unroll
+        for (int i = 0; i < kPerLane && i < kQuickSlots - round; i++) {
+            keys[i] = wins ? (i + 1 < kPerLane ? keys[i + 1] : INT32_MIN) : keys[i];
         }
     }
 }
 
-/* The same by all bits of the logits, with NaN and infinities made finite. The next winner is the
- * best of those that are behind the last one. */
-template <int kPerLane>
-__device__ __forceinline__ void choose_exactly(const struct moe_op_gating &op, int32_t number,
-                                               int32_t lane, QuickToken *token)
+/* The same by all bits of the logits, with NaN and infinities made finite: the next winner is the
+ * best of those that are behind the last one. Returns that of `slot`. */
+__device__ __forceinline__ int32_t choose_exactly(const struct moe_op_gating &op, int32_t token,
+                                                  int32_t lane, int32_t slot)
 {
-    const char *row = logits_of(op, number);
+    const char *row = logits_of(op, token);
     uint32_t last_key = 0xffffffffu;
     int32_t last_expert = -1;
+    int32_t chosen = 0;
 #pragma unroll 1
-    for (int32_t slot = 0; slot < op.top_k; slot++) {
+    for (int32_t round = 0; round < op.top_k; round++) {
         uint32_t best = 0;
         int32_t best_expert = INT32_MAX;
-#pragma unroll 4
+#pragma unroll 2
         for (int32_t expert = lane; expert < op.num_experts; expert += 32) {
             const uint32_t key = make_key(make_finite(load_logit(row, op.logits_dtype, expert)));
             const bool is_behind = key < last_key || (key == last_key && expert > last_expert);
@@ -159,69 +179,65 @@ __device__ __forceinline__ void choose_exactly(const struct moe_op_gating &op, i
         }
         last_key = __reduce_max_sync(kGateLanes, best);
         last_expert = __reduce_min_sync(kGateLanes, best == last_key ? best_expert : INT32_MAX);
-        if (lane == 0) {
-            token->set_expert<kPerLane>(slot, last_expert);
-        }
+        chosen = slot == round ? last_expert : chosen;
     }
-    __syncwarp();
+    return chosen;
 }
 
-/* Winners of all tokens in order by all bits: a lane's place among the slots of its token. */
-template <int kPerLane>
-__device__ __forceinline__ void order_winners(bool exists, int32_t slot, float value,
-                                              int32_t expert, QuickToken *token)
+/* The expert of a slot when the winners of its token are in order by all bits. Slots that do not
+ * exist have the lowest value. */
+__device__ __forceinline__ int32_t order_winners(int32_t slot, float value, int32_t expert)
 {
     int32_t place = 0;
 #pragma unroll 1
     for (int i = 0; i < kQuickSlots; i++) {
-        const float other = __shfl_sync(kGateLanes, exists ? value : -FLT_MAX, i, kQuickSlots);
+        const float other = __shfl_sync(kGateLanes, value, i, kQuickSlots);
         const int32_t other_expert = __shfl_sync(kGateLanes, expert, i, kQuickSlots);
         place += other > value || (other == value && other_expert < expert) ? 1 : 0;
     }
-    __syncwarp();
-    if (exists) {
-        token->set_expert<kPerLane>(place, expert);
+    int32_t ordered = expert;
+#pragma unroll 1
+    for (int i = 0; i < kQuickSlots; i++) {
+        const int32_t other_place = __shfl_sync(kGateLanes, place, i, kQuickSlots);
+        const int32_t other_expert = __shfl_sync(kGateLanes, expert, i, kQuickSlots);
+        ordered = other_place == slot ? other_expert : ordered;
     }
-    __syncwarp();
+    return ordered;
 }
 
 /* Steps 3 and 4. `num_tokens` of the batch, which begins with `first`. */
 template <int kPerLane>
 __device__ __forceinline__ void weigh_winners(const struct moe_op_gating &op, int32_t first,
-                                              int32_t num_tokens, int32_t lane, QuickToken *tokens)
+                                              int32_t num_tokens, int32_t lane,
+                                              const QuickWinner &winner, int32_t runner_up,
+                                              const QuickIds &too)
 {
-    constexpr uint32_t kLowest = kPerLane - 1;
     const int32_t slot = lane % kQuickSlots;
-    const int32_t number = first + lane / kQuickSlots;
-    QuickToken *own = tokens + lane / kQuickSlots;
+    const int32_t token = first + lane / kQuickSlots;
     const bool exists = lane / kQuickSlots < num_tokens && slot < op.top_k;
-    int32_t expert = 0;
-    float value = 0.0f;
-    bool is_unordered = false;
-    bool is_odd = false;
-    __syncwarp();
-    if (exists) {
-        const uint32_t both = static_cast<uint32_t>(own->keys[slot] ^ own->keys[slot + 1]);
-        expert = own->expert<kPerLane>(slot);
-        if (expert < op.num_experts) {
-            value = load_logit(logits_of(op, number), op.logits_dtype, expert);
-        }
-        is_unordered = both <= kLowest && op.logits_dtype == MOE_DTYPE_FP32;
-        is_odd =
-            value == 0.0f || !(fabsf(value) < FLT_MAX) || (is_unordered && slot == op.top_k - 1);
+    const int32_t behind = __shfl_down_sync(kGateLanes, winner.key, 1);
+    const int32_t next = slot == kQuickSlots - 1 ? runner_up : behind;
+    const bool is_unordered = exists && op.logits_dtype == MOE_DTYPE_FP32 &&
+                              static_cast<uint32_t>(winner.key ^ next) < kPerLane;
+    int32_t expert = exists ? winner.expert<kPerLane>() : 0;
+    float value = exists ? 0.0f : -FLT_MAX;
+    if (exists && expert < op.num_experts) {
+        value = load_logit(logits_of(op, token), op.logits_dtype, expert);
     }
+    const bool is_odd = exists && (value == 0.0f || !(fabsf(value) < FLT_MAX) ||
+                                   (is_unordered && slot == op.top_k - 1));
     if (__any_sync(kGateLanes, is_unordered || is_odd)) {
-        order_winners<kPerLane>(exists, slot, value, expert, own);
         unsigned odd_lanes = __ballot_sync(kGateLanes, is_odd);
+        expert = order_winners(slot, value, expert);
 #pragma unroll 1
         while (odd_lanes != 0) {
             const int32_t which = (__ffs(static_cast<int>(odd_lanes)) - 1) / kQuickSlots;
-            choose_exactly<kPerLane>(op, first + which, lane, tokens + which);
+            const int32_t chosen = choose_exactly(op, first + which, lane, slot);
+            expert = which == lane / kQuickSlots ? chosen : expert;
             odd_lanes &= ~(((1u << kQuickSlots) - 1u) << (which * kQuickSlots));
         }
         if (exists) {
-            expert = own->expert<kPerLane>(slot);
-            value = make_finite(load_logit(logits_of(op, number), op.logits_dtype, expert));
+            value = make_finite(load_logit(logits_of(op, token), op.logits_dtype, expert));
         }
     }
     const float best = __shfl_sync(kGateLanes, value, 0, kQuickSlots);
@@ -243,43 +259,46 @@ __device__ __forceinline__ void weigh_winners(const struct moe_op_gating &op, in
         weight = __fdiv_rn(weight, __fadd_rn(sum, 1e-20f));
     }
     if (exists) {
-        if (op.load_counters != nullptr) {
+        if (op.load_counters != nullptr && too.stores) {
             atomicAdd(reinterpret_cast<unsigned long long *>(op.load_counters) + expert, 1ull);
         }
-        store_slot(op, number, slot, find_replica(op, expert, op.first_token + number),
+        store_slot(op, too, token, slot, find_replica(op, expert, op.first_token + token),
                    __fmul_rn(weight, op.scaling));
     }
 }
 
-/* Gates tokens first .. end, a batch at most, by one warp. `tokens`: MOE_CUDA_GATE_QUICK_WORDS of
- * shared memory of this warp. */
+/* Gates tokens first .. end, a batch at most, by one warp. */
 template <int kPerLane>
 __device__ __forceinline__ void gate_batch(const struct moe_op_gating &op, int32_t first,
-                                           int32_t end, int32_t num_valid, QuickToken *tokens)
+                                           int32_t end, int32_t num_valid, const QuickIds &too)
 {
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+    const unsigned before = (1u << lane) - 1u;
     const int32_t num_gated = min(end, num_valid) - first;
-    __syncwarp(); /* the batch before has read its winners */
+    QuickWinner winner = {0, 1};
+    int32_t runner_up = 0;
 #pragma unroll 1
     for (int32_t i = 0; i < num_gated; i++) {
         int32_t keys[kPerLane];
+        const uint32_t slot = static_cast<uint32_t>(lane - i * kQuickSlots);
         load_keys<kPerLane>(op, first + i, lane, keys);
         sort_keys<kPerLane>(keys);
-        choose_winners<kPerLane>(op.top_k, lane, keys, tokens + i);
+        choose_winners<kPerLane>(op.top_k, static_cast<int32_t>(min(slot, 32u)), before, keys,
+                                 &winner, &runner_up);
     }
     if (num_gated > 0) {
-        weigh_winners<kPerLane>(op, first, num_gated, lane, tokens);
+        weigh_winners<kPerLane>(op, first, num_gated, lane, winner, runner_up, too);
     }
-    const int32_t num_slots = op.top_k + op.num_appended;
     if (op.num_appended == 0 && end <= num_valid) {
         return;
     }
+    const int32_t num_slots = op.top_k + op.num_appended;
 #pragma unroll 1
     for (int32_t token = first; token < end; token++) {
         const bool is_valid = token < num_valid;
 #pragma unroll 1
         for (int32_t slot = (is_valid ? op.top_k : 0) + lane; slot < num_slots; slot += 32) {
-            store_slot(op, token, slot, is_valid ? op.first_appended_id + slot - op.top_k : -1,
+            store_slot(op, too, token, slot, is_valid ? op.first_appended_id + slot - op.top_k : -1,
                        is_valid ? op.appended_weight : 0.0f);
         }
     }

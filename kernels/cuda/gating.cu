@@ -33,11 +33,9 @@ template <int kPerLane> __device__ __forceinline__ void gating(const struct moe_
 template <int kPerLane>
 __device__ __forceinline__ void gating_quick(const struct moe_cuda_gating &args)
 {
-    extern __shared__ __align__(16) uint32_t shared_words[];
     const struct moe_op_gating &op = args.op;
     const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
     const int32_t num_warps = static_cast<int32_t>(blockDim.x) / 32;
-    QuickToken *tokens = reinterpret_cast<QuickToken *>(shared_words) + warp * kQuickBatch;
     moe_ptx_griddep_wait();
     moe_ptx_griddep_launch();
     const int32_t num_tokens = count_tokens(op);
@@ -47,7 +45,7 @@ __device__ __forceinline__ void gating_quick(const struct moe_cuda_gating &args)
 #pragma unroll 1
     for (; first < num_tokens; first += step) {
         gate_batch<kPerLane>(op, first, min(first + args.batch_tokens, num_tokens), num_valid,
-                             tokens);
+                             {nullptr, 0, true});
     }
 }
 

@@ -172,59 +172,6 @@ __device__ __forceinline__ int32_t emit_route(const struct moe_op_align *align,
     return row;
 }
 
-/*
- * What belongs to a route. ALL: in order of routes. Others: in the order of the chunk's list, so
- * that neighbours mostly write neighbouring words; src2dst is put in the order of routes in shared
- * memory (`ranked`, which is free) first.
- */
-template <int kThreads, bool kClusters, bool kAligns, bool kPreprocesses>
-__device__ __forceinline__ void emit_routes(const struct moe_cuda_sort_shape &shape,
-                                            const struct moe_op_align *align,
-                                            const struct moe_op_ep_preprocess *preprocess,
-                                            const RouteSort &sort, const Layout &layout)
-{
-    const bool has_rows = kPreprocesses && preprocess->src2dst != nullptr;
-    int32_t *src2dst = has_rows ? preprocess->src2dst + sort.first_route : nullptr;
-    if (!kClusters && shape.phase == MOE_CUDA_SORT_ALL) {
-        const Stretch stretch(shape, sort);
-        const uint16_t *counters = sort.counters + thread_warp() * sort.stride;
-#pragma unroll 1
-        for (int32_t i = stretch.begin + thread_lane(); i < stretch.end; i += 32) {
-            const uint32_t entry = sort.ranked[i];
-            const int32_t bucket = static_cast<int32_t>(entry >> 16);
-            const int32_t before = shape.num_warps > 1 ? counters[bucket] : 0;
-            const int32_t number =
-                sort.offsets[bucket] + before + static_cast<int32_t>(entry & 0xffffu);
-            const int32_t row = emit_route<kAligns, kPreprocesses>(
-                align, preprocess, sort, layout, sort.first_route + i, bucket, number);
-            if (has_rows) {
-                src2dst[i] = row;
-            }
-        }
-        return;
-    }
-    int32_t *rows = reinterpret_cast<int32_t *>(sort.ranked);
-#pragma unroll 2
-    for (int32_t i = threadIdx.x; i < sort.num_ranked; i += kThreads) {
-        const uint32_t entry = sort.list[i];
-        const int32_t bucket = static_cast<int32_t>(entry >> 16);
-        const int32_t index = static_cast<int32_t>(entry & 0xffffu);
-        const int32_t row = emit_route<kAligns, kPreprocesses>(align, preprocess, sort, layout,
-                                                               sort.first_route + index, bucket,
-                                                               i + sort.offsets[bucket]);
-        if (has_rows) {
-            rows[index] = row;
-        }
-    }
-    if (has_rows) {
-        __syncthreads();
-#pragma unroll 1
-        for (int32_t i = threadIdx.x; i < sort.num_ranked; i += kThreads) {
-            src2dst[i] = rows[i];
-        }
-    }
-}
-
 } // namespace
 
 #endif

@@ -1,46 +1,120 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The sort of route_sort.cuh in two launches, a CTA per chunk in both. MOE_CUDA_SORT_COUNT: steps 1
- * and 2, and the chunk in order of buckets, so that neighbouring threads write neighbouring words;
- * a row of counts per chunk goes to the workspace. MOE_CUDA_SORT_PLACE: 3 from the table of counts,
- * and 4.
- * Moves: besides ids and outputs 4 bytes per route and two 16-bit words per bucket and chunk, out
- *   of the L2 the whole table per CTA of PLACE.
+ * and 2; a route's bucket and number in its chunk, and a row of counts per chunk, go to the
+ * workspace. MOE_CUDA_SORT_PLACE: 3 from the table of counts, 4, and the chunk in order of buckets,
+ * so that neighbouring threads write neighbouring words.
+ * Moves: besides ids and outputs 4 bytes per route and two per bucket and chunk, out of the L2 the
+ *   whole table per CTA of PLACE.
  */
 #ifndef MOE_ROUTE_SPLIT_CUH
 #define MOE_ROUTE_SPLIT_CUH
 
-#include "route_sort.cuh"
+#include "route_emit.cuh"
 
 namespace
 {
 
-/* Last of COUNT: the chunk in order of buckets, its counts and places go to the workspace. */
-template <int kThreads>
-__device__ __forceinline__ void store_chunk(const struct moe_cuda_sort_shape &shape,
-                                            const RouteSort &sort)
+/* Ids that a thread has loaded ahead: of its turns `begin + i * step`, below `end`. */
+template <int kTurns, typename Source>
+__device__ __forceinline__ void load_turns(const Source &source, int32_t begin, int32_t step,
+                                           int32_t end, int32_t (&ids)[kTurns])
 {
-    const Stretch stretch(shape, sort);
+#pragma unroll
+    for (int turn = 0; turn < kTurns; turn++) {
+        const int32_t route = begin + turn * step;
+        ids[turn] = route < end ? source.load(route) : 0;
+    }
+}
+
+/* A warp's stretch of the chunk, as routes. */
+struct Stretch {
+    int32_t begin;
+    int32_t end;
+
+    __device__ __forceinline__ Stretch(const struct moe_cuda_sort_shape &shape,
+                                       const RouteSort &sort)
+        : begin(thread_warp() * shape.routes_per_warp),
+          end(min(begin + shape.routes_per_warp, sort.num_ranked))
+    {
+        end = thread_warp() < shape.num_warps ? end : begin;
+    }
+};
+
+constexpr int kRankTurns = 2;
+
+/* Step 1; the ids of the first turns have been loaded. */
+template <typename Source>
+__device__ __forceinline__ void rank_chunk(const RouteSort &sort, const Source &source,
+                                           const Stretch &stretch, int32_t (&ids)[kRankTurns])
+{
+    const int32_t lane = thread_lane();
+    uint16_t *counters = sort.counters + thread_warp() * sort.stride;
+#pragma unroll 1
+    for (int32_t base = stretch.begin; base < stretch.end; base += 32) {
+        const int32_t index = base + lane;
+        const bool exists = index < stretch.end;
+        const uint32_t bucket = exists ? source.find(ids[0]) : kAllLanes;
+        const int32_t next = index + kRankTurns * 32;
+        ids[0] = ids[1];
+        ids[1] = next < stretch.end ? source.load(sort.first_route + next) : 0;
+        const unsigned peers = __match_any_sync(kAllLanes, bucket);
+        const uint32_t rank = __popc(peers & ((1u << lane) - 1u));
+        uint32_t before = 0;
+        if (exists) {
+            before = counters[bucket];
+            sort.ranked[index] = bucket << 16 | (before + rank);
+        }
+        __syncwarp();
+        if (exists && rank == 0) {
+            counters[bucket] = static_cast<uint16_t>(before + __popc(peers));
+        }
+        __syncwarp();
+    }
+}
+
+/* Step 2: counts of the warps become their offsets inside the chunk, two buckets at a time; neither
+ * sum reaches 2^16. `take(pair, sums)` gets the chunk's counts. */
+template <int kThreads, typename Take>
+__device__ __forceinline__ void sum_warps(const struct moe_cuda_sort_shape &shape,
+                                          const RouteSort &sort, const Take &take)
+{
+    constexpr int kBatch = 4;
+    const int32_t stride = sort.stride / 2;
+    uint32_t *pairs = reinterpret_cast<uint32_t *>(sort.counters);
+#pragma unroll 1
+    for (int32_t pair = threadIdx.x; pair < stride; pair += kThreads) {
+        uint32_t sum = 0;
+#pragma unroll 1
+        for (int32_t first = 0; first < shape.num_warps; first += kBatch) {
+            uint32_t *at = pairs + first * stride + pair;
+            uint32_t counts[kBatch];
+#pragma unroll
+            for (int i = 0; i < kBatch; i++) {
+                counts[i] = first + i < shape.num_warps ? at[i * stride] : 0;
+            }
+#pragma unroll
+            for (int i = 0; i < kBatch; i++) {
+                if (first + i < shape.num_warps) {
+                    at[i * stride] = sum;
+                }
+                sum += counts[i];
+            }
+        }
+        take(pair, sum);
+    }
+}
+
+/* Last of COUNT: numbers of routes in the chunk go to the workspace. */
+__device__ __forceinline__ void store_ranks(const struct moe_cuda_sort_shape &shape,
+                                            const RouteSort &sort, const Stretch &stretch)
+{
     const uint16_t *counters = sort.counters + thread_warp() * sort.stride;
+    uint32_t *ranks = shape.ranks + sort.first_route;
 #pragma unroll 1
     for (int32_t i = stretch.begin + thread_lane(); i < stretch.end; i += 32) {
         const uint32_t entry = sort.ranked[i];
-        const uint32_t bucket = entry >> 16;
-        sort.list[sort.packed[bucket] + counters[bucket] + (entry & 0xffffu)] =
-            bucket << 16 | static_cast<uint32_t>(i);
-    }
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * sort.stride;
-#pragma unroll 1
-    for (int32_t bucket = threadIdx.x; bucket < sort.stride; bucket += kThreads) {
-        const bool exists = bucket < sort.num_buckets;
-        shape.counts[row + bucket] = static_cast<uint16_t>(exists ? sort.totals[bucket] : 0);
-        shape.places[row + bucket] = static_cast<uint16_t>(exists ? sort.packed[bucket] : 0);
-    }
-    __syncthreads();
-    uint32_t *list = shape.lists + sort.first_route;
-#pragma unroll 1
-    for (int32_t i = threadIdx.x; i < sort.num_ranked; i += kThreads) {
-        list[i] = sort.list[i];
+        ranks[i] = entry + (shape.num_warps > 1 ? counters[entry >> 16] : 0);
     }
 }
 
@@ -54,16 +128,12 @@ __device__ __forceinline__ void add_rows(const struct moe_cuda_sort_shape &shape
     const int32_t own = static_cast<int32_t>(blockIdx.x);
     const uint4 *table = reinterpret_cast<const uint4 *>(shape.counts) + vector;
     const uint4 none = make_uint4(0, 0, 0, 0);
-    const uint4 *places = reinterpret_cast<const uint4 *>(shape.places) + vector;
-    const uint4 place =
-        group == 0 && own < shape.num_chunks ? __ldcg(places + own * num_vectors) : none;
-    const uint32_t starts[4] = {place.x, place.y, place.z, place.w};
-    int32_t totals[8] = {};
-    int32_t offsets[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        offsets[i] = -static_cast<int32_t>(starts[i / 2] >> (i % 2 * 16) & 0xffffu);
+    if (group == 0) {
+        reinterpret_cast<uint4 *>(sort.row)[vector] =
+            own < shape.num_chunks ? __ldcg(table + own * num_vectors) : none;
     }
+    int32_t totals[8] = {};
+    int32_t offsets[8] = {};
 #pragma unroll 1
     for (int32_t first = group; first < shape.num_chunks; first += kBatch * shape.num_groups) {
         uint4 rows[kBatch];
@@ -116,61 +186,64 @@ __device__ __forceinline__ void sum_chunks(const struct moe_cuda_sort_shape &sha
     }
 }
 
-/* The list of COUNT, whose first entries have been loaded. */
-constexpr int kListTurns = 2;
-
-template <int kThreads>
-__device__ __forceinline__ void take_list(const RouteSort &sort, const uint32_t *list,
-                                          const uint32_t (&entries)[kListTurns])
+/* The chunk in order of buckets, from numbers in the chunk. */
+__device__ __forceinline__ void put_on_list(const RouteSort &sort, uint32_t bucket, uint32_t number,
+                                            int32_t index)
 {
-#pragma unroll
-    for (int turn = 0; turn < kListTurns; turn++) {
-        const int32_t i = static_cast<int32_t>(threadIdx.x) + turn * kThreads;
-        if (i < sort.num_ranked) {
-            sort.list[i] = entries[turn];
-        }
-    }
-#pragma unroll 1
-    for (int32_t i = static_cast<int32_t>(threadIdx.x) + kListTurns * kThreads; i < sort.num_ranked;
-         i += kThreads) {
-        sort.list[i] = __ldcg(list + i);
-    }
+    sort.list[sort.places[bucket] + static_cast<int32_t>(number)] =
+        bucket << 16 | static_cast<uint32_t>(index);
 }
 
-/* Steps 3 and 4 of PLACE. */
+/* Steps 3 and 4 of PLACE, and the chunk's list from the ranks of COUNT. */
 template <int kThreads, bool kAligns, bool kPreprocesses>
 __device__ __forceinline__ void place_chunk(const struct moe_cuda_sort_shape &shape,
                                             const RouteSort &sort, const Layout &layout)
 {
-    const uint32_t *list = shape.lists + sort.first_route;
-    uint32_t entries[kListTurns];
+    constexpr int kTurns = 2; /* loaded ahead */
+    const uint32_t *ranks = shape.ranks + sort.first_route;
+    uint32_t entries[kTurns];
 #pragma unroll
-    for (int turn = 0; turn < kListTurns; turn++) {
+    for (int turn = 0; turn < kTurns; turn++) {
         const int32_t i = static_cast<int32_t>(threadIdx.x) + turn * kThreads;
-        entries[turn] = i < sort.num_ranked ? __ldcg(list + i) : 0;
+        entries[turn] = i < sort.num_ranked ? __ldcg(ranks + i) : 0;
     }
     sum_chunks<kThreads>(shape, sort);
-    take_list<kThreads>(sort, list, entries);
     __syncthreads();
-    scan_totals<kThreads, kPreprocesses, kAligns, kPreprocesses>(sort, layout, [&](int32_t bucket) {
-        int32_t total = 0;
-        int32_t offset = 0;
+    scan_totals<kThreads, true, kPreprocesses, kAligns, kPreprocesses>(
+        sort, layout,
+        [&](int32_t bucket) {
+            int32_t total = 0;
+            int32_t offset = 0;
 #pragma unroll 4
-        for (int32_t i = 0; i < shape.num_groups; i++) {
-            total += sort.partials[i * 2 * sort.stride + bucket];
-            offset += sort.partials[(i * 2 + 1) * sort.stride + bucket];
+            for (int32_t i = 0; i < shape.num_groups; i++) {
+                total += sort.partials[i * 2 * sort.stride + bucket];
+                offset += sort.partials[(i * 2 + 1) * sort.stride + bucket];
+            }
+            sort.totals[bucket] = total;
+            sort.offsets[bucket] = offset;
+            return total;
+        },
+        [&](int32_t bucket) { return static_cast<int32_t>(sort.row[bucket]); });
+    __syncthreads();
+#pragma unroll
+    for (int turn = 0; turn < kTurns; turn++) {
+        const int32_t i = static_cast<int32_t>(threadIdx.x) + turn * kThreads;
+        if (i < sort.num_ranked) {
+            put_on_list(sort, entries[turn] >> 16, entries[turn] & 0xffffu, i);
         }
-        sort.totals[bucket] = total;
-        sort.offsets[bucket] = offset;
-        return total;
-    });
+    }
+#pragma unroll 1
+    for (int32_t i = static_cast<int32_t>(threadIdx.x) + kTurns * kThreads; i < sort.num_ranked;
+         i += kThreads) {
+        const uint32_t entry = __ldcg(ranks + i);
+        put_on_list(sort, entry >> 16, entry & 0xffffu, i);
+    }
 }
 
-/* COUNT: steps 1, 2 and 4 of the chunk alone. */
+/* COUNT: steps 1 and 2; counts and ranks of the chunk go to the workspace. */
 template <int kThreads, typename Source>
 __device__ __forceinline__ void count_chunk(const struct moe_cuda_sort_shape &shape,
-                                            const RouteSort &sort, const Layout &layout,
-                                            const Source &source)
+                                            const RouteSort &sort, const Source &source)
 {
     const Stretch stretch(shape, sort);
     int32_t ranked_ids[kRankTurns];
@@ -181,35 +254,60 @@ __device__ __forceinline__ void count_chunk(const struct moe_cuda_sort_shape &sh
     __syncthreads();
     rank_chunk(sort, source, stretch, ranked_ids);
     __syncthreads();
-    sum_warps<kThreads>(shape, sort, [&](int32_t pair, uint32_t sums) {
-        reinterpret_cast<int2 *>(sort.totals)[pair] =
-            make_int2(static_cast<int32_t>(sums & 0xffffu), static_cast<int32_t>(sums >> 16));
-    });
+    uint32_t *row = reinterpret_cast<uint32_t *>(shape.counts) +
+                    static_cast<int64_t>(blockIdx.x) * (sort.stride / 2);
+    sum_warps<kThreads>(shape, sort, [&](int32_t pair, uint32_t sums) { row[pair] = sums; });
     __syncthreads();
-    scan_totals<kThreads, true, false, false>(sort, layout,
-                                              [&](int32_t bucket) { return sort.totals[bucket]; });
-    __syncthreads();
-    store_chunk<kThreads>(shape, sort);
+    store_ranks(shape, sort, stretch);
 }
 
-/* Steps 1 to 4. After it, behind a barrier: true, and what route_emit.cuh reads is there; false
- * after COUNT, which has nothing to emit. The wait for the node before has been. */
-template <int kThreads, bool kAligns, bool kPreprocesses, typename Source>
-__device__ __forceinline__ bool sort_routes(const struct moe_cuda_sort_shape &shape,
-                                            const RouteSort &sort, const Layout &layout,
-                                            const Source &source)
+/* What belongs to a route, in the order of the chunk's list, so that neighbours mostly write
+ * neighbouring words; src2dst is put in the order of routes in shared memory first. */
+template <int kThreads, bool kAligns, bool kPreprocesses>
+__device__ __forceinline__ void emit_list(const struct moe_op_align *align,
+                                          const struct moe_op_ep_preprocess *preprocess,
+                                          const RouteSort &sort, const Layout &layout)
 {
-    if (shape.phase == MOE_CUDA_SORT_COUNT) {
-        count_chunk<kThreads>(shape, sort, layout, source);
-        return false;
+    const bool has_rows = kPreprocesses && preprocess->src2dst != nullptr;
+    int32_t *rows = reinterpret_cast<int32_t *>(sort.ranked);
+#pragma unroll 2
+    for (int32_t i = threadIdx.x; i < sort.num_ranked; i += kThreads) {
+        const uint32_t entry = sort.list[i];
+        const int32_t bucket = static_cast<int32_t>(entry >> 16);
+        const int32_t index = static_cast<int32_t>(entry & 0xffffu);
+        const int32_t row = emit_route<kAligns, kPreprocesses>(align, preprocess, sort, layout,
+                                                               sort.first_route + index, bucket,
+                                                               i + sort.offsets[bucket]);
+        if (has_rows) {
+            rows[index] = row;
+        }
     }
-    if (shape.phase == MOE_CUDA_SORT_PLACE) {
-        place_chunk<kThreads, kAligns, kPreprocesses>(shape, sort, layout);
-    } else {
-        sort_all<kThreads, kAligns, kPreprocesses>(shape, sort, layout, source);
+    if (has_rows) {
+        __syncthreads();
+        int32_t *src2dst = preprocess->src2dst + sort.first_route;
+#pragma unroll 1
+        for (int32_t i = threadIdx.x; i < sort.num_ranked; i += kThreads) {
+            src2dst[i] = rows[i];
+        }
     }
+}
+
+/* PLACE as a whole. */
+template <int kThreads, bool kAligns, bool kPreprocesses>
+__device__ __forceinline__ void place_routes(const struct moe_cuda_sort_shape &shape,
+                                             const struct moe_op_align *align,
+                                             const struct moe_op_ep_preprocess *preprocess,
+                                             const RouteSort &sort, const Layout &layout)
+{
+    place_chunk<kThreads, kAligns, kPreprocesses>(shape, sort, layout);
     __syncthreads();
-    return true;
+    emit_list<kThreads, kAligns, kPreprocesses>(align, preprocess, sort, layout);
+    if (kAligns) {
+        emit_blocks<kThreads>(*align, sort, layout.num_starts);
+    }
+    if (kPreprocesses) {
+        emit_segments<kThreads>(*preprocess, sort);
+    }
 }
 
 } // namespace

@@ -2,17 +2,21 @@
 /* CUDA run calls: what they call in the driver, how every tile launches, and launches that fail. */
 #include "cuda_calls.h"
 
+/* cuda.sort: CTAs of a cluster, experts whose arrays fit its shared memory, and the threads of the
+ * two launches that it is otherwise. */
+enum { CLUSTER_CTAS = 8, MAX_SORT_EXPERTS = 1000, SPLIT_THREADS = 512 };
+
 enum {
-    ONE_LAUNCH_ROUTES = 8192, /* of cuda.sort */
-    PAIRS_TOKENS = 512,       /* from which on pre_reorder copies two vectors a thread */
-    WIDE_SLOTS = 4,           /* at least, where it has launches that first read and then write */
+    PAIRS_TOKENS = 512, /* from which on pre_reorder copies two vectors a thread */
+    WIDE_SLOTS = 4,     /* at least, where it has launches that first read and then write */
 };
 
 /* Shapes that the geometry is checked with. */
 static const struct shape shapes[] = {
     {1, 8, 2, 8, MOE_DTYPE_BF16},          {17, 256, 8, 7168, MOE_DTYPE_BF16},
     {4096, 512, 10, 2880, MOE_DTYPE_FP16}, {70000, 256, 8, 4096, MOE_DTYPE_BF16},
-    {1000, 2048, 6, 33, MOE_DTYPE_FP32},
+    {1000, 2048, 6, 33, MOE_DTYPE_FP32},   {200, 256, 8, 7168, MOE_DTYPE_BF16},
+    {1000, 128, 6, 2048, MOE_DTYPE_BF16},
 };
 enum { NUM_SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
 
@@ -21,11 +25,25 @@ static int is_sort(int32_t op)
     return op == MOE_OP_ROUTE || op == MOE_OP_ALIGN_BLOCK_SIZE || op == MOE_OP_EP_PREPROCESS;
 }
 
+/* A thread per route in one launch, or two launches. */
+static int is_split(const struct moe_tile_info *tile, const struct shape *shape)
+{
+    return strcmp(tile->kernel, "cuda.split") == 0 || shape->num_experts > MAX_SORT_EXPERTS ||
+           shape->num_tokens * shape->top_k > (int64_t)CLUSTER_CTAS * tile->block_size;
+}
+
 static int64_t count_launches(const struct moe_tile_info *tile, const struct shape *shape)
 {
-    const int is_split = strcmp(tile->kernel, "cuda.split") == 0 ||
-                         shape->num_tokens * shape->top_k > ONE_LAUNCH_ROUTES;
-    return (is_sort(tile->op) && is_split ? 2 : 1) + (tile->op == MOE_OP_ROUTE ? 1 : 0);
+    return (is_sort(tile->op) && is_split(tile, shape) ? 2 : 1) +
+           (tile->op == MOE_OP_ROUTE ? 1 : 0);
+}
+
+/* Threads of the last launch of a tile. */
+static int32_t count_threads(const struct moe_tile_info *tile, const struct shape *shape)
+{
+    return is_sort(tile->op) && strcmp(tile->kernel, "cuda.sort") == 0 && is_split(tile, shape)
+               ? SPLIT_THREADS
+               : tile->block_size;
 }
 
 /* Push, all launches, pop, and nothing else; no host memory. */
@@ -116,10 +134,13 @@ static void check_launch(const struct moe_tile_info *tile, const struct shape *s
     assert_true(launch->grid[2] == 1 || launch->grid[1] == 65535);
     if (is_sort(tile->op)) {
         const uint32_t chained = count_launches(tile, shape) > 1 ? 1 : 0; /* the last one */
-        assert_int_equal(launch->block[0], tile->block_size);
+        const int is_cluster =
+            !is_split(tile, shape) && shape->num_tokens * shape->top_k > tile->block_size;
+        assert_int_equal(launch->block[0], count_threads(tile, shape));
         assert_true(launch->grid[0] >= 1);
+        assert_true(!is_cluster || launch->grid[0] % CLUSTER_CTAS == 0);
         assert_int_equal(launch->grid[1], 1);
-        assert_int_equal(launch->cluster, 0);
+        assert_int_equal(launch->cluster, 0); /* the kernel's own */
         assert_int_equal(launch->num_attributes, chained);
         assert_true(launch->smem_bytes >= 4 * 5 * (uint32_t)shape->num_experts);
         return;
@@ -191,7 +212,8 @@ static int check_tiles(struct moe_context *context, int index)
             } else {
                 check_launch(&tile, &shapes[s]);
             }
-            const size_t length = (size_t)snprintf(size, sizeof(size), "_%d", tile.block_size);
+            const size_t length =
+                (size_t)snprintf(size, sizeof(size), "_%d", count_threads(&tile, &shapes[s]));
             const size_t symbol_length = strlen(driver->launch.symbol);
             assert_true(symbol_length > length);
             assert_string_equal(driver->launch.symbol + symbol_length - length, size);
@@ -241,7 +263,6 @@ static struct moe_plan *create_gating_plan(struct moe_context *context, const st
 static void sorts_that_gate(void **state)
 {
     (void)state;
-    enum { CLUSTER_CTAS = 8 };
     static const struct shape gated[] = {
         {1, 256, 8, 7168, MOE_DTYPE_BF16},     {100, 128, 8, 2048, MOE_DTYPE_BF16},
         {3000, 60, 4, 2048, MOE_DTYPE_BF16},   {70000, 256, 8, 4096, MOE_DTYPE_BF16},
@@ -255,12 +276,12 @@ static void sorts_that_gate(void **state)
             continue;
         }
         force_tile(context, &tile, "route");
-        const int is_split = strcmp(tile.kernel, "cuda.split") == 0;
+        const int always_gates = strcmp(tile.kernel, "cuda.split") == 0;
         for (size_t s = 0; s < sizeof(gated) / sizeof(gated[0]); s++) {
             const struct shape *shape = &gated[s];
             const int fits = shape->num_experts <= 256 && shape->top_k <= 8;
             const int gates =
-                fits && (is_split || shape->num_tokens <= CLUSTER_CTAS * tile.block_size / 32);
+                fits && (always_gates || shape->num_tokens <= CLUSTER_CTAS * tile.block_size / 32);
             struct moe_error error;
             MOE_INIT(error);
             struct moe_plan *plan = create_gating_plan(context, shape);
