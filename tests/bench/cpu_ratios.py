@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every share of a limit that the CPU backend is held to, on Qwen3-30B-A3B's layer, in under three minutes.
 
-    python3 tests/bench/cpu_ratios.py [--moectl build/bin/moectl] [--threads N] [--plugin SO] [--min-time MS]
+    python3 tests/bench/cpu_ratios.py [--moectl build/bin/moectl] [--threads N] [--plugin SO] [--min-time MS] [--peers PYTHON]
 
 One line each: what is measured, its aim, and its share of the limit's best tenth and of the limit's median, both of the same run.
 The second one is the fairer on a machine whose rates wander; the exit status is that of the first, 1 where one falls short.
+--peers: a Python with torch and transformers; cpu_peers.py runs after, with the same moectl and threads.
 """
 import argparse
 import json
+import os
 import subprocess
 import sys
 
@@ -40,6 +42,7 @@ def main():
     parser.add_argument("--plugin")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--min-time", type=int, default=300)
+    parser.add_argument("--peers", metavar="PYTHON")
     options = parser.parse_args()
     failed = False
     for label, dtype, op, tokens, aims in CASES:
@@ -52,6 +55,10 @@ def main():
             failed |= aim is not None and best < aim
             print(f"{label:24} T {result['num_tokens']:<4} {result['us']:10.0f} us  {100 * best:5.1f} % of {result['limit']:4} "
                   f"({100 * best * best_tenth / median:5.1f} % of its median)  {verdict}", flush=True)
+    if options.peers:
+        peers = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu_peers.py")
+        threads = ["--threads", str(options.threads)] if options.threads else []
+        subprocess.run([options.peers, peers, "--moectl", options.moectl] + threads, check=True)
     return 1 if failed else 0
 
 
