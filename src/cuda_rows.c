@@ -389,8 +389,8 @@ int32_t moe_cuda_activation(const struct moe_run *run, const struct moe_op_activ
     };
     if (op->quant.dtype != 0) {
         shape_quantized_activation(op, tile->block_size, &args, &launch);
-    } else if (is_bf16_silu(op, &args) && args.is_output_vectored &&
-               fill_units(op->inter, op->num_rows, &args.units)) {
+    } else if (is_bf16_silu(op, &args) && op->output_dtype == MOE_DTYPE_BF16 &&
+               args.is_output_vectored && fill_units(op->inter, op->num_rows, &args.units)) {
         launch.form = MOE_CUDA_ACTIVATION_SILU_BF16;
         launch.grid_x = unit_ctas(&args.units, op->num_rows, tile->block_size);
         launch.grid_y = 1;

@@ -265,20 +265,18 @@ constexpr bool kByLanes = (kForm >= MOE_CUDA_ACTIVATION_SILU_LANES &&
                            kForm <= MOE_CUDA_ACTIVATION_OTHER_LANES) ||
                           kForm == MOE_CUDA_ACTIVATION_SILU_BF16_LANES;
 
-/* A unit without quantization. */
+/* A unit without quantization, to bf16. */
 template <int kForm>
 __device__ __forceinline__ void store_plain_unit(const struct moe_cuda_activation &args,
                                                  int64_t row, int32_t unit)
 {
-    const struct moe_op_activation &op = args.op;
     const Rows<kForm> rows = {args};
     float values[2 * MOE_ROWS_COLUMNS];
     rows.load_unit(row, unit, values);
-    char *to = static_cast<char *>(op.output) +
-               (row * op.output_stride + 16 * unit) * moe_rows_element_bytes(op.output_dtype);
-    moe_rows_store(to, op.output_dtype, values);
-    moe_rows_store(to + MOE_ROWS_COLUMNS * moe_rows_element_bytes(op.output_dtype), op.output_dtype,
-                   values + MOE_ROWS_COLUMNS);
+    uint16_t *to =
+        static_cast<uint16_t *>(args.op.output) + row * args.op.output_stride + 16 * unit;
+    moe_rows_store(to, MOE_DTYPE_BF16, values);
+    moe_rows_store(to + MOE_ROWS_COLUMNS, MOE_DTYPE_BF16, values + MOE_ROWS_COLUMNS);
 }
 
 template <int kForm>

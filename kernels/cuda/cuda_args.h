@@ -223,8 +223,8 @@ struct moe_cuda_quantize {
 };
 
 /* activation: by what limits its threads. OTHER: gelu, relu2, identity. The quantized ones by
- * lanes; QUANTIZED: every other quantization, of all. SILU_BF16, also by lanes: gated bf16 in
- * halves, 16 columns a thread. */
+ * lanes; QUANTIZED: every other quantization, of all. SILU_BF16: gated bf16 in halves, to bf16 or
+ * by lanes, 16 columns a thread. */
 enum {
     MOE_CUDA_ACTIVATION_SILU,
     MOE_CUDA_ACTIVATION_LOGISTIC,
