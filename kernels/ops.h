@@ -211,7 +211,7 @@ struct moe_op_activation {
                                   below masked_m clamped to [0, max_masked_rows]. NULL: all */
     int64_t max_masked_rows;
     int32_t num_experts;
-    int32_t reserved_experts;
+    int32_t has_avx512; /* CPU: the processor has AVX-512 with F, BW, VL, DQ; same bits */
 };
 
 /* Scales of a quantized operand of a GEMM. base NULL: none. */

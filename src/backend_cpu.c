@@ -353,6 +353,7 @@ static int32_t cpu_activation(const struct moe_run *run, const struct moe_op_act
     const int64_t num_out = op->num_rows * op->inter;
     own.streams = is_streamed(run, op->act.ungated ? num_out : 2 * num_out, op->input_dtype,
                               num_out, op->output_dtype);
+    own.has_avx512 = moe_cpu_isa_has_avx512_vbmi();
     return run_single(run, MOE_OP_ACTIVATION, KERNEL(activation), &own);
 }
 

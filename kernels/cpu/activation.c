@@ -16,6 +16,7 @@
 #include "act.h"
 #include "cpu_ops.h"
 #include "quant.h"
+#include "silu_avx512.h"
 
 /* fp32 values of a row that wait for their scale. */
 enum {
@@ -168,13 +169,31 @@ MOE_INLINE int64_t activate_typed(const struct moe_op_activation *op, const stru
     }
 }
 
-/* Whole groups of 32 columns from the first on, where the layout is plain; returns how many columns
+#if SILU_HAS_AVX512
+
+/* What runs with AVX-512 where the processor has it. */
+static int is_silu_avx512(const struct moe_op_activation *op, const struct row *row)
+{
+    return op->has_avx512 && op->input_dtype == MOE_DTYPE_BF16 && !op->act.ungated &&
+           op->act.activation == MOE_ACTIVATION_SILU &&
+           (!op->streams || (uintptr_t)row->output % SILU_LINE_BYTES == 0);
+}
+
+#endif
+
+/* Whole groups of columns from the first on, where the layout is plain; returns how many columns
  * that were. */
 static int64_t activate_plain(const struct moe_op_activation *op, const struct row *row)
 {
     if (op->col_stride != 1 || op->input_dtype != op->output_dtype) {
         return 0;
     }
+#if SILU_HAS_AVX512
+    if (is_silu_avx512(op, row)) {
+        return silu_avx512(row->gate, row->up, row->output, op->inter, row->next_bytes,
+                           op->streams);
+    }
+#endif
     if (op->input_dtype == MOE_DTYPE_BF16) {
         return activate_typed(op, row, MOE_DTYPE_BF16);
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* activation: against the reference for every function, layout and type; the same bits in every
  * instruction set, block size and layout, for every bf16 gate; in place. */
+#include "cpu_isa.h"
 #include "kernel_run.h"
 
 #include <math.h>
@@ -67,7 +68,8 @@ struct act_case {
     int64_t inter;
     int64_t padding; /* of input and output rows */
     float limit;
-    bool streams; /* output around the caches */
+    bool streams;    /* output around the caches */
+    bool has_avx512; /* if the processor does */
 };
 
 static struct moe_op_activation make_op(const struct act_case *test, const void *input,
@@ -78,6 +80,7 @@ static struct moe_op_activation make_op(const struct act_case *test, const void 
         .num_rows = test->num_rows,
         .inter = (int32_t)test->inter,
         .streams = test->streams,
+        .has_avx512 = test->has_avx512 && moe_cpu_isa_has_avx512_vbmi(),
         .input_dtype = kernel_dtype(test->in),
         .output_dtype = kernel_dtype(test->out),
         .act = {.activation = functions[test->function].activation,
@@ -150,10 +153,11 @@ static void check_all_variants(const struct act_case *test, const struct support
     const size_t bytes = ref_dtype_bytes(test->out);
     void *other = kernel_array(count, bytes);
     run_variant(test, input, &variants[0], first);
-    for (int v = 0; v < 2 * num_variants; v++) {
+    for (int v = 0; v < 4 * num_variants; v++) {
         struct act_case variation = *test;
         variation.streams = v % 2 == 1;
-        run_variant(&variation, input, &variants[v / 2], other);
+        variation.has_avx512 = v / 2 % 2 == 1;
+        run_variant(&variation, input, &variants[v / 4], other);
         assert_bits_equal(first, other, count, bytes);
     }
     free(other);
@@ -280,7 +284,7 @@ static void layouts_give_the_same_bits(void **state)
 static void in_place_gives_the_same_bits(void **state)
 {
     (void)state;
-    enum { INTER = 45, ROWS = 9, WIDTH = 2 * INTER + 3 };
+    enum { INTER = 173, ROWS = 9, WIDTH = 2 * INTER + 3 };
     const enum layout layouts[] = {LAYOUT_HALVES, LAYOUT_INTERLEAVED, LAYOUT_UNGATED};
     struct kernel_variant variants[KERNEL_MAX_VARIANTS];
     const int num_variants = kernel_list_variants(MOE_OP_ACTIVATION, variants);
@@ -303,6 +307,7 @@ static void in_place_gives_the_same_bits(void **state)
             memcpy(input.data, values, sizeof(values));
             struct moe_op_activation op = make_op(&test, input.data, input.data);
             op.output_stride = WIDTH;
+            op.has_avx512 = v % 2 && moe_cpu_isa_has_avx512_vbmi();
             kernel_run(&variants[v].kernels->activation, &variants[v].tile, &op);
             for (size_t r = 0; r < ROWS; r++) {
                 assert_bits_equal(apart + r * INTER, input.data + r * WIDTH * 2, INTER, 2);
