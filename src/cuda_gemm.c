@@ -36,20 +36,32 @@ int32_t moe_cuda_check_rows(const char *name, const void *rows, int64_t stride, 
         name, rows, (long long)stride);
 }
 
-/* sm90.pair brings tokens in boxes where they lie in order. Without a map they are gathered, with
- * the same bits. */
-static void encode_tokens(const struct moe_cuda_state *state, const struct moe_tile *tile,
-                          struct moe_cuda_gemm *args)
+static bool gathers(const struct moe_op_gemm *op)
 {
+    return op->row_ids != NULL && op->row_ids_div != 0;
+}
+
+/* The tile of a launch: the plan's, but for rows that are gathered one that can, of the same kernel
+ * and with the same bits. */
+static const struct moe_tile *launched_tile(const struct moe_tile *chosen,
+                                            const struct moe_op_gemm *op)
+{
+    return gathers(op) && chosen->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M
+               ? &moe_tiles[MOE_TILE_GEMM_SM90_PAIR_144_256_64_4_12_4]
+               : chosen;
+}
+
+/* sm90.pair brings tokens in boxes where they lie in order. */
+static int32_t encode_tokens(const struct moe_cuda_state *state, const struct moe_tile *tile,
+                             struct moe_cuda_gemm *args, struct moe_error *error)
+{
+    const cuuint32_t box_rows = (cuuint32_t)MOE_CUDA_GEMM_TOKEN_BOX_ROWS(tile->block_m);
     const struct moe_op_gemm *op = &args->op;
     const cuuint64_t row_bytes = 2 * (cuuint64_t)op->input_stride;
     const cuuint64_t dims[4] = {(cuuint64_t)op->k, (cuuint64_t)op->num_rows, 1, 1};
     const cuuint64_t strides[3] = {row_bytes, row_bytes, row_bytes};
-    const cuuint32_t box[4] = {MOE_CUDA_GEMM_BOX_K, MOE_CUDA_GEMM_TOKEN_BOX_ROWS, 1, 1};
+    const cuuint32_t box[4] = {MOE_CUDA_GEMM_BOX_K, box_rows, 1, 1};
     const cuuint32_t ones[4] = {1, 1, 1, 1};
-    if (op->row_ids != NULL && op->row_ids_div != 0) {
-        return;
-    }
     const CUresult result = state->driver.cuTensorMapEncodeTiled(
         &args->tokens,
         op->input_dtype == MOE_DTYPE_FP16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
@@ -57,16 +69,17 @@ static void encode_tokens(const struct moe_cuda_state *state, const struct moe_t
         4, (void *)(uintptr_t)op->input, dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
         CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result == CUDA_SUCCESS && tile->block_m % MOE_CUDA_GEMM_TOKEN_BOX_ROWS == 0) {
-        args->token_box_rows = MOE_CUDA_GEMM_TOKEN_BOX_ROWS;
-    }
+    args->token_box_rows = (int32_t)box_rows;
+    return result == CUDA_SUCCESS
+               ? MOE_STATUS_OK
+               : moe_cuda_driver_error(&state->driver, result, "cuda: a map of the rows", error);
 }
 
 int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
                       const int32_t matrices[2], int32_t is_early,
                       const struct moe_cuda_gemm_routes *routes, struct moe_error *error)
 {
-    const struct moe_tile *tile = moe_cuda_tile_of(run, op_id);
+    const struct moe_tile *tile = launched_tile(moe_cuda_tile_of(run, op_id), op);
     const struct moe_cuda_state *state = moe_cuda_state_of(run);
     const struct moe_cuda_weights *weights = run->weights->backend_data;
     struct moe_cuda_gemm args;
@@ -84,14 +97,13 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
     if (routes != NULL) {
         args.routes = *routes;
     }
-    int32_t num_ctas = state->num_sms;
-    if (tile->kernel == MOE_KERNEL_SM90_PAIR) {
-        encode_tokens(state, tile, &args);
-        num_ctas -= num_ctas % MOE_CUDA_GEMM_PAIR_CTAS;
+    const int32_t cluster_ctas = moe_tiles_cluster_ctas(tile);
+    if (cluster_ctas > 1 && !gathers(op) && op->num_rows > 0) {
+        MOE_TRY(encode_tokens(state, tile, &args, error));
     }
     struct moe_cuda_launch launch = {
         .tile = tile->id,
-        .grid_x = (uint32_t)num_ctas,
+        .grid_x = (uint32_t)(state->num_sms - state->num_sms % cluster_ctas),
         .grid_y = 1,
         .num_threads = (uint32_t)tile->num_warps * 32,
         .smem_bytes =

@@ -2,15 +2,17 @@
 /*
  * The cost of a grouped GEMM on a GPU, in cycles: bytes, tensor-core cycles and waves.
  *
- *   rows      m = R / A rows per active expert, in blocks of at most BLOCK_SIZE_M, split evenly and
- *             rounded up to 8: N tokens of a unit; a unit is BLOCK_SIZE_N weight rows by N tokens
+ *   rows      of an active expert, r on average and r +- sqrt(r) by chance, in blocks of at most
+ *             BLOCK_SIZE_M per CTA of a cluster, split evenly and rounded up to 8: N tokens of a
+ *             unit; a unit is BLOCK_SIZE_N weight rows by N tokens, per CTA
  *   tensor    m64nNk16 takes max(N / 2, 16 + N / 4) cycles (measured on an H200); a unit has k / 16
  *             for each of its slabs, two per consumer warpgroup and 64 rows at most, and an
- *             epilogue that nothing hides
- *   L2        a unit reads BLOCK_SIZE_N + N rows of k elements
+ *             epilogue that nothing hides. With two consumers, what the L2 delivers takes time from
+ *             it (both are bound by power), and a stage is not filled before its latency is over
+ *   L2        a unit reads BLOCK_SIZE_N + N rows of k elements; CTAs of a cluster share the weights
  *   memory    the weights of the active experts once, at the device's rate, which many bytes in
  *             flight and many multiprocessors come closer to than few
- *   waves     ceil(units / multiprocessors) units on the busiest one
+ *   waves     ceil(units / clusters) units on the busiest one
  *   total     the largest of the three, and a share of the others that does not overlap
  */
 #include "heuristic_costs.h"
@@ -26,15 +28,12 @@ static const double memory_rate = 21.0;        /* bytes per cycle of one multipr
 static const double memory_rate_few = 13.5;    /* the same when only few of them read, */
 static const double memory_rate_alone = 54.0;  /* and what one of those gets */
 static const double l2_rate = 29.0;            /* bytes per cycle of one multiprocessor */
-static const double tensor_lost = 1.5;         /* tensor time with two consumers, measured */
+static const double shared_l2_rate = 87.0;     /* of what adds to two consumers' tensor time */
+static const double stage_latency = 5200.0;    /* until a stage is filled, under load */
 static const double bytes_in_flight = 16384.0; /* of weights, at which half the rate is reached */
 static const double slab_lost = 0.05;          /* memory time, where slabs are half of 64 rows */
 static const double tail_share = 0.05;         /* of a unit's weights, with few left to read */
 static const double overlap_lost = 0.1;
-
-/* sm90.pair: whole layers have not run with it on a GPU, so there is no model of it. Rules can name
- * it, the heuristic does not. */
-static const double cost_of_never = 1e18;
 
 /* A GEMM as the kernel sees it. */
 struct gemm_shape {
@@ -45,41 +44,54 @@ struct gemm_shape {
     double element_bytes;
 };
 
+/* Blocks of up to `most` rows that an expert has, on average over what chance makes of `rows`. */
+static double count_blocks(double rows, double most)
+{
+    static const double deviations[] = {-1.3, -0.5, 0.0, 0.5, 1.3};
+    const size_t num_deviations = sizeof(deviations) / sizeof(deviations[0]);
+    double sum = 0.0;
+    for (size_t i = 0; i < num_deviations; i++) {
+        sum += ceil(moe_cost_at_least_1(rows + deviations[i] * sqrt(rows)) / most);
+    }
+    return sum / (double)num_deviations;
+}
+
 static double gemm_cost(const struct moe_tile *tile, const struct moe_device *device,
                         const struct gemm_shape *shape)
 {
-    const double sms = moe_cost_at_least_1(device->num_sms);
-    const double block_m = tile->block_m;
+    const double ctas = moe_tiles_cluster_ctas(tile);
+    const double clusters = moe_cost_at_least_1(floor(device->num_sms / ctas));
     const double rows = moe_cost_at_least_1(shape->rows);
-    /* Rows vary: an expert needs a further block for part of a block, as often as not. */
-    const double blocks =
-        rows <= 1.0 ? 1.0 : fmax(1.0, rows / block_m + (block_m - 1.0) / (2.0 * block_m));
-    const double tokens = fmin(block_m, 8.0 * ceil(rows / blocks / 8.0));
+    const double blocks = count_blocks(rows, ctas * tile->block_m);
+    const double tokens = fmin(tile->block_m, 8.0 * ceil(rows / blocks / ctas / 8.0));
     const double weight_blocks = moe_cost_blocks(shape->weight_rows, tile->block_n);
     const double units = shape->num_groups * blocks * weight_blocks;
-    const double waves = ceil(units / sms);
+    const double waves = ceil(units / clusters);
 
     const double slabs = 2.0 * (tile->num_warps / 4.0 - 1.0);
-    const double mma = fmax(tokens / 2.0, 16.0 + tokens / 4.0) * slabs * ceil(shape->k / 16.0) *
-                       (slabs > 2.0 ? tensor_lost : 1.0);
+    const double unit_bytes = (tile->block_n / ctas + tokens) * shape->k * shape->element_bytes;
+    double mma = fmax(tokens / 2.0, 16.0 + tokens / 4.0) * slabs * ceil(shape->k / 16.0);
+    if (slabs > 2.0) {
+        mma = fmax(mma + unit_bytes / shared_l2_rate,
+                   ceil(shape->k / tile->block_k) * stage_latency / tile->num_stages);
+    }
     const double epilogue = unit_cycles + output_cycles * tokens * tile->block_n;
-    const double unit_bytes = (tile->block_n + tokens) * shape->k * shape->element_bytes;
     const double tensor = waves * (mma + epilogue);
     const double l2 = waves * unit_bytes / l2_rate;
 
     const double in_flight =
-        (double)tile->num_stages * tile->block_k * tile->block_n * shape->element_bytes;
+        (double)tile->num_stages * tile->block_k * tile->block_n * shape->element_bytes / ctas;
     const double slab_rows = tile->block_n / slabs;
-    const double busy = fmin(1.0, units / sms);
+    const double busy = fmin(1.0, units / clusters);
     const double rate = (memory_rate_few + (memory_rate - memory_rate_few) * busy) * in_flight /
                         (in_flight + bytes_in_flight) /
                         (1.0 + slab_lost * (64.0 / slab_rows - 1.0));
     const double weight_bytes =
         shape->num_groups * shape->weight_rows * shape->k * shape->element_bytes;
-    const double unit_weights = tile->block_n * shape->k * shape->element_bytes;
+    const double unit_weights = tile->block_n * shape->k * shape->element_bytes / ctas;
     const double memory =
-        tail_share * unit_weights / rate +
-        fmax(weight_bytes / (sms * rate), waves / blocks * unit_weights / memory_rate_alone);
+        tail_share * unit_weights / rate + fmax(weight_bytes / (clusters * ctas * rate),
+                                                waves / blocks * unit_weights / memory_rate_alone);
     const double slowest = fmax(tensor, fmax(l2, memory));
     return launch_cycles + slowest + overlap_lost * (tensor + l2 + memory - slowest);
 }
@@ -89,9 +101,6 @@ double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
                                     const struct moe_problem *problem, int64_t num_tokens)
 {
     const bool is_gemm1 = op == MOE_OP_GEMM1;
-    if (tile->kernel == MOE_KERNEL_SM90_PAIR) {
-        return cost_of_never;
-    }
     const struct moe_cost_routing routing = moe_cost_routing(problem, num_tokens);
     const double num_matrices = is_gemm1 && (problem->flags & MOE_PROBLEM_UNGATED) == 0 ? 2.0 : 1.0;
     struct gemm_shape shape = {

@@ -52,6 +52,11 @@ bool moe_tiles_runs(const struct moe_tile *tile, int32_t op)
             (op == MOE_OP_ROUTER && moe_kernels[tile->kernel].backend == MOE_BACKEND_CPU));
 }
 
+int32_t moe_tiles_cluster_ctas(const struct moe_tile *tile)
+{
+    return tile->kernel == MOE_KERNEL_SM90_PAIR ? MOE_KERNEL_CTAS_SM90_PAIR : 1;
+}
+
 bool moe_tiles_op_has_tiles(int32_t op)
 {
     return op != MOE_OP_EXPERTS && op != MOE_OP_LAYER;

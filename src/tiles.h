@@ -26,6 +26,9 @@ int32_t moe_tiles_row_op(int32_t op);
  * of its own. */
 bool moe_tiles_runs(const struct moe_tile *tile, int32_t op);
 
+/* CTAs of a cluster of a tile's kernel; 1: it has none. */
+int32_t moe_tiles_cluster_ctas(const struct moe_tile *tile);
+
 /* Operations that have rows of their own: all but experts and layer, which are made of the
  * others. */
 bool moe_tiles_op_has_tiles(int32_t op);

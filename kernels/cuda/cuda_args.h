@@ -300,11 +300,13 @@ struct moe_cuda_post_reorder {
 #define MOE_CUDA_GEMM_BOX_BLOCKS(block_n, block_k, num_warps) \
     (MOE_CUDA_GEMM_IS_MERGED(block_n, num_warps) ? 1 : (block_k) / MOE_CUDA_GEMM_BOX_K)
 
-/* sm90.pair: CTAs of a cluster; the grid is a multiple. */
-#define MOE_CUDA_GEMM_PAIR_CTAS 2
+/* Tiles with more tokens read them in order alone (token_box_rows > 0). */
+#define MOE_CUDA_GEMM_GATHERED_BLOCK_M 144
 
-/* Of a box of tokens of sm90.pair. */
-#define MOE_CUDA_GEMM_TOKEN_BOX_ROWS 48
+/* Of a box of tokens of sm90.pair: half of the block, or all of it where that is seldom less than
+ * full. Few boxes come faster than many. */
+#define MOE_CUDA_GEMM_TOKEN_BOX_ROWS(block_m) \
+    ((block_m) > MOE_CUDA_GEMM_GATHERED_BLOCK_M ? (block_m) : (block_m) / 2)
 
 /* Channels of the inner dimension of a box: 128 bytes of 16-bit weights, one swizzled row. */
 #define MOE_CUDA_GEMM_BOX_K 64

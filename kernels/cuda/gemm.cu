@@ -30,6 +30,6 @@
 #define MOE_EMIT_GEMM_SM90_GEMM(symbol, bm, bn, bk, group_m, warps, stages) \
     MOE_EMIT_GEMM(symbol, bm, bn, bk, group_m, warps, stages, 1)
 #define MOE_EMIT_GEMM_SM90_PAIR(symbol, bm, bn, bk, group_m, warps, stages) \
-    MOE_EMIT_GEMM(symbol, bm, bn, bk, group_m, warps, stages, MOE_CUDA_GEMM_PAIR_CTAS)
+    MOE_EMIT_GEMM(symbol, bm, bn, bk, group_m, warps, stages, MOE_KERNEL_CTAS_SM90_PAIR)
 #include "instantiate.cuh"
 #endif

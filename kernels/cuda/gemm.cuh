@@ -89,6 +89,12 @@ static __device__ __forceinline__ void moe_gemm_multiply_rows(int32_t num_rows, 
         MOE_GEMM_CASE(128)
         MOE_GEMM_CASE(136)
         MOE_GEMM_CASE(144)
+        MOE_GEMM_CASE(152)
+        MOE_GEMM_CASE(160)
+        MOE_GEMM_CASE(168)
+        MOE_GEMM_CASE(176)
+        MOE_GEMM_CASE(184)
+        MOE_GEMM_CASE(192)
     }
 #undef MOE_GEMM_CASE
 }
@@ -98,16 +104,17 @@ template <typename Tile, bool kIsHalf>
 static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_gemm &args,
                                                         const struct moe_gemm_work &work,
                                                         struct moe_gemm_ring<Tile> ring,
-                                                        uint32_t staging, char *staged,
-                                                        uint32_t rows, int32_t consumer)
+                                                        int32_t consumer)
 {
     constexpr int kSums = Tile::kBlockM / 2;
     const struct moe_op_gemm &op = args.op;
     const int32_t num_steps = moe_gemm_ceil(op.k, Tile::kBlockK);
     const bool has_two = op.num_matrices == 2;
     struct moe_gemm_place place;
-    place.staging = staging + static_cast<uint32_t>(consumer) * MOE_CUDA_GEMM_STAGING_BYTES;
-    place.rows = rows + static_cast<uint32_t>(consumer) * Tile::kBlockM * 4;
+    place.staging = ring.slots + Tile::kStagingOffset +
+                    static_cast<uint32_t>(consumer) * MOE_CUDA_GEMM_STAGING_BYTES;
+    place.rows =
+        ring.slots + Tile::kRowOffset + static_cast<uint32_t>(consumer) * Tile::kBlockM * 4;
     place.barrier = 1 + static_cast<uint32_t>(consumer);
     place.slab_channels = Tile::kSlabRows;
     place.second_column = has_two ? op.n : 0;
@@ -141,13 +148,14 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
         }
         if constexpr (Tile::kIsMerged) {
             if (has_two) {
-                moe_gemm_exchange<Tile>(place.barrier, staged, sums);
+                moe_gemm_exchange<Tile>(place.barrier, moe_ptx_shared_pointer(place.staging), sums);
             }
         }
+        /* Or the compiler would keep addresses of the epilogue while the sums need registers. */
+        place.thread = static_cast<int32_t>(threadIdx.x) % 128;
+        moe_ptx_keep(place.thread);
         moe_gemm_share_rows<Tile::kBlockM>(place, rows);
-        moe_gemm_store_unit<Tile::kBlockM, kIsHalf>(
-            args, unit, place,
-            reinterpret_cast<float *>(staged + consumer * MOE_CUDA_GEMM_STAGING_BYTES), sums);
+        moe_gemm_store_unit<Tile::kBlockM, kIsHalf>(args, unit, place, sums);
     }
 }
 
@@ -160,29 +168,23 @@ static __device__ __forceinline__ void moe_gemm_run(const struct moe_cuda_gemm &
     const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
     const uint32_t unaligned = moe_ptx_shared_address(memory);
     const uint32_t slots = (unaligned + 1023) / 1024 * 1024;
-    const uint32_t staging = slots + Tile::kNumStages * Tile::kStageBytes;
-    const uint32_t barriers = staging + Tile::kConsumers * MOE_CUDA_GEMM_STAGING_BYTES;
-    const uint32_t units = barriers + 16 * Tile::kNumStages;
-    const uint32_t rows = units + 16 * Tile::kNumStages;
-    int32_t *scratch = reinterpret_cast<int32_t *>(memory + (rows - unaligned) +
-                                                   Tile::kConsumers * Tile::kBlockM * 4);
+    int32_t *scratch =
+        reinterpret_cast<int32_t *>(memory + (slots - unaligned) + Tile::kScratchOffset);
     struct moe_gemm_work work;
     work.first_block = scratch + 64;
     work.first_row = work.first_block + args.op.num_segments + 1;
     work.num_rows = work.first_row + args.op.num_segments + 1;
     struct moe_gemm_ring<Tile> ring;
     ring.slots = slots;
-    ring.full = barriers;
-    ring.empty = barriers + 8 * Tile::kNumStages;
-    ring.units = units;
     ring.stage = 0;
     ring.parity = 0;
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < Tile::kNumStages; i++) {
-            moe_ptx_mbarrier_init(ring.full + 8 * i, moe_gemm_is_gathered<Tile>(args)
-                                                         ? 1 + 32 * Tile::kTokenWarps
-                                                         : 1);
-            moe_ptx_mbarrier_init(ring.empty + 8 * i, 4 * Tile::kConsumers * Tile::kCtas);
+            moe_ptx_mbarrier_init(slots + Tile::kFullOffset + 8 * i,
+                                  moe_gemm_is_gathered<Tile>(args) ? 1 + 32 * Tile::kTokenWarps
+                                                                   : 1);
+            moe_ptx_mbarrier_init(slots + Tile::kEmptyOffset + 8 * i,
+                                  4 * Tile::kConsumers * Tile::kCtas);
         }
         moe_ptx_fence_mbarrier_init();
     }
@@ -208,11 +210,10 @@ static __device__ __forceinline__ void moe_gemm_run(const struct moe_cuda_gemm &
             moe_ptx_griddep_wait();
             moe_ptx_griddep_launch();
         }
-        char *staged = memory + (staging - unaligned);
         if (args.op.input_dtype == MOE_DTYPE_FP16) {
-            moe_gemm_consume<Tile, true>(args, work, ring, staging, staged, rows, warp / 4);
+            moe_gemm_consume<Tile, true>(args, work, ring, warp / 4);
         } else {
-            moe_gemm_consume<Tile, false>(args, work, ring, staging, staged, rows, warp / 4);
+            moe_gemm_consume<Tile, false>(args, work, ring, warp / 4);
         }
     } else {
         if constexpr (Tile::kConsumers == 2) {
@@ -226,10 +227,12 @@ static __device__ __forceinline__ void moe_gemm_run(const struct moe_cuda_gemm &
                 moe_ptx_griddep_wait();
             }
         } else {
-            if (moe_gemm_is_gathered<Tile>(args)) {
+            if (!moe_gemm_is_gathered<Tile>(args)) {
+                if (args.is_early) {
+                    moe_ptx_griddep_wait();
+                }
+            } else if constexpr (Tile::kGathers) {
                 moe_gemm_load_tokens<Tile>(args, work, ring, warp - 4 * Tile::kConsumers - 1);
-            } else if (args.is_early) {
-                moe_ptx_griddep_wait();
             }
         }
     }

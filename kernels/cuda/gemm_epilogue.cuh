@@ -27,6 +27,7 @@ struct moe_gemm_place {
     uint32_t staging;       /* shared address of 8 KB of the warpgroup's own */
     uint32_t rows;          /* shared address of the output rows of the unit's tokens; -1: none */
     uint32_t barrier;       /* its named barrier */
+    int32_t thread;         /* this one, of 128 */
     int32_t first_channel;  /* of slab 0 */
     int32_t slab_channels;  /* channels of a slab */
     int32_t second_channel; /* of slab 1, without activation of two matrices */
@@ -59,8 +60,7 @@ static __device__ __forceinline__ void moe_gemm_load_bias(const struct moe_op_ge
                                                           const struct moe_gemm_place &place,
                                                           int32_t expert, float (&bias)[2][2])
 {
-    const int32_t thread = static_cast<int32_t>(threadIdx.x) % 128;
-    const int32_t in_slab = thread / 32 * 16 + thread % 32 / 4;
+    const int32_t in_slab = place.thread / 32 * 16 + place.thread % 32 / 4;
 #pragma unroll
     for (int32_t slab = 0; slab < 2; slab++) {
         const struct moe_operand &operand = op.bias[op.num_matrices == 2 ? slab : 0];
@@ -179,11 +179,12 @@ static __device__ __forceinline__ uint32_t moe_gemm_narrow_pair(float low, float
 
 /* Sums of a slab, tokens kFirst and on, to a buffer. */
 template <int kNumSlabs, int kFirst, bool kIsHalf, int kSums>
-static __device__ __forceinline__ void moe_gemm_stage(uint32_t buffer, int32_t slab,
+static __device__ __forceinline__ void moe_gemm_stage(const struct moe_gemm_place &place,
+                                                      uint32_t buffer, int32_t slab,
                                                       const float (&sums)[kSums])
 {
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-    const int32_t warp = static_cast<int32_t>(threadIdx.x) % 128 / 32;
+    const int32_t lane = place.thread % 32;
+    const int32_t warp = place.thread / 32;
     const int32_t token = lane / 16 * 8 + lane % 8;
     const int32_t chunk = 2 * warp + lane / 8 % 2;
 #pragma unroll
@@ -211,7 +212,7 @@ static __device__ __forceinline__ void moe_gemm_store_staged(const struct moe_op
                                                              const struct moe_gemm_place &place,
                                                              uint32_t buffer, int32_t first)
 {
-    const int32_t thread = static_cast<int32_t>(threadIdx.x) % 128;
+    const int32_t thread = place.thread;
     const int32_t chunk = thread % 8;
     const int32_t channel = place.first_channel + chunk * 8;
     const bool is_slab = chunk * 8 < place.slab_channels;
@@ -260,7 +261,7 @@ static __device__ __forceinline__ void moe_gemm_store_from(const struct moe_op_g
         }
 #pragma unroll
         for (int32_t slab = 0; slab < kNumSlabs; slab++) {
-            moe_gemm_stage<kNumSlabs, kBase, kIsHalf>(buffer, slab, sums[slab]);
+            moe_gemm_stage<kNumSlabs, kBase, kIsHalf>(place, buffer, slab, sums[slab]);
         }
         moe_ptx_barrier_sync(place.barrier, 128);
         moe_gemm_store_staged<kNumSlabs>(op, unit, place, buffer, kBase);
@@ -350,9 +351,10 @@ template <int kBlockM, int kSums>
 static __device__ __forceinline__ void moe_gemm_store_any(const struct moe_op_gemm &op,
                                                           const struct moe_gemm_unit &unit,
                                                           const struct moe_gemm_place &place,
-                                                          float *staging, float (&sums)[2][kSums])
+                                                          float (&sums)[2][kSums])
 {
-    const int32_t thread = static_cast<int32_t>(threadIdx.x) % 128;
+    float *staging = reinterpret_cast<float *>(moe_ptx_shared_pointer(place.staging));
+    const int32_t thread = place.thread;
     float *to = staging + thread % 4 * 2 * MOE_GEMM_PITCH + thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll 1
     for (int32_t base = 0; base < unit.num_rows; base += 8) {
@@ -406,7 +408,7 @@ static __device__ __forceinline__ void moe_gemm_share_rows(const struct moe_gemm
 {
 #pragma unroll
     for (int32_t i = 0; i < own.kPerThread; i++) {
-        const int32_t token = 128 * i + static_cast<int32_t>(threadIdx.x) % 128;
+        const int32_t token = 128 * i + place.thread;
         if (token < kBlockM) {
             moe_ptx_store_shared4(place.rows + 4 * token, own.rows[i]);
         }
@@ -446,14 +448,14 @@ template <int kBlockM, bool kIsHalf, int kSums>
 static __device__ __forceinline__ void moe_gemm_store_unit(const struct moe_cuda_gemm &args,
                                                            const struct moe_gemm_unit &unit,
                                                            const struct moe_gemm_place &place,
-                                                           float *staging, float (&sums)[2][kSums])
+                                                           float (&sums)[2][kSums])
 {
     const struct moe_op_gemm &op = args.op;
     if (unit.expert >= 0 && args.is_output_vectored && op.output_dtype == op.input_dtype &&
         moe_gemm_try_fast<kBlockM, kIsHalf>(op, unit, place, sums)) {
         return;
     }
-    moe_gemm_store_any<kBlockM>(op, unit, place, staging, sums);
+    moe_gemm_store_any<kBlockM>(op, unit, place, sums);
 }
 
 #endif

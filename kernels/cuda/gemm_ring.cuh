@@ -25,12 +25,23 @@ struct moe_gemm_tile {
     static constexpr int kWeightBytes = kN * kK * 2;
     static constexpr int kStageBytes = MOE_CUDA_GEMM_STAGE_BYTES(kM, kN, kK);
     static constexpr int kTokenWarps = 3;
+    /* Shared memory behind the stages: staging, barriers, units, output rows, work. */
+    static constexpr int kStagingOffset = kNumStages * kStageBytes;
+    static constexpr int kFullOffset = kStagingOffset + kConsumers * MOE_CUDA_GEMM_STAGING_BYTES;
+    static constexpr int kEmptyOffset = kFullOffset + 8 * kNumStages;
+    static constexpr int kUnitOffset = kEmptyOffset + 8 * kNumStages;
+    static constexpr int kRowOffset = kUnitOffset + 16 * kNumStages;
+    static constexpr int kScratchOffset = kRowOffset + kConsumers * kM * 4;
+    /* Can token warps gather? Their registers are few where the consumers' sums are many. */
+    static constexpr bool kGathers = kM <= MOE_CUDA_GEMM_GATHERED_BLOCK_M;
     /* Of a thread, with two consumers; what the launch gives is 168 for each of 384. */
-    static constexpr int kConsumerRegisters = 208;
+    static constexpr int kConsumerRegisters = kGathers ? 208 : 232;
     static constexpr int kProducerRegisters = 3 * 168 - 2 * kConsumerRegisters;
     /* Step of a unit at which its token warps look up the next one. */
     static constexpr int kLookAhead = 2;
-    static_assert(kM % 8 == 0 && kM <= 144, "tokens of a unit");
+    static_assert(kM % 8 == 0 && kM <= 192, "tokens of a unit");
+    static_assert(kGathers || kCtas > 1, "one CTA gathers");
+    static_assert(kCtas == 1 || MOE_CUDA_GEMM_TOKEN_BOX_ROWS(kM) % 8 == 0, "swizzle atoms");
     static_assert(kCtas == 1 || (kCtas == 2 && kConsumers == 2), "a CTA brings a consumer's slabs");
     static_assert(kK % MOE_CUDA_GEMM_BOX_K == 0 && kSlabRows <= 64 && kSlabRows % 16 == 0, "boxes");
     static_assert(!kIsMerged || kConsumers == 1, "a merged tile is one consumer's");
@@ -51,9 +62,6 @@ struct moe_gemm_tile {
 /* A place in the ring; the parity of its phase flips with every turn. */
 template <typename Tile> struct moe_gemm_ring {
     uint32_t slots; /* shared address of stage 0 */
-    uint32_t full;  /* of its barriers, 8 bytes each */
-    uint32_t empty;
-    uint32_t units; /* of the units that begin in a stage, 16 bytes each */
     int32_t stage;
     uint32_t parity;
 
@@ -63,15 +71,15 @@ template <typename Tile> struct moe_gemm_ring {
     }
     __device__ __forceinline__ uint32_t full_barrier() const
     {
-        return full + 8 * static_cast<uint32_t>(stage);
+        return slots + Tile::kFullOffset + 8 * static_cast<uint32_t>(stage);
     }
     __device__ __forceinline__ uint32_t empty_barrier() const
     {
-        return empty + 8 * static_cast<uint32_t>(stage);
+        return slots + Tile::kEmptyOffset + 8 * static_cast<uint32_t>(stage);
     }
     __device__ __forceinline__ uint32_t unit_place() const
     {
-        return units + 16 * static_cast<uint32_t>(stage);
+        return slots + Tile::kUnitOffset + 16 * static_cast<uint32_t>(stage);
     }
     __device__ __forceinline__ void advance()
     {
@@ -104,7 +112,7 @@ template <typename Tile> static __device__ __forceinline__ int32_t moe_gemm_rank
 template <typename Tile>
 static __device__ __forceinline__ bool moe_gemm_is_gathered(const struct moe_cuda_gemm &args)
 {
-    return Tile::kCtas == 1 || args.token_box_rows == 0;
+    return Tile::kGathers && (Tile::kCtas == 1 || args.token_box_rows == 0);
 }
 
 /* The producer of weights tells the consumers what the unit is that begins in a stage. */

@@ -110,6 +110,11 @@ static __device__ __forceinline__ uint32_t moe_ptx_shared_address(const void *me
     return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
 }
 
+static __device__ __forceinline__ char *moe_ptx_shared_pointer(uint32_t address)
+{
+    return static_cast<char *>(__cvta_shared_to_generic(address));
+}
+
 /* 9.7.13.15 mbarrier. The count is that of arrivals per phase. */
 static __device__ __forceinline__ void moe_ptx_mbarrier_init(uint32_t barrier, uint32_t count)
 {
@@ -407,6 +412,12 @@ template <int kSize> static __device__ __forceinline__ void moe_ptx_keep(float (
     }
 }
 
+/* A number is made anew from here on: what follows from it is not kept in registers before. */
+static __device__ __forceinline__ void moe_ptx_keep(int32_t &number)
+{
+    asm volatile("" : "+r"(number));
+}
+
 /* An address has a pair of registers from here on. */
 static __device__ __forceinline__ void moe_ptx_keep(const char *&address)
 {
@@ -435,6 +446,12 @@ static __device__ __forceinline__ void moe_ptx_keep(const char *&address)
 #define MOE_PTX_NAMES_128   MOE_PTX_NAMES_120 ", %60, %61, %62, %63"
 #define MOE_PTX_NAMES_136   MOE_PTX_NAMES_128 ", %64, %65, %66, %67"
 #define MOE_PTX_NAMES_144   MOE_PTX_NAMES_136 ", %68, %69, %70, %71"
+#define MOE_PTX_NAMES_152   MOE_PTX_NAMES_144 ", %72, %73, %74, %75"
+#define MOE_PTX_NAMES_160   MOE_PTX_NAMES_152 ", %76, %77, %78, %79"
+#define MOE_PTX_NAMES_168   MOE_PTX_NAMES_160 ", %80, %81, %82, %83"
+#define MOE_PTX_NAMES_176   MOE_PTX_NAMES_168 ", %84, %85, %86, %87"
+#define MOE_PTX_NAMES_184   MOE_PTX_NAMES_176 ", %88, %89, %90, %91"
+#define MOE_PTX_NAMES_192   MOE_PTX_NAMES_184 ", %92, %93, %94, %95"
 #define MOE_PTX_SUM4(d, i)  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define MOE_PTX_SUMS_8(d)   MOE_PTX_SUM4(d, 0)
 #define MOE_PTX_SUMS_16(d)  MOE_PTX_SUMS_8(d), MOE_PTX_SUM4(d, 4)
@@ -454,6 +471,12 @@ static __device__ __forceinline__ void moe_ptx_keep(const char *&address)
 #define MOE_PTX_SUMS_128(d) MOE_PTX_SUMS_120(d), MOE_PTX_SUM4(d, 60)
 #define MOE_PTX_SUMS_136(d) MOE_PTX_SUMS_128(d), MOE_PTX_SUM4(d, 64)
 #define MOE_PTX_SUMS_144(d) MOE_PTX_SUMS_136(d), MOE_PTX_SUM4(d, 68)
+#define MOE_PTX_SUMS_152(d) MOE_PTX_SUMS_144(d), MOE_PTX_SUM4(d, 72)
+#define MOE_PTX_SUMS_160(d) MOE_PTX_SUMS_152(d), MOE_PTX_SUM4(d, 76)
+#define MOE_PTX_SUMS_168(d) MOE_PTX_SUMS_160(d), MOE_PTX_SUM4(d, 80)
+#define MOE_PTX_SUMS_176(d) MOE_PTX_SUMS_168(d), MOE_PTX_SUM4(d, 84)
+#define MOE_PTX_SUMS_184(d) MOE_PTX_SUMS_176(d), MOE_PTX_SUM4(d, 88)
+#define MOE_PTX_SUMS_192(d) MOE_PTX_SUMS_184(d), MOE_PTX_SUM4(d, 92)
 #define MOE_PTX_WGMMA_TYPE(n, type, a_name, b_name, accumulate_name)                  \
     asm volatile("{\n"                                                                \
                  ".reg .pred p;\n"                                                    \
@@ -476,7 +499,7 @@ template <int kN, bool kIsHalf, int kSize>
 static __device__ __forceinline__ void moe_ptx_wgmma(float (&sums)[kSize], uint64_t a, uint64_t b,
                                                      uint32_t accumulate)
 {
-    static_assert(kN % 8 == 0 && kN <= 144 && kN / 2 <= kSize, "a multiple of 8 columns");
+    static_assert(kN % 8 == 0 && kN <= 192 && kN / 2 <= kSize, "a multiple of 8 columns");
     MOE_PTX_WGMMA(8, "%4", "%5", "%6")
     MOE_PTX_WGMMA(16, "%8", "%9", "%10")
     MOE_PTX_WGMMA(24, "%12", "%13", "%14")
@@ -495,6 +518,12 @@ static __device__ __forceinline__ void moe_ptx_wgmma(float (&sums)[kSize], uint6
     MOE_PTX_WGMMA(128, "%64", "%65", "%66")
     MOE_PTX_WGMMA(136, "%68", "%69", "%70")
     MOE_PTX_WGMMA(144, "%72", "%73", "%74")
+    MOE_PTX_WGMMA(152, "%76", "%77", "%78")
+    MOE_PTX_WGMMA(160, "%80", "%81", "%82")
+    MOE_PTX_WGMMA(168, "%84", "%85", "%86")
+    MOE_PTX_WGMMA(176, "%88", "%89", "%90")
+    MOE_PTX_WGMMA(184, "%92", "%93", "%94")
+    MOE_PTX_WGMMA(192, "%96", "%97", "%98")
 }
 #endif
 

@@ -38,9 +38,8 @@ void driver_launch_gemm(const struct gemm_tile *tile, const struct moe_cuda_gemm
 double driver_time(void (*record)(void *self), void *self, int num_replays, double *low,
                    double *high);
 
-/* The map of one matrix, as struct moe_cuda_gemm wants it for a tile. */
-void gemm_encode(CUtensorMap *map, const struct gemm_tile *tile, const struct moe_op_gemm *op,
-                 int matrix);
+/* The maps that struct moe_cuda_gemm wants for a tile; 0: the tile does not gather rows. */
+int gemm_encode(const struct gemm_tile *tile, struct moe_cuda_gemm *args);
 
 void fill_random(void *to, int64_t count, float scale, uint64_t seed, int is_half);
 uint64_t random_bits(uint64_t *state);

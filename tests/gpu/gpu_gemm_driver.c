@@ -51,7 +51,7 @@ struct gemm_tile gemm_tiles[] = {
 #define ROW_CPU_C11(...)
 #define ROW_CPU_AVX2(...)
 #define ROW_SM90_GEMM(...) ROW_OF("SM90_GEMM", 1, __VA_ARGS__)
-#define ROW_SM90_PAIR(...) ROW_OF("SM90_PAIR", MOE_CUDA_GEMM_PAIR_CTAS, __VA_ARGS__)
+#define ROW_SM90_PAIR(...) ROW_OF("SM90_PAIR", MOE_KERNEL_CTAS_SM90_PAIR, __VA_ARGS__)
 #define ROW_OF(kernel, ctas, bm, bn, bk, group, warps, stages)                     \
     {"moe_GEMM_" kernel "_" #bm "_" #bn "_" #bk "_" #group "_" #warps "_" #stages, \
      ctas,                                                                         \
@@ -270,8 +270,14 @@ double driver_time(void (*record)(void *self), void *self, int num_replays, doub
     return samples[num_replays / 2];
 }
 
-void gemm_encode(CUtensorMap *map, const struct gemm_tile *tile, const struct moe_op_gemm *op,
-                 int matrix)
+static CUtensorMapDataType map_type(const struct moe_op_gemm *op)
+{
+    return op->input_dtype == MOE_DTYPE_FP16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                             : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+}
+
+static void encode_weight(CUtensorMap *map, const struct gemm_tile *tile,
+                          const struct moe_op_gemm *op, int matrix)
 {
     const struct moe_operand *weight = &op->weight[matrix];
     const int is_blocked = op->k % MOE_CUDA_GEMM_BOX_K == 0;
@@ -289,13 +295,43 @@ void gemm_encode(CUtensorMap *map, const struct gemm_tile *tile, const struct mo
         1};
     cuuint32_t element_strides[4] = {1, 1, 1, 1};
     check(cuda.cuTensorMapEncodeTiled(
-              map,
-              op->input_dtype == MOE_DTYPE_FP16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-              4, (void *)(uintptr_t)weight->base, dims, strides, box, element_strides,
-              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+              map, map_type(op), 4, (void *)(uintptr_t)weight->base, dims, strides, box,
+              element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
           "cuTensorMapEncodeTiled");
+}
+
+static void encode_tokens(const struct gemm_tile *tile, struct moe_cuda_gemm *args)
+{
+    const struct moe_op_gemm *op = &args->op;
+    const cuuint64_t row_bytes = 2 * (cuuint64_t)op->input_stride;
+    const cuuint64_t dims[4] = {(cuuint64_t)op->k, (cuuint64_t)op->num_rows, 1, 1};
+    const cuuint64_t strides[3] = {row_bytes, row_bytes, row_bytes};
+    const cuuint32_t box[4] = {MOE_CUDA_GEMM_BOX_K,
+                               (cuuint32_t)MOE_CUDA_GEMM_TOKEN_BOX_ROWS(tile->block_m), 1, 1};
+    const cuuint32_t element_strides[4] = {1, 1, 1, 1};
+    check(cuda.cuTensorMapEncodeTiled(
+              &args->tokens, map_type(op), 4, (void *)(uintptr_t)op->input, dims, strides, box,
+              element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+          "cuTensorMapEncodeTiled");
+    args->token_box_rows = (int32_t)box[1];
+}
+
+int gemm_encode(const struct gemm_tile *tile, struct moe_cuda_gemm *args)
+{
+    const int is_gathered = args->op.row_ids != NULL && args->op.row_ids_div != 0;
+    args->token_box_rows = 0;
+    if (is_gathered && tile->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M) {
+        return 0;
+    }
+    for (int m = 0; m < args->op.num_matrices; m++) {
+        encode_weight(&args->weight[m], tile, &args->op, m);
+    }
+    if (!is_gathered && tile->cluster_ctas > 1 && args->op.num_rows > 0) {
+        encode_tokens(tile, args);
+    }
+    return 1;
 }
 
 void fill_random(void *to, int64_t count, float scale, uint64_t seed, int is_half)

@@ -87,10 +87,9 @@ static void record(void *self)
                 continue;
             }
             fill_gemm(timed, node, which, &args);
-            for (int m = 0; m < args.op.num_matrices; m++) {
-                gemm_encode(&args.weight[m], tile, &args.op, m);
+            if (gemm_encode(tile, &args)) {
+                driver_launch_gemm(tile, &args, driver_num_sms(), timed->is_chained);
             }
-            driver_launch_gemm(tile, &args, driver_num_sms(), timed->is_chained);
         }
     }
 }
@@ -172,7 +171,7 @@ static void time_case(struct timed *timed, double read_rate, uint64_t *seed)
                tile->symbol + 19, first, 100.0 * bytes1 / read_rate / first,
                flops * 2.0 / 3.0 / first / 1e6, second, 100.0 * bytes2 / read_rate / second,
                flops / 3.0 / second / 1e6);
-        if (first < time1) {
+        if (first < time1 && tile->block_m <= MOE_CUDA_GEMM_GATHERED_BLOCK_M) {
             time1 = first;
             best1 = tile;
         }

@@ -21,7 +21,7 @@ struct Tile {
 #define ROW_CPU_C11(...)
 #define ROW_CPU_AVX2(...)
 #define ROW_SM90_GEMM(...) ROW_OF("sm90.gemm", 1, __VA_ARGS__)
-#define ROW_SM90_PAIR(...) ROW_OF("sm90.pair", MOE_CUDA_GEMM_PAIR_CTAS, __VA_ARGS__)
+#define ROW_SM90_PAIR(...) ROW_OF("sm90.pair", MOE_KERNEL_CTAS_SM90_PAIR, __VA_ARGS__)
 #define ROW_OF(name, ctas, bm, bn, bk, group, warps, stages) \
     {name " " #bm, bm,                                       \
      bn,           bk,                                       \
@@ -145,7 +145,8 @@ Problem draw_problem(const Tile &tile)
 {
     Problem p = {};
     p.is_half = draw(2) == 0;
-    p.kind = Kind(draw(NUM_KINDS));
+    const bool gathers = tile.bm <= MOE_CUDA_GEMM_GATHERED_BLOCK_M;
+    p.kind = Kind(draw(gathers ? NUM_KINDS : uint64_t(BLOCKS)));
     p.has_activation = draw(2) == 0;
     p.num_matrices = p.has_activation || draw(4) == 0 ? 2 : 1;
     p.has_bias = draw(4) == 0;
@@ -187,7 +188,7 @@ Problem draw_problem(const Tile &tile)
     }
     p.num_rows = p.num_rows > 0 ? p.num_rows : 1;
     p.expert_of.resize(size_t(p.num_rows), -2);
-    p.is_gathered = p.kind == BLOCKS || draw(2) == 0;
+    p.is_gathered = p.kind == BLOCKS || (gathers && draw(2) == 0);
     p.div = 1;
     p.num_tokens = p.num_rows;
     if (p.is_gathered) {
@@ -279,10 +280,11 @@ struct moe_cuda_gemm make_args(const Tile &tile, Problem &p, bool in_order)
         memcpy(&args.weight[m], &map, sizeof(map));
     }
     if (in_order) {
-        const sm90::Map map = make_map(op.input, {k, uint64_t(p.num_rows), 1, 1},
-                                       {2 * k, 2 * k, 2 * k}, MOE_CUDA_GEMM_TOKEN_BOX_ROWS, 1);
+        const sm90::Map map =
+            make_map(op.input, {k, uint64_t(p.num_rows), 1, 1}, {2 * k, 2 * k, 2 * k},
+                     uint32_t(MOE_CUDA_GEMM_TOKEN_BOX_ROWS(tile.bm)), 1);
         memcpy(&args.tokens, &map, sizeof(map));
-        args.token_box_rows = MOE_CUDA_GEMM_TOKEN_BOX_ROWS;
+        args.token_box_rows = MOE_CUDA_GEMM_TOKEN_BOX_ROWS(tile.bm);
     }
     return args;
 }
@@ -333,7 +335,8 @@ int64_t run(const Tile &tile, uint64_t seed)
 {
     state = seed * UINT64_C(0x9e3779b97f4a7c15) | 1;
     Problem p = draw_problem(tile);
-    const bool in_order = tile.ctas > 1 && !p.is_gathered && draw(4) > 0;
+    const bool gathers = tile.bm <= MOE_CUDA_GEMM_GATHERED_BLOCK_M;
+    const bool in_order = tile.ctas > 1 && !p.is_gathered && (!gathers || draw(4) > 0);
     const int64_t stride = p.n * (p.has_activation ? 1 : p.num_matrices);
     p.output.assign(size_t(p.num_rows * stride), 0xa5a5);
     const struct moe_cuda_gemm args = make_args(tile, p, in_order);

@@ -390,6 +390,9 @@ template <int kSize> void moe_ptx_keep(float (&)[kSize])
 inline void moe_ptx_keep(const char *&)
 {
 }
+inline void moe_ptx_keep(int32_t &)
+{
+}
 
 inline char *moe_ptx_shared_memory()
 {
@@ -398,6 +401,10 @@ inline char *moe_ptx_shared_memory()
 inline uint32_t moe_ptx_shared_address(const void *)
 {
     return sm90::kSharedBase;
+}
+inline char *moe_ptx_shared_pointer(uint32_t address)
+{
+    return sm90::cta().shared.data() + (address - sm90::kSharedBase);
 }
 
 inline void moe_ptx_mbarrier_init(uint32_t barrier, uint32_t count)
