@@ -46,18 +46,28 @@ static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_devic
     return cuda_split_cost(512.0, problem, routes) + 0.1;
 }
 
-/* route with logits: gating and the sort in one launch while a warp has a token, gating in front of
- * the sort, or in the first of two launches. */
+/* route, in the same way: gating and the sort in one launch while a warp has a token, gating in
+ * front of the sort (which two launches follow less closely), or gating in the first of two. */
 static double cuda_route_cost(const struct moe_tile *tile, const struct moe_device *device,
                               const struct moe_problem *problem, int64_t num_tokens)
 {
     const double threads = (double)tile->block_size;
     const double tokens = (double)num_tokens;
-    if (tile->kernel == MOE_KERNEL_CUDA_SPLIT) {
-        return 6.6 + tokens * 0.00075;
+    const double experts =
+        problem->num_experts_global > 0 ? problem->num_experts_global : problem->num_experts;
+    const double routes = tokens * moe_cost_at_least_1(problem->top_k);
+    if (problem->gating == MOE_GATING_NONE) {
+        return cuda_sort_cost(tile, device, problem, num_tokens);
     }
-    if (tokens > cuda_cluster_ctas * threads / 32.0) {
-        return 3.1 + tokens * 0.0007 + cuda_sort_cost(tile, device, problem, num_tokens);
+    const bool is_quick = experts <= 256.0 && problem->top_k <= 8; /* sorts can gate */
+    const bool is_split = tile->kernel == MOE_KERNEL_CUDA_SPLIT;
+    if (is_quick && is_split) {
+        return 6.05 + experts * 0.002 + tokens * (0.0004 + experts * 0.0000017);
+    }
+    if (!is_quick || tokens > cuda_cluster_ctas * threads / 32.0) {
+        const double follow = is_split || routes > cuda_cluster_ctas * threads ? 0.7 : -0.3;
+        const double gating = 2.2 + experts * 0.0035 + tokens * (0.00017 + experts * 0.0000016);
+        return gating + cuda_sort_cost(tile, device, problem, num_tokens) + follow;
     }
     const double exchange = tokens > 8.0 ? 1.0 + tokens * 0.003 : 0.0;
     return 3.5 + threads * 0.0007 + fmax(threads - 512.0, 0.0) * 0.002 + exchange;
