@@ -207,19 +207,25 @@ struct Combine {
                     token * op.output_stride * static_cast<int64_t>(Dtype::kElementBytes);
         Dtype::store(row, idx, sums, unit);
     }
+    /* More than one group of slots: nothing is read before the wait, since a test between the loads
+     * of a group takes registers that its threads do not have. */
     __device__ __forceinline__ void run(bool is_early) const
     {
+        constexpr bool kHasGroups = !kFull && kSlots > 2;
         float sums[kUnits][kColumns] = {};
         int32_t first = 0;
+        if (kHasGroups && is_early) {
+            wait_for_rows();
+        }
         do {
             Terms<kSlots> terms;
             find_rows<kSlots, kIndexed, kFull>(op, token, first, &terms);
-            if (first == 0 && is_early) {
+            if (!kHasGroups && is_early) {
                 wait_for_rows();
             }
             add_terms(terms, sums);
             first += kSlots;
-        } while (!kFull && kSlots > 2 && first < op.top_k);
+        } while (kHasGroups && first < op.top_k);
 #pragma unroll
         for (int u = 0; u < kUnits; u++) {
             if (has_unit(u)) {
