@@ -22,7 +22,7 @@ void check_draw_wide(struct check_case *test)
     problem->top_k = problem->num_experts > 8 ? (int32_t)PICK(4, 8, 40) : (int32_t)PICK(4, 8);
     problem->hidden = (int32_t)PICK(2048, 2880, 4096, 7168, 16384);
     const int64_t tokens = 75000000 / ((int64_t)problem->top_k * problem->hidden);
-    test->num_tokens = PICK(tokens, tokens + 1, tokens - 1000);
+    test->num_tokens = PICK(tokens, tokens + 1, tokens - tokens / 8);
     problem->max_tokens = test->num_tokens;
 }
 
