@@ -20,6 +20,10 @@
 
 #include <stdint.h>
 
+/* Tokens of a block of the grouped GEMM on a GPU up to which rows can be gathered; larger blocks
+ * read them in order alone. */
+#define MOE_CUDA_GEMM_GATHERED_BLOCK_M 144
+
 /* How rows are quantized while they are written, as struct moe_recipe documents it. */
 struct moe_op_quant {
     int32_t dtype;        /* MOE_DTYPE_FP8_E4M3; 0: not quantized, nothing below is used */

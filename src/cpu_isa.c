@@ -5,6 +5,7 @@
  */
 #include "cpu_isa.h"
 
+#include "cpu_float.h"
 #include "cpu_kernels.h"
 #include "tile.h"
 
@@ -52,11 +53,19 @@ static int32_t find_avx512_vbmi(void)
            (ecx & bit_AVX512VBMI) != 0;
 }
 
+/* The trial compares with fp32 arithmetic of the kernels' environment, not of the host's. */
 static int32_t find_avx512_bf16(void)
 {
     uint32_t eax, ebx, ecx, edx;
-    return moe_cpu_isa_has_avx512_vbmi() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
-           (eax & bit_AVX512BF16) != 0 && moe_gemm_pairs_probe_avx2();
+    struct moe_cpu_float host;
+    if (!moe_cpu_isa_has_avx512_vbmi() || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) ||
+        (eax & bit_AVX512BF16) == 0) {
+        return 0;
+    }
+    moe_cpu_float_enter(&host);
+    const int32_t is_exact = moe_gemm_pairs_probe_avx2();
+    moe_cpu_float_leave(&host);
+    return is_exact;
 }
 
 /* The answer of `find`, which is asked once: cpuid is slow in guests. `known` is 0 until then, and

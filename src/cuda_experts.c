@@ -136,18 +136,20 @@ static int32_t fill_masked_window(struct experts_run *experts, int32_t first, in
         .last_expert = last,
         .num_experts = problem->num_experts,
     };
+    /* Rows that the kernels may address, from where a window's operands begin. */
+    const int64_t addressed = (last - 1) * op->max_masked_rows + num_rows;
     const uintptr_t inter = (uintptr_t)workspace + experts->layout.inter -
                             (uintptr_t)(first * op->max_masked_rows * inter_bytes);
     MOE_TRY(run_helper(experts, MOE_CUDA_CLIP_MASKED, &args, error));
     experts->gemm1.masked_m = args.out;
     experts->gemm1.max_masked_rows = op->max_masked_rows;
-    experts->gemm1.num_rows = op->num_rows;
+    experts->gemm1.num_rows = addressed;
     experts->gemm1.input = (const char *)op->rows + first_row * op->row_stride * token_bytes;
     experts->gemm1.row_weights = op->row_weights != NULL ? op->row_weights + first_row : NULL;
     experts->gemm1.output = (void *)inter;
     experts->gemm2.masked_m = args.out;
     experts->gemm2.max_masked_rows = op->max_masked_rows;
-    experts->gemm2.num_rows = op->num_rows;
+    experts->gemm2.num_rows = addressed;
     experts->gemm2.input = experts->gemm1.output;
     experts->gemm2.output = (char *)op->output + first_row * op->output_stride * output_bytes;
     return MOE_STATUS_OK;

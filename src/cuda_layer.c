@@ -44,16 +44,17 @@ struct layer_layout {
     uint64_t total;
 };
 
-/* Channels of an expert from which on clusters read copies of the tokens in order. A gather slows
- * GEMM1's clusters by some 8 %; the copies take as long as the multiplications of 150 channels
- * (4 TB/s, 600 TFLOP/s). */
+/* Channels of an expert from which on clusters read copies of the tokens in order, though they
+ * could gather: a gather slows GEMM1's clusters by some 8 %, and the copies take as long as the
+ * multiplications of 150 channels (4 TB/s, 600 TFLOP/s). */
 static const int32_t in_order_inter = 1875;
 
 static bool reads_in_order(const struct moe_problem *problem,
                            const struct moe_dispatch_bucket *bucket)
 {
     const struct moe_tile *tile = &moe_tiles[bucket->choices[MOE_OP_GEMM1].tile];
-    return moe_tiles_cluster_ctas(tile) > 1 && problem->inter >= in_order_inter;
+    return moe_tiles_cluster_ctas(tile) > 1 &&
+           (problem->inter >= in_order_inter || tile->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M);
 }
 
 static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,

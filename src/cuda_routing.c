@@ -123,6 +123,18 @@ static uint64_t split_bytes(int64_t num_routes, int64_t chunk, int32_t num_exper
     return (uint64_t)(table_bytes(num_chunks, num_experts) + 4 * num_chunks * chunk);
 }
 
+/* Of two launches that gate, for up to so many routes: fewer tokens may have more chunks. */
+static uint64_t gated_bytes(int64_t num_routes, int32_t num_slots, int32_t num_experts)
+{
+    const int64_t num_tokens = num_routes / num_slots;
+    const int64_t few = moe_clamp(num_tokens, 1, MIN_GATED_CHUNKS);
+    const int64_t many = moe_clamp(moe_ceil_div(num_tokens, GATED_TOKENS), few, MAX_CHUNKS);
+    const int64_t capped = moe_ceil_div(num_tokens, MOE_CUDA_SORT_SPLIT_ROUTES / num_slots);
+    const int64_t chunk = gated_chunk_routes(num_routes, num_slots);
+    return (uint64_t)(table_bytes(many > capped ? many : capped, num_experts) +
+                      4 * (num_routes + chunk));
+}
+
 uint64_t moe_cuda_sort_workspace(const struct moe_problem *problem, const struct moe_tile *tile,
                                  int64_t num_tokens)
 {
@@ -136,8 +148,7 @@ uint64_t moe_cuda_sort_workspace(const struct moe_problem *problem, const struct
     if (tile->op != MOE_OP_ROUTE || num_slots > MAX_GATED_SLOTS) {
         return plain;
     }
-    const uint64_t gated =
-        split_bytes(num_routes, gated_chunk_routes(num_routes, num_slots), problem->num_experts);
+    const uint64_t gated = gated_bytes(num_routes, num_slots, problem->num_experts);
     return plain > gated ? plain : gated;
 }
 

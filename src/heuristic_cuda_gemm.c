@@ -17,6 +17,7 @@
  */
 #include "heuristic_costs.h"
 
+#include "ops.h"
 #include "tiles.h"
 
 #include <math.h>
@@ -34,6 +35,8 @@ static const double bytes_in_flight = 16384.0; /* of weights, at which half the 
 static const double slab_lost = 0.05;          /* memory time, where slabs are half of 64 rows */
 static const double tail_share = 0.05;         /* of a unit's weights, with few left to read */
 static const double overlap_lost = 0.1;
+static const double gather_lost = 0.08; /* of GEMM1's time, where clusters gather */
+static const double copy_rate = 19.0;   /* bytes per cycle and multiprocessor, read and written */
 
 /* A GEMM as the kernel sees it. */
 struct gemm_shape {
@@ -112,6 +115,12 @@ double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
         .element_bytes = moe_cost_element_bytes(problem->tokens.dtype),
     };
     double cost = gemm_cost(tile, device, &shape);
+    if (is_gemm1 && moe_tiles_cluster_ctas(tile) > 1) { /* rows are gathered, or copied before */
+        const double copies = 2.0 * routing.num_routes * shape.k * shape.element_bytes /
+                              (moe_cost_at_least_1(device->num_sms) * copy_rate);
+        cost += tile->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M ? copies
+                                                               : fmin(copies, gather_lost * cost);
+    }
     if (problem->shared_inter > 0) { /* a group of its own that all tokens meet */
         shape.num_groups = 1.0;
         shape.rows = (double)num_tokens;

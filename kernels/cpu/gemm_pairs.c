@@ -350,7 +350,7 @@ PAIRS_INLINE bool advance_typed(struct gemm_pairs *pairs, int32_t dtype, bool ha
 {
     const int64_t num_lines =
         GEMM_CHANNELS * (pairs->k * moe_convert_element_bytes(dtype) / GEMM_LINE_BYTES + 1);
-    __m512i least = _mm512_setzero_si512();
+    __m512i least;
     if (pairs->num_rows <= GEMM_PAIRS_ROWS) {
         pairs->fetch.lines_per_tile = GEMM_CHANNELS;
 #define RUN_LINES_(num) least = run_lines(pairs, dtype, num, has_blocks)
@@ -450,14 +450,18 @@ bool MOE_CPU_NAME(moe_gemm_pairs_pack_row)(uint16_t *to, const void *from, int32
 
 PAIRS_TARGET int32_t MOE_CPU_NAME(moe_gemm_pairs_probe)(void)
 {
-    /* 2^24 + 1 + 2 and so on: what is rounded when, and which product comes first, shows. */
-    static const float starts[4] = {0x1p+24f, -0x1p+24f, 0x1.000002p+0f, 0.0f};
-    static const float factors[4][4] = {/* odd, odd, even, even */
-                                        {1.0f, 1.0f, 0x1.8p+0f, 2.0f},
-                                        {0x1.8p+0f, -2.0f, 1.0f, -1.0f},
-                                        {0x1.02p-12f, 0x1.02p-12f, -1.0f, 1.0f},
-                                        {0x1.fep+60f, 0x1.fep+60f, 0x1.02p+48f, 0x1.fep+48f}};
-    for (int i = 0; i < 4; i++) {
+    /* 2^24 + 1 + 2 and so on: what is rounded when, which product comes first, and that a product
+     * beyond the largest number is not rounded before it is added. */
+    static const float starts[] = {0x1p+24f,        -0x1p+24f, 0x1.000002p+0f,
+                                   -0x1.000002p+0f, 0.0f,      -0x1p+127f};
+    static const float factors[][4] = {/* odd, odd, even, even */
+                                       {1.0f, 1.0f, 0x1.8p+0f, 2.0f},
+                                       {0x1.8p+0f, -2.0f, 1.0f, -1.0f},
+                                       {0x1.02p-12f, 0x1.02p-12f, -1.0f, 1.0f},
+                                       {1.0f, 1.0f, -0x1.02p-12f, 0x1.02p-12f},
+                                       {0x1.fep+60f, 0x1.fep+60f, 0x1.02p+48f, 0x1.fep+48f},
+                                       {0x1p+64f, 0x1p+64f, 0.0f, 0.0f}};
+    for (size_t i = 0; i < sizeof(starts) / sizeof(starts[0]); i++) {
         float got[16], expected = starts[i];
         uint32_t pairs[2] = {0, 0};
         for (int side = 0; side < 2; side++) {
@@ -477,6 +481,13 @@ PAIRS_TARGET int32_t MOE_CPU_NAME(moe_gemm_pairs_probe)(void)
         }
     }
     return 1;
+}
+
+#elif MOE_VEC8_AVX2
+
+int32_t MOE_CPU_NAME(moe_gemm_pairs_probe)(void)
+{
+    return 0;
 }
 
 #endif

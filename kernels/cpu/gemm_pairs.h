@@ -19,7 +19,13 @@
 
 #include <stdbool.h>
 
-#define GEMM_HAS_PAIRS (MOE_VEC8_AVX2 && !MOE_CPU_SUM_NEIGHBORS)
+/* Compilers that know the instruction. */
+#if defined(__clang__)
+#define GEMM_KNOWS_PAIRS_ (__clang_major__ >= 9)
+#else
+#define GEMM_KNOWS_PAIRS_ (__GNUC__ >= 10)
+#endif
+#define GEMM_HAS_PAIRS (MOE_VEC8_AVX2 && GEMM_KNOWS_PAIRS_ && !MOE_CPU_SUM_NEIGHBORS)
 
 enum {
     GEMM_PAIRS_COLUMNS = 64, /* rows are packed to a multiple of that many columns */

@@ -269,7 +269,7 @@ enum {
 #define MOE_CUDA_POST_REORDER_UNITS_K8 1
 
 /* `is_early`: src2dst, topk_weights and num_tokens_device were written before the node in front of
- * this one, which waited for it: they are read before the wait. */
+ * this one, which waited for it: forms whose one group has all slots read them before the wait. */
 struct moe_cuda_post_reorder {
     struct moe_op_post_reorder op;
     int32_t is_early;
@@ -299,9 +299,6 @@ struct moe_cuda_post_reorder {
     (MOE_CUDA_GEMM_SLAB_ROWS(block_n, num_warps) <= 32)
 #define MOE_CUDA_GEMM_BOX_BLOCKS(block_n, block_k, num_warps) \
     (MOE_CUDA_GEMM_IS_MERGED(block_n, num_warps) ? 1 : (block_k) / MOE_CUDA_GEMM_BOX_K)
-
-/* Tiles with more tokens read them in order alone (token_box_rows > 0). */
-#define MOE_CUDA_GEMM_GATHERED_BLOCK_M 144
 
 /* Of a box of tokens of sm90.pair: half of the block, or all of it where that is seldom less than
  * full. Few boxes come faster than many. */

@@ -5,9 +5,9 @@
  * Moves: T * k * H elements read, T * H written (+ T * H each for shared and residual), 2 T k H
  *   FLOPs. Bound by memory bandwidth.
  * Pipeline: a thread has one or two 16-byte vectors of columns of one token. 1 wait for the grid
- *   before (in a layer: after 2). 2 load the destinations and weights of a group of slots. 3 load
- *   their rows, all before the first use. 4 one chain of fused multiply-adds in slot order. 5
- *   scaling, shared, residual, one rounding, one wide store.
+ *   before (in a layer and where one group has all slots: after 2). 2 load the destinations and
+ *   weights of a group of slots. 3 load their rows, all before the first use. 4 one chain of fused
+ *   multiply-adds in slot order. 5 scaling, shared, residual, one rounding, one wide store.
  * Forms: groups of 2, 4 and 8 slots, so that few slots do not pay for the registers of many; EACH
  *   has one column per thread, where vectors are not aligned.
  * Arithmetic: that of the CPU's kernel, operation by operation, so the bits are the same.

@@ -283,6 +283,10 @@ static void expect_pair(const struct bound *bound, int first, int64_t row, int64
     const int64_t begin = distance(ON_DEVICE(20), gemm1.op.output) + offset * INTER * 2;
     assert_true(begin >= 0);
     assert_true((uint64_t)(begin + num_rows * INTER * 2) <= bound->info.workspace_bytes);
+    /* GEMM2 may read all rows that it is told of. */
+    const int64_t end =
+        distance(ON_DEVICE(20), gemm2.op.input) + gemm2.op.num_rows * gemm2.op.input_stride * 2;
+    assert_true((uint64_t)end <= bound->info.workspace_bytes);
 }
 
 static void experts_at_once(void **state)

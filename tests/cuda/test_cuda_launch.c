@@ -298,6 +298,37 @@ static void sorts_that_gate(void **state)
     assert_nothing_left();
 }
 
+/* The workspace of a plan is enough for every number of tokens up to its own. */
+static void fewer_tokens_fit(void **state)
+{
+    (void)state;
+    static const int64_t most[] = {64, 100, 330, 1100, 2049, 2600};
+    struct moe_context *context = create_context();
+    struct moe_tile_info tile;
+    MOE_INIT(tile);
+    for (int32_t i = 0; api->tile_info(i, &tile, NULL) == MOE_STATUS_OK; i++) {
+        if (tile.backend != MOE_BACKEND_CUDA || tile.op != MOE_OP_ROUTE) {
+            continue;
+        }
+        force_tile(context, &tile, "route");
+        for (size_t m = 0; m < sizeof(most) / sizeof(most[0]); m++) {
+            struct shape shape = {most[m], 256, 8, 2048, MOE_DTYPE_BF16};
+            struct moe_plan *plan = create_gating_plan(context, &shape);
+            for (; shape.num_tokens > 0; shape.num_tokens -= 1 + shape.num_tokens / 40) {
+                struct moe_error error;
+                MOE_INIT(error);
+                if (run_route(plan, &shape, NULL, &error) != MOE_STATUS_OK) {
+                    fail_msg("%s, %lld of %lld tokens: %s", tile.name, (long long)shape.num_tokens,
+                             (long long)most[m], error.message);
+                }
+            }
+            api->plan_destroy(plan);
+        }
+    }
+    api->context_destroy(context);
+    assert_nothing_left();
+}
+
 /* Push, launch or pop fails: a status, the stack as before, and a later call runs. */
 static void launches_that_fail(void **state)
 {
@@ -384,6 +415,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(every_tile_launches, with_fresh_driver),
         cmocka_unit_test_setup(sorts_that_gate, with_fresh_driver),
+        cmocka_unit_test_setup(fewer_tokens_fit, with_fresh_driver),
         cmocka_unit_test_setup(launches_that_fail, with_fresh_driver),
         cmocka_unit_test_setup(refusals_call_nothing, with_fresh_driver),
         cmocka_unit_test_setup(no_tokens, with_fresh_driver),

@@ -203,29 +203,42 @@ static void replan(struct bound *bound, const struct moe_problem *problem, const
     bound->workspace_bytes = info.workspace_bytes;
 }
 
-/* Clusters read tokens in order, from copies that pre_reorder makes. */
+#define PAIR_RULES(block_m)                                        \
+    "schema: moe-dispatch/1\n"                                     \
+    "rules:\n"                                                     \
+    "- name: clusters\n"                                           \
+    "  match: {backend: cuda}\n"                                   \
+    "  buckets:\n"                                                 \
+    "  - max_tokens: inf\n"                                        \
+    "    gemm1: {kernel: sm90.pair, BLOCK_SIZE_M: " #block_m "}\n" \
+    "    gemm2: {kernel: sm90.pair, BLOCK_SIZE_M: " #block_m "}\n"
+
+/* Clusters read tokens in order, from copies that pre_reorder makes, where experts have many
+ * channels or the tile cannot gather; else they gather. */
 static void chain_of_pairs(void **state)
 {
-    static const char rules[] = "schema: moe-dispatch/1\n"
-                                "rules:\n"
-                                "- name: clusters\n"
-                                "  match: {backend: cuda}\n"
-                                "  buckets:\n"
-                                "  - max_tokens: inf\n"
-                                "    gemm1: {kernel: sm90.pair}\n"
-                                "    gemm2: {kernel: sm90.pair}\n";
     (void)state;
-    const struct moe_problem problem = make_problem();
+    struct moe_problem problem = make_problem();
     struct bound bound = bind_or_fail(&problem, 0);
     const uint64_t gathered_bytes = bound.workspace_bytes;
-    replan(&bound, &problem, rules);
+    replan(&bound, &problem, PAIR_RULES(144));
+    run_layer(&bound, NUM_TOKENS, 1);
+    EXPECT_LAUNCHES(1, "EP_PREPROCESS", "SM90_PAIR_144", "SM90_PAIR_144", "POST_REORDER");
+    replan(&bound, &problem, PAIR_RULES(184));
     assert_true(bound.workspace_bytes >=
                 gathered_bytes + (uint64_t)NUM_TOKENS * 4 * 256 * sizeof(uint16_t));
     for (int64_t num_tokens = 1; num_tokens <= NUM_TOKENS; num_tokens *= 6) {
         run_layer(&bound, num_tokens, 1);
-        EXPECT_LAUNCHES(1, "EP_PREPROCESS", "PRE_REORDER", "SM90_PAIR", "SM90_PAIR",
+        EXPECT_LAUNCHES(1, "EP_PREPROCESS", "PRE_REORDER", "SM90_PAIR_184", "SM90_PAIR_184",
                         "POST_REORDER");
     }
+    unbind(&bound);
+    problem.inter = 2048;
+    bound = bind_or_fail(&problem, 0);
+    replan(&bound, &problem, PAIR_RULES(144));
+    run_layer(&bound, NUM_TOKENS, 1);
+    EXPECT_LAUNCHES(1, "EP_PREPROCESS", "PRE_REORDER", "SM90_PAIR_144", "SM90_PAIR_144",
+                    "POST_REORDER");
     unbind(&bound);
     assert_nothing_left();
 }

@@ -55,7 +55,7 @@ static void test_sizes(void **state)
     }
 }
 
-/* Elements at and below the smallest that are allowed, subnormals, and infinities. */
+/* Elements at and below the smallest that are allowed, subnormals, and a large one. */
 static void test_rare_elements(void **state)
 {
     (void)state;
@@ -94,6 +94,22 @@ static void test_small_sums(void **state)
             (void)check_shape(&shape);
         }
     }
+}
+
+/* A processor that has the instruction passes the trial: else all tests here would compare the
+ * ordinary path with itself. */
+static void test_is_taken(void **state)
+{
+    (void)state;
+#if MOE_HAVE_AVX2
+    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi")) {
+        skip();
+    }
+    assert_int_equal(moe_gemm_pairs_probe_avx2(), 1);
+    assert_int_equal(moe_cpu_isa_has_avx512_bf16(), 1);
+#else
+    skip();
+#endif
 }
 
 /* Which rows are taken. */
@@ -135,9 +151,8 @@ static void test_limits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_rare_elements),
-        cmocka_unit_test(test_small_sums),
+        cmocka_unit_test(test_sizes),      cmocka_unit_test(test_rare_elements),
+        cmocka_unit_test(test_small_sums), cmocka_unit_test(test_is_taken),
         cmocka_unit_test(test_limits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
