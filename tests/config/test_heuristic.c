@@ -107,7 +107,7 @@ static void gpu_blocks_grow_with_the_rows_per_expert(void **state)
             assert_true(rows > 16 || block_m <= 64);
             most = block_m > most ? block_m : most;
         }
-        assert_int_equal(most, models[m][3] > 1500 ? 184 : 144);
+        assert_int_equal(most, models[m][3] > 1000 ? 184 : 144);
     }
 }
 
