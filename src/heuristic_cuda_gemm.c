@@ -35,7 +35,7 @@ static const double bytes_in_flight = 16384.0; /* of weights, at which half the 
 static const double slab_lost = 0.05;          /* memory time, where slabs are half of 64 rows */
 static const double tail_share = 0.05;         /* of a unit's weights, with few left to read */
 static const double overlap_lost = 0.1;
-static const double gather_lost = 0.08; /* of GEMM1's time, where clusters gather */
+static const double gather_lost = 0.08; /* assumed, of GEMM1's time, where clusters gather */
 static const double copy_rate = 19.0;   /* bytes per cycle and multiprocessor, read and written */
 
 /* A GEMM as the kernel sees it. */
