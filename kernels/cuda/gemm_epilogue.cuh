@@ -5,10 +5,13 @@
  * (+ 1): sums[slab][4 g + 2 * (channel half) + (token half)].
  *   acc * row weight, + bias, activation, one rounding; then, 32 tokens at a time, transposed
  *   through shared memory (stmatrix), so that eight lanes write 128 bytes of a token's row.
- * This is straight code, run once per unit, and the sums stay in registers, so that it cannot be a
- * loop: what counts is its length. With every case tested inside it was 68 KB, more than the
- * instruction caches, and took 14,000 cycles per unit. So the cases are constants of the fast path,
- * and what is rare (NaN) is looked for in the words that are stored.
+ * This is straight code, run once per unit, and the sums stay in registers: what counts is its
+ * length, and that it can be scheduled. With every case tested inside it was 68 KB, more than the
+ * instruction caches, and took 14,000 cycles per unit; so the cases are constants of the fast path,
+ * and what is rare (NaN) is looked for in the words that are stored. With a branch around each
+ * store 184 tokens took 5270 cycles; without, and with the next tokens' activation in front of a
+ * barrier, 4080, of which the special function units need 2940. A loop over 16 tokens, its sums
+ * chosen by a switch, took 7400: nothing then covers its waits.
  * Other activations, fp32 outputs and rows that are not 16-byte aligned go through shared memory as
  * sums, and are finished and stored element by element.
  */
@@ -156,11 +159,11 @@ static __device__ __forceinline__ void moe_gemm_finish(const struct moe_op_gemm 
 /* Byte of token `token`, channels 8 * chunk .. + 7 of a slab in a buffer of 4 KB: 32 tokens of one
  * slab, or 16 of two. */
 template <int kNumSlabs>
-static __device__ __forceinline__ uint32_t moe_gemm_staged(int32_t slab, int32_t token,
-                                                           int32_t chunk)
+static __device__ __forceinline__ uint32_t moe_gemm_staged(int32_t slab, uint32_t token,
+                                                           uint32_t chunk)
 {
-    return static_cast<uint32_t>((slab * (32 / kNumSlabs) + token) * 128 +
-                                 ((chunk ^ (token & 7)) << 4));
+    return (static_cast<uint32_t>(slab * (32 / kNumSlabs)) + token) * 128 +
+           ((chunk ^ (token & 7)) << 4);
 }
 
 /* Two neighbours in one word, the first one low. The conversion makes NaN 0x7fff, above everything
@@ -183,10 +186,9 @@ static __device__ __forceinline__ void moe_gemm_stage(const struct moe_gemm_plac
                                                       uint32_t buffer, int32_t slab,
                                                       const float (&sums)[kSums])
 {
-    const int32_t lane = place.thread % 32;
-    const int32_t warp = place.thread / 32;
-    const int32_t token = lane / 16 * 8 + lane % 8;
-    const int32_t chunk = 2 * warp + lane / 8 % 2;
+    const auto thread = static_cast<uint32_t>(place.thread);
+    const uint32_t token = thread % 32 / 16 * 8 + thread % 8;
+    const uint32_t chunk = 2 * (thread / 32) + thread / 8 % 2;
 #pragma unroll
     for (int32_t t = 0; t < 32 / kNumSlabs; t += 16) {
         uint32_t words[4] = {};
@@ -198,48 +200,67 @@ static __device__ __forceinline__ void moe_gemm_stage(const struct moe_gemm_plac
             }
         }
         if ((kFirst + t) / 2 < kSums) {
-            moe_ptx_store_transposed(buffer + moe_gemm_staged<kNumSlabs>(slab, t + token, chunk),
-                                     words);
+            moe_ptx_store_transposed(
+                buffer + moe_gemm_staged<kNumSlabs>(slab, static_cast<uint32_t>(t) + token, chunk),
+                words);
         }
     }
 }
 
-/* Staged tokens, `first` and on, to their rows, by the warpgroup: eight lanes have 128 bytes of a
- * row. */
-template <int kNumSlabs>
+/* kNumTokens staged tokens, `first` and on, to their rows, by the warpgroup: eight lanes have 128
+ * bytes of a row. Without branches, so that what follows is scheduled under the waits for shared
+ * memory; what stands there for tokens beyond the unit's is read and not stored. */
+template <int kNumSlabs, int kNumTokens>
 static __device__ __forceinline__ void moe_gemm_store_staged(const struct moe_op_gemm &op,
                                                              const struct moe_gemm_unit &unit,
                                                              const struct moe_gemm_place &place,
                                                              uint32_t buffer, int32_t first)
 {
-    const int32_t thread = place.thread;
-    const int32_t chunk = thread % 8;
-    const int32_t channel = place.first_channel + chunk * 8;
-    const bool is_slab = chunk * 8 < place.slab_channels;
+    const auto thread = static_cast<uint32_t>(place.thread);
+    const uint32_t chunk = thread % 8;
+    const int32_t in_slab = static_cast<int32_t>(chunk) * 8;
+    const int32_t channel = place.first_channel + in_slab;
 #pragma unroll
-    for (int32_t t = 0; t < 32 / kNumSlabs; t += 16) {
-        const int32_t token = t + thread / 8;
-        if (first + token >= unit.num_rows) {
-            continue;
-        }
-        const int32_t row = moe_ptx_load_shared4(place.rows + 4 * (first + token));
+    for (int32_t t = 0; t < kNumTokens; t += 16) {
+        const uint32_t token = static_cast<uint32_t>(t) + thread / 8;
+        const int32_t position = first + static_cast<int32_t>(token);
+        const int32_t row = moe_ptx_load_shared4(place.rows + 4 * position);
+        const bool is_there = position < unit.num_rows && row >= 0 && in_slab < place.slab_channels;
         uint16_t *to = static_cast<uint16_t *>(op.output) + row * op.output_stride + channel;
 #pragma unroll
         for (int32_t slab = 0; slab < kNumSlabs; slab++) {
             const int32_t step = slab == 0 ? 0 : place.second_channel - place.first_channel;
-            if (row < 0 || !is_slab || channel + step >= op.n) {
-                continue;
-            }
+            const int32_t column = slab == 0 ? 0 : step + place.second_column;
             uint4 values;
             moe_ptx_load_shared16(buffer + moe_gemm_staged<kNumSlabs>(slab, token, chunk), &values);
-            const int32_t column = slab == 0 ? 0 : step + place.second_column;
-            *reinterpret_cast<uint4 *>(to + column) = values;
+            moe_ptx_store16_if(is_there && channel + step < op.n, to + column, values);
         }
     }
 }
 
-/* The fast path from token kBase on: 16-bit rows in vectors, for the activations above. A buffer is
- * written again two barriers after it was read. */
+/* Slabs of an output, and tokens that are staged at once. */
+template <int kAct> struct moe_gemm_staging {
+    static constexpr int kNumSlabs = kAct == MOE_GEMM_ACT_NONE ? 2 : 1;
+    static constexpr int kTokens = 32 / kNumSlabs;
+};
+
+/* Tokens kBase and on, as many as are staged at once. */
+template <int kBlockM, int kBase, int kAct, bool kIsAffine, int kSums>
+static __device__ __forceinline__ void moe_gemm_finish_block(const struct moe_op_gemm &op,
+                                                             const struct moe_gemm_unit &unit,
+                                                             const float (&bias)[2][2],
+                                                             float (&sums)[2][kSums])
+{
+#pragma unroll
+    for (int32_t g = kBase / 8;
+         g < (kBase + moe_gemm_staging<kAct>::kTokens) / 8 && g < kBlockM / 8; g++) {
+        moe_gemm_finish<kAct, kIsAffine>(op, unit, g, bias, sums);
+    }
+}
+
+/* The fast path from token kBase on, whose block is finished: 16-bit rows in vectors, for the
+ * activations above. The next block is finished under this one's barrier. A buffer is written again
+ * two barriers after it was read. */
 template <int kBlockM, int kBase, bool kIsHalf, int kAct, bool kIsAffine, int kSums>
 static __device__ __forceinline__ void moe_gemm_store_from(const struct moe_op_gemm &op,
                                                            const struct moe_gemm_unit &unit,
@@ -247,24 +268,22 @@ static __device__ __forceinline__ void moe_gemm_store_from(const struct moe_op_g
                                                            const float (&bias)[2][2],
                                                            float (&sums)[2][kSums])
 {
-    constexpr int kNumSlabs = kAct == MOE_GEMM_ACT_NONE ? 2 : 1;
-    constexpr int kTokens = 32 / kNumSlabs;
+    constexpr int kNumSlabs = moe_gemm_staging<kAct>::kNumSlabs;
+    constexpr int kTokens = moe_gemm_staging<kAct>::kTokens;
     if constexpr (kBase < kBlockM) {
+        constexpr int kNumTokens = kBlockM - kBase < kTokens ? kBlockM - kBase : kTokens;
         if (kBase >= unit.num_rows) {
             return;
         }
         const uint32_t buffer =
             place.staging + (kBase / kTokens % 2) * (MOE_CUDA_GEMM_STAGING_BYTES / 2);
 #pragma unroll
-        for (int32_t g = kBase / 8; g < (kBase + kTokens) / 8 && g < kBlockM / 8; g++) {
-            moe_gemm_finish<kAct, kIsAffine>(op, unit, g, bias, sums);
-        }
-#pragma unroll
         for (int32_t slab = 0; slab < kNumSlabs; slab++) {
             moe_gemm_stage<kNumSlabs, kBase, kIsHalf>(place, buffer, slab, sums[slab]);
         }
+        moe_gemm_finish_block<kBlockM, kBase + kTokens, kAct, kIsAffine>(op, unit, bias, sums);
         moe_ptx_barrier_sync(place.barrier, 128);
-        moe_gemm_store_staged<kNumSlabs>(op, unit, place, buffer, kBase);
+        moe_gemm_store_staged<kNumSlabs, kNumTokens>(op, unit, place, buffer, kBase);
         moe_gemm_store_from<kBlockM, kBase + kTokens, kIsHalf, kAct, kIsAffine>(op, unit, place,
                                                                                 bias, sums);
     }
@@ -280,6 +299,7 @@ static __device__ __forceinline__ void moe_gemm_store_fast(const struct moe_op_g
     if constexpr (kIsAffine) {
         moe_gemm_load_bias(op, place, unit.expert, bias);
     }
+    moe_gemm_finish_block<kBlockM, 0, kAct, kIsAffine>(op, unit, bias, sums);
     moe_gemm_store_from<kBlockM, 0, kIsHalf, kAct, kIsAffine>(op, unit, place, bias, sums);
     moe_ptx_barrier_sync(place.barrier, 128); /* the next unit begins with the first buffer */
 }

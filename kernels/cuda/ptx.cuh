@@ -215,6 +215,21 @@ static __device__ __forceinline__ void moe_ptx_copy16_if(bool is_there, uint32_t
                  : "memory");
 }
 
+/* 9.7.9.11 st.global of 16 bytes, if `is_there`: no branch, which would end what can be scheduled
+ * together. */
+static __device__ __forceinline__ void moe_ptx_store16_if(bool is_there, void *to,
+                                                          const uint4 &value)
+{
+    asm volatile("{\n"
+                 ".reg .pred there;\n"
+                 "setp.ne.b32 there, %5, 0;\n"
+                 "@there st.global.v4.b32 [%0], {%1, %2, %3, %4};\n"
+                 "}\n" ::"l"(to),
+                 "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w),
+                 "r"(static_cast<int32_t>(is_there))
+                 : "memory");
+}
+
 /* 9.7.9.25.3 cp.async.commit_group: this thread's copies since the last one are a group. */
 static __device__ __forceinline__ void moe_ptx_copy_commit()
 {

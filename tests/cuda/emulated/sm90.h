@@ -488,6 +488,13 @@ inline void moe_ptx_copy16_if(bool is_there, uint32_t to, const void *from, uint
     }
 }
 
+inline void moe_ptx_store16_if(bool is_there, void *to, const uint4 &value)
+{
+    if (is_there) {
+        memcpy(to, &value, 16);
+    }
+}
+
 inline void moe_ptx_copy_arrive(uint32_t barrier)
 {
     sm90::Cta *cta = &sm90::cta();
