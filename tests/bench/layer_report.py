@@ -35,7 +35,9 @@ class Report:
         records = [record for path in paths for record in json.load(open(path, encoding="utf-8"))]
         self.device = next(record for record in records if "read_tbps" in record)
         self.read_per_us = 1e6 * max(record["read_tbps"] for record in records if "read_tbps" in record)
-        self.dense = {(record["model"], record["tokens"]): record for record in records if record.get("set") == "dense"}
+        self.torch = {kind: {(record["model"], record["tokens"]): record for record in records if record.get("set") == kind}
+                      for kind in ("dense", "grouped")}
+        self.dense = self.torch["dense"]
         self.flop_per_us = max([record["flops"] / record["us"] for record in self.dense.values()], default=DEFAULT_FLOP_PER_US)
         self.results = {}
         for record in records:
@@ -88,9 +90,10 @@ def print_model(report, model):
     print_row("floor, us", [number(report.floor(record)) for record in records])
     print_row("of the floor", ["%.0f %%" % (100 * report.floor(record) / record["layer_us"]) for record in records])
     print_row("best peer / us", ["%.2f" % (r["peer_us"] / r["layer_us"]) if r["peer_us"] > 0 else "" for r in records])
-    if any((model, count) in report.dense for count in counts):
-        print_row("cuBLAS, dense of the same FLOPs, us",
-                  [number(report.dense[model, count]["us"]) if (model, count) in report.dense else "" for count in counts])
+    for kind, name in (("dense", "cuBLAS, dense of the same FLOPs, us"), ("grouped", "torch's grouped_mm, both GEMMs, us")):
+        times = report.torch[kind]
+        if any((model, count) in times for count in counts):
+            print_row(name, [number(times[model, count]["us"]) if (model, count) in times else "" for count in counts])
     for stage in STAGES:
         print_row("alone: " + stage, [number(record[stage + "_us"]) for record in records])
     for stage in ("gemm1", "gemm2"):

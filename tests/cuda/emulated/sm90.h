@@ -7,8 +7,7 @@
  *   barriers   phases, counts and bytes as in PTX
  *   wgmma      reads shared memory through descriptors when it is issued; waiting for it is a
  *              warp's meeting point, as all its lanes are one there
- * What it cannot show: memory ordering between proxies, what the hardware does with an operand
- * changed too early, and speed.
+ * What it cannot show: order between proxies, operands changed too early, and speed.
  */
 #ifndef MOE_EMULATED_SM90_H
 #define MOE_EMULATED_SM90_H
@@ -478,21 +477,16 @@ inline void moe_ptx_copy_box(uint32_t to, const void *map, int32_t x0, int32_t x
 
 inline void moe_ptx_copy16_if(bool is_there, uint32_t to, const void *from, uint32_t bytes)
 {
-    if (is_there) {
-        sm90::Cta *cta = &sm90::cta();
-        sm90::cluster->current->copies.push_back([=] {
-            char *place = sm90::at(*cta, to);
-            memset(place, 0, 16);
-            memcpy(place, from, bytes);
-        });
-    }
+    sm90::Cta *cta = &sm90::cta();
+    sm90::cluster->current->copies.push_back([=] {
+        memset(sm90::at(*cta, to), 0, is_there ? 16 : 0);
+        memcpy(sm90::at(*cta, to), from, is_there ? bytes : 0);
+    });
 }
 
 inline void moe_ptx_store16_if(bool is_there, void *to, const uint4 &value)
 {
-    if (is_there) {
-        memcpy(to, &value, 16);
-    }
+    memcpy(to, &value, is_there ? 16 : 0);
 }
 
 inline void moe_ptx_copy_arrive(uint32_t barrier)
