@@ -49,7 +49,7 @@ static int expect_shape(const struct moe_wanted *want, int is_stacked, int64_t *
 {
     const int64_t stored_rows = want->num_rows * want->num_parts;
     int rank = 0;
-    if (is_stacked) {
+    if (is_stacked && !want->is_one_matrix) {
         shape[rank++] = want->num_experts;
     }
     if (want->num_cols == 0) {
@@ -60,6 +60,9 @@ static int expect_shape(const struct moe_wanted *want, int is_stacked, int64_t *
     } else {
         shape[rank++] = stored_rows;
         shape[rank++] = want->num_cols;
+    }
+    if (is_stacked && want->is_one_matrix) {
+        shape[0] *= want->num_experts;
     }
     return rank;
 }
@@ -260,6 +263,16 @@ int moe_binding_scale(const struct moe_binding *binding, const struct moe_wanted
             "would belong to both, which cannot be run",
             moe_checkpoint_folder(binding->checkpoint), binding->prefix, want->name, want->num_rows,
             want->is_interleaved ? "row by row" : "one after the other", MOE_FP8_BLOCK);
+    }
+    const int64_t expert_height = want->is_transposed ? want->num_cols : want->num_rows;
+    if (want->is_one_matrix && expert_height % MOE_FP8_BLOCK != 0) {
+        return MOE_CLI_FAIL(
+            binding->error,
+            "%s: '%s%s' holds the %" PRId64
+            " rows of each expert one below the other, in fp8: blocks of %d rows that have a scale "
+            "would belong to two experts, which cannot be run",
+            moe_checkpoint_folder(binding->checkpoint), binding->prefix, want->name, expert_height,
+            MOE_FP8_BLOCK);
     }
     struct moe_wanted blocks = *want;
     blocks.name = name;

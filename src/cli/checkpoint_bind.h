@@ -45,6 +45,7 @@ struct moe_wanted {
     int part_idx;       /* 0 gate, 1 up */
     int is_interleaved; /* rows of the parts alternate */
     int is_transposed;  /* stored as [num_cols, rows] */
+    int is_one_matrix;  /* experts lie one below the other in one matrix, not in a stack of them */
     int may_be_row;     /* a vector that may also be stored as a matrix of one row */
     int may_be_fp8;     /* with scales of its own */
 };

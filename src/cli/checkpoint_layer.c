@@ -27,6 +27,7 @@ static int bind_linear(const struct moe_binding *binding, const struct moe_famil
         return 0;
     }
     want.name = linear->weight;
+    want.is_transposed = linear->is_transposed;
     if (bind_matrix(binding, &want, weight, scale) != 0) {
         return -1;
     }
@@ -51,7 +52,7 @@ static int bind_experts(const struct moe_binding *binding)
                               .num_cols = problem->hidden,
                               .num_parts = is_fused ? 2 : 1,
                               .is_interleaved = is_fused && family->is_interleaved,
-                              .is_transposed = family->is_transposed,
+                              .is_one_matrix = family->is_one_matrix,
                               .may_be_fp8 = 1};
     if (bind_linear(binding, is_fused ? &family->gate_up : &family->gate, want, &weights->gate,
                     &weights->gate_scale, &weights->gate_bias) != 0) {
@@ -66,7 +67,7 @@ static int bind_experts(const struct moe_binding *binding)
                                     .num_rows = problem->hidden,
                                     .num_cols = problem->inter,
                                     .num_parts = 1,
-                                    .is_transposed = family->is_transposed,
+                                    .is_one_matrix = family->is_one_matrix,
                                     .may_be_fp8 = 1};
     return bind_linear(binding, &family->down, down, &weights->down, &weights->down_scale,
                        &weights->down_bias);

@@ -14,8 +14,8 @@
 #include "moe_plugin.h"
 
 /* A number or boolean of config.json. `keys` lists names as "a|b": the first that is there and not
- * null is read. Without one `value` stands, unless the number is mandatory. keys NULL: `value`
- * always. */
+ * null is read; "a.b" is the key b of the object a, here and wherever a key is named. Without one
+ * `value` stands, unless the number is mandatory. keys NULL: `value` always. */
 struct moe_family_value {
     const char *keys;
     double value;
@@ -28,6 +28,7 @@ struct moe_family_value {
 struct moe_family_linear {
     const char *weight;
     const char *bias;
+    int is_transposed; /* the matrix is stored as [in, out] */
 };
 
 /* A scalar of config.json that must have this value where it is present and not null: a variant
@@ -75,9 +76,12 @@ struct moe_family {
                                             come from outside, and the rest of this part is empty */
     int32_t gating;                      /* MOE_GATING_* */
     struct moe_family_value renormalize; /* boolean */
-    struct moe_family_value scaling;     /* on the routing weights; 0: 1 */
-    int scaling_is_on_output;            /* on the sum over experts instead */
-    struct moe_family_value num_groups;  /* 0 or 1: not grouped */
+    const char *renormalize_norm;       /* key of the p of the p-norm that weights are divided by: 1
+                                            renormalizes, null does not, no other is known, and
+                                            `renormalize` stands without the key; or NULL */
+    struct moe_family_value scaling;    /* on the routing weights; 0: 1 */
+    int scaling_is_on_output;           /* on the sum over experts instead */
+    struct moe_family_value num_groups; /* 0 or 1: not grouped */
     struct moe_family_value topk_groups;
     int32_t group_score;                     /* MOE_GROUP_SCORE_* */
     struct moe_family_expectation groups_if; /* groups count only if this text is there; key NULL:
@@ -89,7 +93,8 @@ struct moe_family {
     const char *correction_bias;                 /* [E] or [1, E], added for the choice only */
     struct moe_family_value has_correction_bias; /* boolean; without a key: yes */
 
-    /* Activation: named by the config's `activation_key`, or `activation` where that is NULL. */
+    /* Activation: named by the config's `activation_key`; `activation` where that is NULL or not in
+     * config.json. activation 0: it has to be there. */
     const char *activation_key;
     int32_t activation; /* MOE_ACTIVATION_* */
     struct moe_family_value act_alpha;
@@ -101,7 +106,8 @@ struct moe_family {
     struct moe_family_linear gate_up; /* [2I, H]: gate rows then up rows */
     struct moe_family_linear down;    /* [H, I] */
     int is_interleaved;               /* gate_up: gate and up rows alternate, gate first */
-    int is_transposed;                /* experts' matrices are stored as [in, out] */
+    int is_one_matrix; /* the experts' matrices lie one below the other in one, [E * I, H] or,
+                          transposed, [E * in, out], where others are stacked as [E, I, H] */
 
     /* Shared experts, as one of the sum of their widths. */
     struct moe_family_value shared_inter; /* width of all; 0: num_shared times the width of each */

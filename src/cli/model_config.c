@@ -56,12 +56,12 @@ static int read_activation(struct moe_model_config *config, struct moe_cli_error
         char name[MOE_MODEL_KEY_BYTES];
         const struct moe_tree_node *node =
             moe_model_find_key(config->text, family->activation_key, name);
-        if (node == NULL) {
+        if (node != NULL) {
+            problem->activation = read_named(config, node, name, activations,
+                                             sizeof activations / sizeof activations[0], error);
+        } else if (family->activation == 0) {
             moe_model_explain_missing(config, family->activation_key, error);
-            return -1;
         }
-        problem->activation = read_named(config, node, name, activations,
-                                         sizeof activations / sizeof activations[0], error);
         if (problem->activation == 0) {
             return -1;
         }
@@ -70,6 +70,29 @@ static int read_activation(struct moe_model_config *config, struct moe_cli_error
         return -1;
     }
     return moe_model_read_float(config, &family->act_limit, &problem->act_limit, error);
+}
+
+/* Are the weights of chosen experts divided by their sum? */
+static int read_renormalize(const struct moe_model_config *config, int *out,
+                            struct moe_cli_error *error)
+{
+    const struct moe_family *family = config->family;
+    const struct moe_tree_node *norm = family->renormalize_norm != NULL
+                                           ? moe_model_find(config->text, family->renormalize_norm)
+                                           : NULL;
+    if (norm == NULL) {
+        return moe_model_read_flag(config, &family->renormalize, out, error);
+    }
+    double power = 0.0;
+    *out = !moe_tree_is_null(norm);
+    if (*out && (moe_tree_to_double(norm, &power) != 0 || power != 1.0)) {
+        return MOE_CLI_FAIL(error,
+                            "%s:%" PRIu32 ":%" PRIu32 ": '%s' is '%s'; weights are divided by "
+                            "their sum (1) or not at all (null)",
+                            config->path, norm->line, norm->column, family->renormalize_norm,
+                            norm->text != NULL ? norm->text : "(a list or object)");
+    }
+    return 0;
 }
 
 static int read_gating(struct moe_model_config *config, struct moe_cli_error *error)
@@ -81,7 +104,7 @@ static int read_gating(struct moe_model_config *config, struct moe_cli_error *er
     if (family->routing_is_given) {
         return 0;
     }
-    if (moe_model_read_flag(config, &family->renormalize, &renormalize, error) != 0 ||
+    if (read_renormalize(config, &renormalize, error) != 0 ||
         moe_model_read_number(config, &family->scaling, &scaling, error) != 0 ||
         moe_model_read_size32(config, &family->num_groups, 0, problem->num_experts,
                               &problem->num_groups, error) != 0 ||
@@ -91,7 +114,7 @@ static int read_gating(struct moe_model_config *config, struct moe_cli_error *er
     }
     const struct moe_family_expectation *grouped = &family->groups_if;
     if (grouped->key != NULL &&
-        !moe_tree_is_text(moe_tree_find(config->text, grouped->key), grouped->value)) {
+        !moe_tree_is_text(moe_model_find(config->text, grouped->key), grouped->value)) {
         problem->num_groups = 0;
     }
     int has_bias;
@@ -194,7 +217,7 @@ static int check_expectations(const struct moe_model_config *config, struct moe_
         if (expect->key == NULL) {
             break;
         }
-        const struct moe_tree_node *node = moe_tree_find(config->text, expect->key);
+        const struct moe_tree_node *node = moe_model_find(config->text, expect->key);
         if (node == NULL || moe_tree_is_null(node) ||
             is_expected(config->family, expect->key, node)) {
             continue;

@@ -3,12 +3,32 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
+
+const struct moe_tree_node *moe_model_find(const struct moe_tree_node *text, const char *key)
+{
+    const struct moe_tree_node *node = text;
+    for (const char *at = key;;) {
+        const size_t length = strcspn(at, ".");
+        char part[MOE_MODEL_KEY_BYTES];
+        if (node == NULL || node->kind != MOE_NODE_MAPPING || length >= sizeof part) {
+            return NULL;
+        }
+        memcpy(part, at, length);
+        part[length] = '\0';
+        node = moe_tree_find(node, part);
+        if (at[length] == '\0') {
+            return node;
+        }
+        at += length + 1;
+    }
+}
 
 const struct moe_tree_node *moe_model_find_key(const struct moe_tree_node *text, const char *keys,
                                                char *name)
 {
     for (size_t i = 0; moe_family_pick(keys, i, name, MOE_MODEL_KEY_BYTES); ++i) {
-        const struct moe_tree_node *node = moe_tree_find(text, name);
+        const struct moe_tree_node *node = moe_model_find(text, name);
         if (node != NULL && !moe_tree_is_null(node)) {
             return node;
         }

@@ -12,6 +12,9 @@
 
 enum { MOE_MODEL_KEY_BYTES = 128 };
 
+/* The value of one key, "a.b" for the key b of the object a; NULL if there is none. */
+const struct moe_tree_node *moe_model_find(const struct moe_tree_node *text, const char *key);
+
 /* The first of the keys "a|b" that is there and not null, NULL if none is; its name goes to `name`
  * of MOE_MODEL_KEY_BYTES bytes. */
 const struct moe_tree_node *moe_model_find_key(const struct moe_tree_node *text, const char *keys,

@@ -93,6 +93,15 @@ static const struct golden goldens[] = {
      .flags = MOE_PROBLEM_RENORMALIZE,
      .activation = MOE_ACTIVATION_SILU,
      .logits_dtype = MOE_DTYPE_BF16},
+    {.family = "dbrx",
+     .num_experts = 16,
+     .top_k = 4,
+     .hidden = 72,
+     .inter = 40,
+     .gating = MOE_GATING_SOFTMAX,
+     .flags = MOE_PROBLEM_RENORMALIZE,
+     .activation = MOE_ACTIVATION_SILU,
+     .logits_dtype = MOE_DTYPE_BF16},
 };
 enum { num_goldens = sizeof goldens / sizeof goldens[0] };
 
@@ -169,6 +178,12 @@ static inline int64_t place_stacked_down(const struct golden *golden, int64_t ex
     return (expert * golden->inter + col) * golden->hidden + row; /* [E, I, H] */
 }
 
+static inline int64_t place_below_gate(const struct golden *golden, int64_t expert, int64_t row,
+                                       int64_t col)
+{
+    return (expert * golden->inter + row) * golden->hidden + col; /* [E * I, H] */
+}
+
 static inline int64_t place_interleaved_gate(const struct golden *golden, int64_t expert,
                                              int64_t row, int64_t col)
 {
@@ -228,7 +243,7 @@ enum { of_none, of_one, of_experts, of_hidden, of_inter, of_shared };
 struct layout {
     const char *family;
     size_t operand;     /* offset in struct moe_weights_desc */
-    const char *tensor; /* below "model.layers.0."; %d is the expert */
+    const char *tensor; /* below the prefix of layer 0; %d is the expert */
     place_fn *place;
     int has_experts;
     int rows, cols;
@@ -236,6 +251,11 @@ struct layout {
 
 #define AT(member) offsetof(struct moe_weights_desc, member)
 static const struct layout layouts[] = {
+    {"dbrx", AT(gate), "ffn.experts.mlp.w1", place_below_gate, all_experts, of_inter, of_hidden},
+    {"dbrx", AT(up), "ffn.experts.mlp.v1", place_below_gate, all_experts, of_inter, of_hidden},
+    {"dbrx", AT(down), "ffn.experts.mlp.w2", place_stacked_down, all_experts, of_hidden, of_inter},
+    {"dbrx", AT(router), "ffn.router.layer.weight", place_in_hidden, no_experts, of_experts,
+     of_hidden},
     {"mixtral", AT(gate), "block_sparse_moe.experts.%d.w1.weight", place_in_hidden, all_experts,
      of_inter, of_hidden},
     {"mixtral", AT(up), "block_sparse_moe.experts.%d.w3.weight", place_in_hidden, all_experts,
@@ -338,7 +358,9 @@ static const struct moe_safetensors_tensor *find_golden_tensor(const struct moe_
                                                                const struct layout *layout,
                                                                int64_t expert)
 {
-    char name[128] = "model.layers.0.";
+    const int is_dbrx = strcmp(layout->family, "dbrx") == 0;
+    char name[128];
+    strcpy(name, is_dbrx ? "transformer.blocks.0." : "model.layers.0.");
     const char *number = strstr(layout->tensor, "%d");
     if (number == NULL) {
         strcat(name, layout->tensor);

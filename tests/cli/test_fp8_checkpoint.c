@@ -98,6 +98,31 @@ static void make_halved_llama4(void)
     make_llama4(256);
 }
 
+/* dbrx: the experts' matrices lie one below the other, the down matrix transposed. */
+static void make_dbrx(int64_t inter)
+{
+    enum { hidden = 320, num_experts = 4 };
+    static const char *const names[] = {"w1", "v1", "w2"};
+    snprintf(model.config, sizeof model.config,
+             "{\"model_type\":\"dbrx\",\"dtype\":\"float32\",\"n_layers\":1,\"d_model\":%d,"
+             "\"ffn_config\":{\"ffn_hidden_size\":%d,\"moe_num_experts\":%d,\"moe_top_k\":2}}",
+             hidden, (int)inter, num_experts);
+    const int64_t all[] = {num_experts * inter, hidden}, router[] = {num_experts, hidden};
+    model.num_tensors = 0;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; ++i) {
+        char name[FP8_NAME_BYTES];
+        snprintf(name, sizeof name, "transformer.blocks.0.ffn.experts.mlp.%s", names[i]);
+        fp8_add_random(&model, name, 2, all);
+        model.tensors[i].is_matrix = 1;
+    }
+    fp8_add_random(&model, "transformer.blocks.0.ffn.router.layer.weight", 2, router);
+}
+
+static void make_whole_dbrx(void)
+{
+    make_dbrx(256);
+}
+
 static void make_golden_deepseek(void)
 {
     fp8_read_golden(&model, "deepseek_v3");
@@ -511,6 +536,11 @@ static void refuses_wrong_scales(void **state)
     EXPECT_REFUSED("holds gate and up of 64 channels each, one after the other, in fp8", "run",
                    "--model", quantized.path);
     fp8_finish(&model);
+    make_dbrx(64);
+    fp8_write(&model, &(struct fp8_style){0}, &quantized);
+    EXPECT_REFUSED("holds the 64 rows of each expert one below the other, in fp8", "run", "--model",
+                   quantized.path);
+    fp8_finish(&model);
 }
 
 static void refuses_wrong_activations(void **state)
@@ -536,11 +566,13 @@ int main(void)
         MODEL(gives_the_numbers_that_it_means, make_golden_qwen),
         MODEL(gives_the_numbers_that_it_means, make_deepseek),
         MODEL(gives_the_numbers_that_it_means, make_halved_llama4),
+        MODEL(gives_the_numbers_that_it_means, make_whole_dbrx),
         MODEL(agrees_with_double, make_golden_deepseek),
         MODEL(agrees_with_double, make_golden_qwen),
         MODEL(agrees_with_double, make_deepseek),
         MODEL(gives_them_on_ranks, make_deepseek),
         MODEL(gives_them_on_ranks, make_halved_llama4),
+        MODEL(gives_them_on_ranks, make_whole_dbrx),
         cmocka_unit_test_setup_teardown(the_command_checks_them, set_up, tear_down),
         cmocka_unit_test_setup_teardown(refuses_what_it_cannot_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(refuses_wrong_scales, set_up, tear_down),

@@ -58,6 +58,12 @@ static void assert_refused(const char *text, const char *part)
     "\"model_type\":\"ernie4_5_moe\",\"num_hidden_layers\":6,\"moe_num_experts\":8," \
     "\"moe_k\":2,\"hidden_size\":64,\"moe_intermediate_size\":32,\"hidden_act\":\"silu\""
 
+/* As published: defaults are not written. */
+#define DBRX(rest)                                                                              \
+    "{\"model_type\":\"dbrx\",\"n_layers\":40,\"d_model\":6144,\"ffn_config\":{\"model_type\":" \
+    "\"\","                                                                                     \
+    "\"ffn_hidden_size\":10752,\"moe_num_experts\":16,\"moe_top_k\":4" rest "}}"
+
 #define LLAMA4                                                                          \
     "\"model_type\":\"llama4_text\",\"num_hidden_layers\":8,\"num_experts_per_tok\":1," \
     "\"num_local_experts\":16,\"hidden_size\":64,\"intermediate_size\":96,\"hidden_act\":\"silu\""
@@ -227,6 +233,46 @@ static void scaling_and_shared_experts_have_their_places(void **state)
     }
 }
 
+static void keys_of_objects_inside_are_read(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int32_t activation;
+        uint32_t flags;
+    } right[] = {
+        {DBRX(""), MOE_ACTIVATION_SILU, MOE_PROBLEM_RENORMALIZE},
+        {DBRX(",\"moe_normalize_expert_weights\":1"), MOE_ACTIVATION_SILU, MOE_PROBLEM_RENORMALIZE},
+        {DBRX(",\"moe_normalize_expert_weights\":1.0,\"ffn_act_fn\":{\"name\":\"gelu\"}"),
+         MOE_ACTIVATION_GELU, MOE_PROBLEM_RENORMALIZE},
+        {DBRX(",\"moe_normalize_expert_weights\":null,\"ffn_act_fn\":null"), MOE_ACTIVATION_SILU,
+         0},
+    };
+    struct moe_model_config config;
+    struct moe_cli_error error;
+    for (size_t i = 0; i < sizeof right / sizeof right[0]; ++i) {
+        struct moe_tree *tree = read_config(right[i].text, &config, 0, &error);
+        assert_int_equal(config.num_layers, 40);
+        assert_int_equal(config.problem.hidden, 6144);
+        assert_int_equal(config.problem.inter, 10752);
+        assert_int_equal(config.problem.num_experts, 16);
+        assert_int_equal(config.problem.top_k, 4);
+        assert_int_equal(config.problem.activation, right[i].activation);
+        assert_int_equal(config.problem.flags, right[i].flags);
+        moe_tree_destroy(tree);
+    }
+    assert_refused(DBRX(",\"moe_normalize_expert_weights\":2"),
+                   "'ffn_config.moe_normalize_expert_weights' is '2'; weights are divided by "
+                   "their sum (1) or not at all (null)");
+    assert_refused(DBRX(",\"moe_normalize_expert_weights\":{}"), "is '(a list or object)'");
+    assert_refused(DBRX(",\"ffn_act_fn\":{\"name\":\"relu\"}"),
+                   "ffn_config.ffn_act_fn.name 'relu' is not one of silu, ");
+    assert_refused("{\"model_type\":\"dbrx\",\"n_layers\":40,\"d_model\":6144}",
+                   "'ffn_config.moe_num_experts' is missing; a model of type 'dbrx' needs it");
+    assert_refused("{\"model_type\":\"dbrx\",\"n_layers\":40,\"d_model\":6144,\"ffn_config\":[]}",
+                   "'ffn_config.moe_num_experts' is missing");
+}
+
 static void an_unknown_type_names_the_known_ones(void **state)
 {
     (void)state;
@@ -347,6 +393,7 @@ int main(void)
         cmocka_unit_test(groups_follow_their_method),
         cmocka_unit_test(a_wrapped_text_model_is_read),
         cmocka_unit_test(scaling_and_shared_experts_have_their_places),
+        cmocka_unit_test(keys_of_objects_inside_are_read),
         cmocka_unit_test(an_unknown_type_names_the_known_ones),
         cmocka_unit_test(wrong_keys_are_named),
         cmocka_unit_test(rows_are_complete),

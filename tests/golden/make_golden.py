@@ -47,6 +47,8 @@ FAMILIES = {
                 "layer_types": ["full_attention"]},
     "beam": {**SPARSE, **SMALL, **GROUPED, "num_experts": 24},
     "cohere2_moe": {"num_experts": 20, "num_experts_per_tok": 3, "first_k_dense_replace": 0},
+    "dbrx": {"d_model": 72, "n_layers": 1, "n_heads": 4, "max_seq_len": 256, "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+             "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 16, "moe_top_k": 4}},
     "deepseek_ocr2_text": {**SPARSE, **SMALL, "n_routed_experts": 24, "n_shared_experts": 2},
     "deepseek_v2": {**MLA, "n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 2,
                     "n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0,
@@ -269,7 +271,7 @@ def make(family, out_dir):
         outer = {"model_type": wrapper, "text_config": text}
         text = {"model_type": wrapper, "thinker_config": outer} if wrapper == "qwen3_omni_moe" else outer if wrapper else text
     before = {n for n, _ in model.named_parameters()} | {n for n, _ in model.named_buffers()}
-    inside = tuple(f".{part}." for part in ("mlp", "block_sparse_moe", "feed_forward", "moe", "mixer", "shared_mlp", "gate", "experts",
+    inside = tuple(f".{part}." for part in ("mlp", "ffn", "block_sparse_moe", "feed_forward", "moe", "mixer", "shared_mlp", "gate", "experts",
                                                 "shared_experts"))
     kept = {n: t.contiguous() for n, t in tensors.items() if any(part in n for part in inside)}
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:

@@ -136,6 +136,7 @@ int main(void)
         FAMILY("bailing_hybrid"),
         FAMILY("beam"),
         FAMILY("cohere2_moe"),
+        FAMILY("dbrx"),
         FAMILY("deepseek_ocr2_text"),
         FAMILY("deepseek_v2"),
         FAMILY("deepseek_v3"),
