@@ -39,9 +39,9 @@ static const char details[] =
     "it. With\n"
     "--activations plain only the weights are quantized.\n"
     "\n"
-    "A model whose router is none of the gating rules (gemma4) takes ids and weights from the "
-    "golden file;\n"
-    "without one, from a round over the experts.\n"
+    "A model whose router is none of the gating rules (gemma4, kolibri1) takes ids and weights "
+    "from the golden\n"
+    "file; without one, from a round over the experts.\n"
     "\n"
     "Model types (model_type in config.json) that run:";
 

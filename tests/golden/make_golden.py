@@ -84,6 +84,7 @@ FAMILIES = {
     "kimi_k2": {**MLA, "n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 1, "n_group": 1,
                 "topk_group": 1, "routed_scaling_factor": 2.827, "norm_topk_prob": True},
     "kimi_linear": {**MLA, **SPARSE, **SMALL, **GROUPED, "num_local_experts": 24, "n_shared_experts": 1, "layer_types": ["full_attention"]},
+    "kolibri1": {**SMALL, "num_experts": 24, "shared_expert_intermediate_size": 88, "layer_types": ["full_attention"]},
     "laguna": {**SPARSE, **SMALL, "num_experts": 24, "shared_expert_intermediate_size": 88, "moe_routed_scaling_factor": 2.5,
                 "layer_types": ["full_attention"]},
     "lfm2_moe": {"num_experts": 20, "num_experts_per_tok": 4, "moe_intermediate_size": 24, "num_dense_layers": 0,
@@ -135,8 +136,9 @@ WRAPPED = {
 # Whose experts are a layer to which ids and weights are given.
 ROUTING_IS_GIVEN = ("diffusion_gemma_text", "gemma4_text")
 
-# What the library has in another unit than the layer: weights divided by top_k, and their sum multiplied by it.
-NOT_RECORDED = {"openai_privacy_filter": ("topk_weights", "experts_output")}
+# What the library has in another unit than the layer: weights divided by top_k, and their sum multiplied by it; and what the layer, to
+# which the routing is given, does not have.
+NOT_RECORDED = {"kolibri1": ("router_logits",), "openai_privacy_filter": ("topk_weights", "experts_output")}
 
 
 def text_model(config):

@@ -163,6 +163,7 @@ int main(void)
         FAMILY("jamba"),
         FAMILY("kimi_k2"),
         FAMILY("kimi_linear"),
+        FAMILY("kolibri1"),
         FAMILY("laguna"),
         FAMILY("lfm2_moe"),
         FAMILY("llama4_text"),
