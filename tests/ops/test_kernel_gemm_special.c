@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ctest timeout: 240 */
+/*
+ * Infinities, NaN, -0, subnormals and the largest finite numbers in weights, in rows and in both:
+ * every tile at every level of instructions against the canonical sum in plain loops (gemm.h), bit
+ * for bit, NaN as the canonical one. And that dot products of bf16 pairs take all of them but the
+ * subnormals, so that they, and not the ordinary way, were compared.
+ */
+#include "gemm_check.h"
+
+#define MOE_CPU_ISA avx2 /* gemm_pairs.h: the build whose functions are called here */
+#include "gemm_pairs.h"
+
+#if MOE_HAVE_AVX2
+bool moe_gemm_pairs_advance_avx2(struct gemm_pairs *pairs);
+bool moe_gemm_pairs_pack_row_avx2(uint16_t *to, const void *from, int32_t dtype, bool meets_fp8,
+                                  int64_t k);
+#endif
+
+static const uint32_t canonical_nan = 0x7fc00000u;
+
+/* By the bits of bf16, and whether pairs take it in a weight. */
+static const struct {
+    uint16_t bits;
+    bool is_taken;
+} specials[] = {
+    {0x7f80, true},  /* infinity */
+    {0xff80, true},  /* */
+    {0x7fc0, true},  /* quiet NaN */
+    {0xffd5, true},  /* another */
+    {0x7f81, true},  /* signaling NaN */
+    {0x8000, true},  /* -0 */
+    {0x7f7f, true},  /* the largest finite */
+    {0xff7f, true},  /* */
+    {0x0080, false}, /* the smallest normal number: below what pairs take */
+    {0x0001, false}, /* subnormals */
+    {0x807f, false},
+};
+
+/* e4m3: NaN, -0, the smallest subnormal, the largest finite. */
+static const uint8_t special_codes[] = {0x7f, 0xff, 0x80, 0x01, 0x87, 0x7e, 0xfe};
+
+static const int64_t columns[] = {1, 7, 15, 16, 17, 31, 33, 63, 65, 127, 129, 301};
+static const int64_t rows[] = {1, 4, 9}; /* register tiles of lines as they come, and packed */
+
+enum where { IN_WEIGHTS = 1, IN_ROWS = 2 };
+
+/* ---------------------------------------------------------------- the canonical sum */
+
+static uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    return isnan(value) ? canonical_nan : bits;
+}
+
+static float sum_of_lanes(const float lanes[8])
+{
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
+           ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+static const unsigned char *weight_at(const struct gemm_fixture *fixture, int64_t expert,
+                                      int32_t matrix, int64_t n)
+{
+    const struct moe_operand *weight = &fixture->op.weight[matrix];
+    return (const unsigned char *)fixture->table[matrix][expert] +
+           (size_t)(n * weight->row_stride) *
+               ref_dtype_bytes(fixture_ref_dtype(fixture->shape.weight_dtype));
+}
+
+/* Lanes of columns [first, end). fp8 weights and the rows that they meet are times 2^-8, 2^8. */
+static void add_columns(const struct gemm_fixture *fixture, const unsigned char *weights,
+                        int64_t row, int64_t first, int64_t end, float lanes[8])
+{
+    const struct gemm_shape *shape = &fixture->shape;
+    const bool is_fp8 = shape->weight_dtype == MOE_DTYPE_FP8_E4M3;
+    for (int64_t k = first; k < end; k++) {
+        const float input =
+            (float)ref_load(fixture_ref_dtype(shape->input_dtype), fixture->input_memory.data,
+                            row * fixture->op.input_stride + k);
+        const float weight = (float)ref_load(fixture_ref_dtype(shape->weight_dtype), weights, k);
+        float *lane = &lanes[k % 8];
+        *lane =
+            is_fp8 ? fmaf(input * 0x1p+8f, weight * 0x1p-8f, *lane) : fmaf(input, weight, *lane);
+    }
+}
+
+static float expect_sum(const struct gemm_fixture *fixture, int64_t expert, int32_t matrix,
+                        int64_t n, int64_t row)
+{
+    const struct gemm_shape *shape = &fixture->shape;
+    const unsigned char *weights = weight_at(fixture, expert, matrix, n);
+    const bool is_fp8 = shape->weight_dtype == MOE_DTYPE_FP8_E4M3;
+    const bool has_blocks =
+        is_fp8 && ((shape->weight_group > 0 && shape->weight_group < shape->k) ||
+                   (shape->input_dtype == MOE_DTYPE_FP8_E4M3 && shape->input_group > 0 &&
+                    shape->input_group < shape->k));
+    const int64_t group = has_blocks ? 128 : shape->k;
+    float total = 0.0f;
+    for (int64_t first = 0; first < shape->k; first += group) {
+        const int64_t end = first + group < shape->k ? first + group : shape->k;
+        float lanes[8] = {0};
+        add_columns(fixture, weights, row, first, end, lanes);
+        const float sum = sum_of_lanes(lanes);
+        const float factor = fixture_input_scale(fixture, row, first) *
+                             fixture_weight_scale(fixture, expert, matrix, n, first);
+        total = has_blocks ? fmaf(sum, factor, total) : is_fp8 ? sum * factor : sum;
+    }
+    return total;
+}
+
+/* ---------------------------------------------------------------- whole GEMMs */
+
+static void put(void *array, int32_t dtype, int64_t idx, uint16_t bits)
+{
+    if (dtype == MOE_DTYPE_FP8_E4M3) {
+        ((uint8_t *)array)[idx] = (uint8_t)bits;
+    } else {
+        ((uint16_t *)array)[idx] = bits;
+    }
+}
+
+/* In three of four lines of k columns: the first, the last (a tail mostly), or two that a sum
+ * meets, one of them negative. */
+static void put_in_line(void *array, int32_t dtype, int64_t first, int64_t line, int64_t k,
+                        uint16_t bits)
+{
+    const uint16_t sign = dtype == MOE_DTYPE_FP8_E4M3 ? 0x80 : 0x8000;
+    switch (line % 4) {
+    case 1:
+        put(array, dtype, first, bits);
+        break;
+    case 2:
+        put(array, dtype, first + k - 1, bits);
+        break;
+    case 3:
+        put(array, dtype, first + k / 2, bits);
+        put(array, dtype, first + k / 2 - k / 2 / 8 * 8, (uint16_t)(bits ^ sign));
+        break;
+    default:
+        break;
+    }
+}
+
+static void put_special(struct gemm_fixture *fixture, int where, uint16_t weight_bits,
+                        uint16_t input_bits)
+{
+    const struct gemm_shape *shape = &fixture->shape;
+    for (int64_t i = 0; (where & IN_WEIGHTS) && i < FIXTURE_EXPERTS * shape->num_matrices; i++) {
+        unsigned char *matrix =
+            (unsigned char *)fixture->weight_memory[i % shape->num_matrices].data;
+        for (int64_t n = 0; n < shape->n; n++) {
+            const int64_t line = i / shape->num_matrices * shape->n + n;
+            put_in_line(matrix, shape->weight_dtype, line * shape->k, n, shape->k, weight_bits);
+        }
+    }
+    for (int64_t row = 0; (where & IN_ROWS) && row < fixture->num_inputs; row++) {
+        put_in_line(fixture->input_memory.data, shape->input_dtype, row * fixture->op.input_stride,
+                    row, shape->k, input_bits);
+    }
+}
+
+static void check_bits(const struct gemm_fixture *fixture, const struct moe_tile *tile,
+                       int64_t level, const uint32_t *output, const uint32_t *expected)
+{
+    const struct gemm_shape *shape = &fixture->shape;
+    for (int64_t row = 0; row < fixture->num_outputs; row++) {
+        for (int64_t i = 0; fixture->written[row] && i < fixture->width; i++) {
+            const uint32_t got = output[row * fixture->output_stride + i];
+            const uint32_t want = expected[row * fixture->width + i];
+            if (got != want) {
+                fail_msg("%s at level %d, k %lld, row %lld, output %lld: %08x, expected %08x",
+                         tile->name, (int)level, (long long)shape->k, (long long)row, (long long)i,
+                         got, want);
+            }
+        }
+    }
+}
+
+/* One placement of special elements, with every tile at every level. */
+static void check_special(const struct gemm_shape *shape, int where, uint16_t weight_bits,
+                          uint16_t input_bits)
+{
+    const struct moe_tile *tiles[MOE_NUM_TILES];
+    const int64_t num_tiles = list_tiles(tiles);
+    struct gemm_fixture fixture;
+    gemm_fixture_init(&fixture, shape);
+    put_special(&fixture, where, weight_bits, input_bits);
+    uint32_t *expected = fixture_alloc(fixture.num_outputs * fixture.width, sizeof(*expected));
+    for (int64_t row = 0; row < fixture.num_outputs; row++) {
+        const int64_t expert = fixture_expert_of(&fixture, row);
+        for (int64_t i = 0; fixture.written[row] && i < fixture.width; i++) {
+            const int32_t matrix = (int32_t)(i / shape->n);
+            expected[row * fixture.width + i] =
+                bits_of(expect_sum(&fixture, expert, matrix, i % shape->n, row));
+        }
+    }
+    for (int64_t i = 0; i < NUM_LEVELS * num_tiles; i++) {
+        const struct moe_tile *tile = tiles[i % num_tiles];
+        if (i >= num_tiles && tile->kernel == MOE_KERNEL_CPU_C11) {
+            continue; /* it has no levels */
+        }
+        struct support_guard output;
+        run_tile_at(&fixture, tile, i / num_tiles, &output);
+        check_bits(&fixture, tile, i / num_tiles, (const void *)output.data, expected);
+        support_guard_finish(&output);
+    }
+    free(expected);
+    gemm_fixture_finish(&fixture);
+}
+
+static struct gemm_shape make_shape(int64_t k, int64_t num_rows, int32_t input_dtype,
+                                    int32_t weight_dtype, bool has_groups)
+{
+    const bool is_fp8 = weight_dtype == MOE_DTYPE_FP8_E4M3;
+    const bool has_fp8_rows = input_dtype == MOE_DTYPE_FP8_E4M3;
+    return (struct gemm_shape){
+        .k = k,
+        .n = 11,
+        .num_rows = num_rows,
+        .input_dtype = input_dtype,
+        .weight_dtype = weight_dtype,
+        .output_dtype = MOE_DTYPE_FP32,
+        .num_matrices = 2,
+        .weight_group = is_fp8 && has_groups ? 128 : 0,
+        .input_group = has_fp8_rows && has_groups ? 128 : 0,
+        .input_layout = has_fp8_rows ? MOE_SCALE_ROW_MAJOR : 0,
+        .spread = SPREAD_HOT,
+        .seed = (uint64_t)(k + num_rows),
+    };
+}
+
+static void say_what_runs(void)
+{
+    if (!moe_cpu_isa_has_avx512_bf16()) {
+        print_message("this processor has no AVX512_BF16: all other ways are compared, the dot "
+                      "products of bf16 pairs are not\n");
+    }
+}
+
+static void test_bf16(void **state)
+{
+    (void)state;
+    say_what_runs();
+    for (int c = 0; c < COUNT(columns); c++) {
+        for (int s = 0; s < COUNT(specials); s++) {
+            const struct gemm_shape shape = make_shape(columns[c], rows[(c + s) % COUNT(rows)],
+                                                       MOE_DTYPE_BF16, MOE_DTYPE_BF16, false);
+            check_special(&shape, IN_WEIGHTS, specials[s].bits, 0);
+            check_special(&shape, IN_ROWS, 0, specials[s].bits);
+            for (int other = 0; other < COUNT(specials); other += 2) {
+                check_special(&shape, IN_WEIGHTS | IN_ROWS, specials[s].bits,
+                              specials[(s + other) % COUNT(specials)].bits);
+            }
+        }
+    }
+}
+
+static void test_fp8(void **state)
+{
+    (void)state;
+    say_what_runs();
+    for (int c = 0; c < COUNT(columns); c++) {
+        for (int s = 0; s < COUNT(special_codes); s++) {
+            for (int row_type = 0; row_type < 2; row_type++) {
+                const int32_t input_dtype = row_type == 0 ? MOE_DTYPE_BF16 : MOE_DTYPE_FP8_E4M3;
+                const struct gemm_shape shape =
+                    make_shape(columns[c], rows[(c + s) % COUNT(rows)], input_dtype,
+                               MOE_DTYPE_FP8_E4M3, s % 2 == 0);
+                check_special(&shape, IN_WEIGHTS, special_codes[s], 0);
+                for (int other = 0; other < COUNT(specials); other += 2) {
+                    const uint16_t bits = row_type == 0
+                                              ? specials[(s + other) % COUNT(specials)].bits
+                                              : special_codes[(s + other) % COUNT(special_codes)];
+                    check_special(&shape, IN_ROWS, 0, bits);
+                    check_special(&shape, IN_WEIGHTS | IN_ROWS, special_codes[s], bits);
+                }
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- by pairs alone */
+
+enum { CHANNELS = 8, LANES = 8, MAX_K = 320, MAX_ROWS = 9, PITCH = MAX_K + 32 };
+
+/* Are the sums made, and are they the canonical ones? NaN need only be NaN before it is stored. */
+static void check_pairs(int64_t k, int64_t num_rows, uint16_t bits, bool is_taken)
+{
+#if MOE_HAVE_AVX2
+    static uint16_t weights[CHANNELS][MAX_K], inputs[MAX_ROWS][MAX_K], packed_rows[MAX_ROWS][PITCH];
+    static uint16_t packed[CHANNELS * (MAX_K + 64)];
+    static float sums[MAX_ROWS][CHANNELS][LANES];
+    struct support_random random;
+    support_random_seed(&random, (uint64_t)(k * 64 + num_rows));
+    for (int64_t i = 0; i < CHANNELS * MAX_K; i++) {
+        ref_store(REF_BF16, weights, i, support_random_normal(&random));
+    }
+    for (int64_t i = 0; i < MAX_ROWS * MAX_K; i++) {
+        ref_store(REF_BF16, inputs, i, support_random_normal(&random));
+    }
+    for (int64_t n = 0; n < CHANNELS; n++) {
+        put_in_line(weights[n], MOE_DTYPE_BF16, 0, n, k, bits);
+    }
+    for (int64_t row = 0; row < num_rows; row++) {
+        assert_int_equal(
+            moe_gemm_pairs_pack_row_avx2(packed_rows[row], inputs[row], MOE_DTYPE_BF16, false, k),
+            1);
+    }
+    struct gemm_pairs pairs = {
+        .channels = {.from = (const unsigned char *)weights,
+                     .channel_bytes = sizeof(weights[0]),
+                     .count = CHANNELS},
+        .dtype = MOE_DTYPE_BF16,
+        .scaling = GEMM_SCALE_NONE,
+        .is_first = true,
+        .k = k,
+        .num_rows = num_rows,
+        .rows = packed_rows[0],
+        .pitch = PITCH,
+        .sums = &sums[0][0][0],
+        .sums_pitch = CHANNELS * LANES,
+        .packed = packed,
+    };
+    assert_int_equal(moe_gemm_pairs_advance_avx2(&pairs), is_taken);
+    for (int64_t i = 0; is_taken && i < num_rows * CHANNELS; i++) {
+        float lanes[LANES] = {0};
+        for (int64_t j = 0; j < k; j++) {
+            lanes[j % LANES] =
+                fmaf((float)ref_load(REF_BF16, inputs[i / CHANNELS], j),
+                     (float)ref_load(REF_BF16, weights[i % CHANNELS], j), lanes[j % LANES]);
+        }
+        for (int lane = 0; lane < LANES; lane++) {
+            assert_int_equal(bits_of(sums[i / CHANNELS][i % CHANNELS][lane]), bits_of(lanes[lane]));
+        }
+    }
+#else
+    (void)k, (void)num_rows, (void)bits, (void)is_taken;
+#endif
+}
+
+static void test_pairs(void **state)
+{
+    (void)state;
+    if (!moe_cpu_isa_has_avx512_bf16()) {
+        print_message("this processor has no AVX512_BF16, or it is turned off\n");
+        skip();
+    }
+    for (int c = 0; c < COUNT(columns); c++) {
+        for (int s = 0; s < COUNT(specials); s++) {
+            for (int r = 0; r < COUNT(rows); r++) {
+                check_pairs(columns[c], rows[r], specials[s].bits, specials[s].is_taken);
+            }
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_pairs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
