@@ -26,12 +26,7 @@ enum {
     STEP_ELEMENTS = GEMM_CHANNELS * STEP_COLUMNS,
     NUM_VECTORS = GEMM_CHANNELS / 2,
     BLOCK_STEPS = GEMM_SCALE_COLUMNS / STEP_COLUMNS,
-    BF16_EXPONENT_ONE = 127,
 };
-
-/* Twice the bits of the smallest element that is allowed, less one: `least` is held against it. */
-#define SMALLEST_WEIGHT_ ((BF16_EXPONENT_ONE - 48) * 256 - 1)
-#define SMALLEST_INPUT_  ((BF16_EXPONENT_ONE - 64) * 256 - 1)
 
 /* Which words of two channels' lines make [channel][lane][second, first column] of step `step`. */
 #define WORDS_(channel, step, lane) \
@@ -79,9 +74,21 @@ PAIRS_INLINE __m512i track_least(__m512i least, __m512i elements)
     return _mm512_min_epu16(least, _mm512_sub_epi16(doubled, _mm512_set1_epi16(1)));
 }
 
-PAIRS_INLINE bool is_least_below(__m512i least, int limit)
+/* The exponent of the smallest of them: twice the bits have it above eight others. */
+PAIRS_INLINE int32_t least_exponent(__m512i least)
 {
-    return _mm512_cmplt_epu16_mask(least, _mm512_set1_epi16((short)limit)) != 0;
+    const __m256i of_32 =
+        _mm256_min_epu16(_mm512_castsi512_si256(least), _mm512_extracti64x4_epi64(least, 1));
+    const __m128i of_16 =
+        _mm_min_epu16(_mm256_castsi256_si128(of_32), _mm256_extracti128_si256(of_32, 1));
+    return ((_mm_cvtsi128_si32(_mm_minpos_epu16(of_16)) & 0xffff) + 1) >> 8;
+}
+
+/* May weights of which these are the least meet the rows? */
+PAIRS_INLINE bool are_weights_fit(const struct gemm_pairs *pairs, __m512i least)
+{
+    const int32_t exponent = least_exponent(least);
+    return exponent > 0 && exponent + pairs->least_exponent >= GEMM_PAIRS_LEAST_SUM;
 }
 
 /* Steps in a line. */
@@ -356,10 +363,10 @@ PAIRS_INLINE bool advance_typed(struct gemm_pairs *pairs, int32_t dtype, bool ha
 #define RUN_LINES_(num) least = run_lines(pairs, dtype, num, has_blocks)
         WITH_ROWS_(pairs->num_rows, RUN_LINES_)
 #undef RUN_LINES_
-        return dtype != MOE_DTYPE_BF16 || !is_least_below(least, SMALLEST_WEIGHT_);
+        return dtype != MOE_DTYPE_BF16 || are_weights_fit(pairs, least);
     }
     least = pack_channels(pairs, dtype);
-    if (dtype == MOE_DTYPE_BF16 && is_least_below(least, SMALLEST_WEIGHT_)) {
+    if (dtype == MOE_DTYPE_BF16 && !are_weights_fit(pairs, least)) {
         return false;
     }
     const int64_t num_tiles = (pairs->num_rows + GEMM_PAIRS_ROWS - 1) / GEMM_PAIRS_ROWS;
@@ -400,7 +407,7 @@ bool MOE_CPU_NAME(moe_gemm_pairs_advance)(struct gemm_pairs *pairs)
 
 /* ---------------------------------------------------------------- rows */
 
-PAIRS_TARGET static bool pack_row_bf16(uint16_t *to, const uint16_t *from, int64_t k)
+PAIRS_TARGET static int32_t pack_row_bf16(uint16_t *to, const uint16_t *from, int64_t k)
 {
     const int64_t padded = (k + GEMM_PAIRS_COLUMNS - 1) / GEMM_PAIRS_COLUMNS * GEMM_PAIRS_COLUMNS;
     const int64_t line = GEMM_LINE_BYTES / (int64_t)sizeof(*from);
@@ -415,16 +422,17 @@ PAIRS_TARGET static bool pack_row_bf16(uint16_t *to, const uint16_t *from, int64
         least = track_least(least, elements);
         _mm512_storeu_si512(to + i, _mm512_permutexvar_epi16(order, elements));
     }
-    return !is_least_below(least, SMALLEST_INPUT_);
+    return least_exponent(least);
 }
 
 /* The rest are few beside the weights they meet. */
-PAIRS_TARGET static bool pack_row_scaled(uint16_t *to, const void *from, int32_t dtype, int64_t k)
+PAIRS_TARGET static int32_t pack_row_scaled(uint16_t *to, const void *from, int32_t dtype,
+                                            int64_t k)
 {
     enum { PIECE = 2 * GEMM_SCALE_COLUMNS };
     float values[PIECE];
     uint16_t upper[PIECE];
-    bool is_fit = true;
+    int32_t least = GEMM_PAIRS_NO_EXPONENT;
     for (int64_t first = 0; first < k; first += PIECE) {
         const int64_t count = k - first < PIECE ? k - first : PIECE;
         const int64_t steps = (count + STEP_COLUMNS - 1) / STEP_COLUMNS * STEP_COLUMNS;
@@ -435,13 +443,14 @@ PAIRS_TARGET static bool pack_row_scaled(uint16_t *to, const void *from, int32_t
             _mm256_storeu_si256((__m256i *)(void *)(upper + i),
                                 _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
         }
-        is_fit &= pack_row_bf16(to + first, upper, count);
+        const int32_t exponent = pack_row_bf16(to + first, upper, count);
+        least = exponent < least ? exponent : least;
     }
-    return is_fit;
+    return least;
 }
 
-bool MOE_CPU_NAME(moe_gemm_pairs_pack_row)(uint16_t *to, const void *from, int32_t dtype,
-                                           bool meets_fp8, int64_t k)
+int32_t MOE_CPU_NAME(moe_gemm_pairs_pack_row)(uint16_t *to, const void *from, int32_t dtype,
+                                              bool meets_fp8, int64_t k)
 {
     return meets_fp8 ? pack_row_scaled(to, from, dtype, k) : pack_row_bf16(to, from, k);
 }

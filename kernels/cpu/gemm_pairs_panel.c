@@ -64,30 +64,43 @@ static int64_t pairs_chunk(const struct moe_gemm_block *block,
                                                            : gemm_pairs_columns(block->op->k);
 }
 
+/* Columns [first_k, ..) of all rows; the least of their exponents. */
+static int32_t pack_rows(const struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch,
+                         int64_t first_k, const struct gemm_pairs *pairs)
+{
+    const struct moe_op_gemm *op = block->op;
+    uint16_t *rows = (uint16_t *)(void *)scratch->inputs;
+    int32_t least = GEMM_PAIRS_NO_EXPONENT;
+    for (int64_t m = 0; m < pairs->num_rows; m++) {
+        const void *from = moe_convert_at(op->input, op->input_dtype,
+                                          scratch->input_rows[m] * op->input_stride + first_k);
+        const int32_t exponent =
+            MOE_CPU_NAME(moe_gemm_pairs_pack_row)(rows + m * pairs->pitch, from, op->input_dtype,
+                                                  block->scaling != GEMM_SCALE_NONE, pairs->k);
+        least = exponent < least ? exponent : least;
+    }
+    return least;
+}
+
 bool MOE_CPU_NAME(moe_gemm_pairs_panel_run)(const struct moe_gemm_block *block,
                                             const struct moe_gemm_scratch *scratch,
                                             int64_t num_rows)
 {
     const struct moe_op_gemm *op = block->op;
     const int64_t chunk = pairs_chunk(block, scratch, num_rows);
-    uint16_t *rows = (uint16_t *)(void *)scratch->inputs;
+    const int32_t smallest = block->scaling != GEMM_SCALE_NONE ? GEMM_PAIRS_LEAST_WITH_FP8 : 1;
     struct gemm_pairs pairs = {.scaling = block->scaling,
                                .num_rows = num_rows,
-                               .rows = rows,
+                               .rows = (uint16_t *)(void *)scratch->inputs,
                                .pitch = chunk + GEMM_PAIRS_PAD,
                                .sums_pitch = block->block_n * MOE_VEC8_LANES,
                                .packed = (uint16_t *)(void *)scratch->weights};
     for (int64_t first_k = 0; first_k < op->k; first_k += chunk) {
         pairs.k = op->k - first_k < chunk ? op->k - first_k : chunk;
         pairs.is_first = first_k == 0;
-        for (int64_t m = 0; m < num_rows; m++) {
-            const void *from = moe_convert_at(op->input, op->input_dtype,
-                                              scratch->input_rows[m] * op->input_stride + first_k);
-            if (!MOE_CPU_NAME(moe_gemm_pairs_pack_row)(
-                    rows + m * pairs.pitch, from, op->input_dtype,
-                    block->scaling != GEMM_SCALE_NONE, pairs.k)) {
-                return false;
-            }
+        pairs.least_exponent = pack_rows(block, scratch, first_k, &pairs);
+        if (pairs.least_exponent < smallest) {
+            return false;
         }
         for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
             const struct moe_operand *weight = &op->weight[matrix];

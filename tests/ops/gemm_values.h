@@ -306,12 +306,13 @@ static inline int64_t fixture_expert_of(const struct gemm_fixture *fixture, int6
 
 /* Values from `from` on, and the rare ones. */
 static inline void fixture_make_rare(struct gemm_fixture *fixture, double *values, int64_t count,
-                                     double from, double rare)
+                                     int32_t dtype, double from, double rare)
 {
     for (int64_t i = 0; from != 0.0 && i < count; i++) {
         const double sign = support_random_below(&fixture->random, 2) != 0 ? -1.0 : 1.0;
-        values[i] =
-            sign * from * (1.0 + (double)support_random_below(&fixture->random, 128) / 128.0);
+        const double magnitude =
+            from * (1.0 + (double)support_random_below(&fixture->random, 128) / 128.0);
+        values[i] = sign * ref_round(fixture_ref_dtype(dtype), magnitude);
     }
     for (int64_t i = 5; rare != 0.0 && i < count; i += 389) {
         values[i] = rare;
@@ -340,10 +341,10 @@ static inline void fixture_make_values(struct gemm_fixture *fixture)
     for (int64_t i = 0; shape->underflows && i < fixture->num_inputs * shape->k; i++) {
         fixture->input[i] = -0x1p-100;
     }
-    fixture_make_rare(fixture, fixture->weights, channels * shape->k, shape->weights_from,
-                      shape->rare_weight);
-    fixture_make_rare(fixture, fixture->input, fixture->num_inputs * shape->k, shape->inputs_from,
-                      shape->rare_input);
+    fixture_make_rare(fixture, fixture->weights, channels * shape->k, shape->weight_dtype,
+                      shape->weights_from, shape->rare_weight);
+    fixture_make_rare(fixture, fixture->input, fixture->num_inputs * shape->k, shape->input_dtype,
+                      shape->inputs_from, shape->rare_input);
     for (int64_t p = 0; p < fixture->num_positions; p++) {
         fixture->row_weights[p] = (float)support_random_normal(&fixture->random);
     }

@@ -8,8 +8,8 @@
 #include "gemm_check.h"
 
 #if MOE_HAVE_AVX2
-bool moe_gemm_pairs_pack_row_avx2(uint16_t *to, const void *from, int32_t dtype, bool meets_fp8,
-                                  int64_t k);
+int32_t moe_gemm_pairs_pack_row_avx2(uint16_t *to, const void *from, int32_t dtype, bool meets_fp8,
+                                     int64_t k);
 #endif
 
 static struct gemm_shape make_shape(int64_t k, int64_t n, int64_t num_rows, int32_t input_dtype,
@@ -79,8 +79,9 @@ static void test_rare_elements(void **state)
 static void test_small_sums(void **state)
 {
     (void)state;
-    static const double from[][2] = {{0x1p-48, 0x1p-64}, {0x1p-116, 0x1p-16}, {0x1p-16, 0x1p-116},
-                                     {0x1p-65, 0x1p-64}, {0x1p-48, 0x1p-82},  {0x1p-66, 0x1p-66}};
+    static const double from[][2] = {{0x1p-48, 0x1p-64}, {0x1p-96, 0x1p-16},  {0x1p-16, 0x1p-96},
+                                     {0x1p-97, 0x1p-16}, {0x1p-16, 0x1p-97},  {0x1p+13, 0x1p-126},
+                                     {0x1p-65, 0x1p-64}, {0x1p-116, 0x1p-16}, {0x1p-66, 0x1p-66}};
     for (int i = 0; i < COUNT(from); i++) {
         for (int r = 0; r < 3; r++) {
             struct gemm_shape shape =
@@ -91,6 +92,23 @@ static void test_small_sums(void **state)
             (void)check_shape(&shape);
             shape.weights_from = shape.inputs_from = 0.0;
             shape.underflows = true;
+            (void)check_shape(&shape);
+        }
+    }
+}
+
+/* The same where rows meet the smallest codes of fp8. */
+static void test_small_rows_meet_fp8(void **state)
+{
+    (void)state;
+    static const double from[] = {0x1p-64, 0x1p-72, 0x1p-110, 0x1p-111, 0x1p-118, 0x1p-126};
+    for (int i = 0; i < COUNT(from); i++) {
+        for (int r = 0; r < 3; r++) {
+            struct gemm_shape shape =
+                make_shape(300 + i % 2, 24, 2 + 8 * r, MOE_DTYPE_BF16, MOE_DTYPE_FP8_E4M3);
+            shape.has_activation = false;
+            shape.weights_from = 0x1p-9;
+            shape.inputs_from = from[i];
             (void)check_shape(&shape);
         }
     }
@@ -112,35 +130,37 @@ static void test_is_taken(void **state)
 #endif
 }
 
-/* Which rows are taken. */
-static void test_limits(void **state)
+/* The smallest elements of rows. */
+static void test_least_exponents(void **state)
 {
     (void)state;
 #if MOE_HAVE_AVX2
     static const struct {
         uint16_t bits;
-        bool fits, fits_fp8;
+        int32_t exponent, exponent_with_fp8;
     } elements[] = {
-        {0x0000, true, true},   {0x8000, true, true},   {0x1f80, true, true}, /* 2^-64 */
-        {0x9f80, true, true},   {0x1f7f, false, true},  {0x9f7f, false, true},
-        {0x1b80, false, true}, /* 2^-72 */
-        {0x1b7f, false, false}, {0x0001, false, false}, {0x8001, false, false},
-        {0x7f80, true, true},   {0x7f7f, true, true},   {0xffc0, true, true},
+        {0x0000, 127, 135}, {0x8000, 127, 135}, {0x1f80, 63, 71}, /* 2^-64 */
+        {0x9fff, 63, 71},   {0x1f7f, 62, 70},   {0x0080, 1, 9},     {0x8080, 1, 9},
+        {0x007f, 0, 8},     {0x8001, 0, 2},     {0x0001, 0, 2}, /* 2^-133 */
+        {0x7f80, 127, 135}, {0x7f7f, 127, 135}, {0xffc0, 127, 135},
     };
     if (!moe_cpu_isa_has_avx512_bf16()) {
+        print_message("this processor has no AVX512_BF16, or it is turned off\n");
         skip();
     }
     for (int i = 0; i < COUNT(elements); i++) {
-        for (int64_t k = 1; k <= 300; k += 13) {
+        for (int64_t k = 2; k <= 300; k += 13) {
             uint16_t from[300], to[320];
             for (int64_t j = 0; j < k; j++) {
                 from[j] = 0x3f80;
             }
             from[(7 * k + i) % k] = elements[i].bits;
             assert_int_equal(moe_gemm_pairs_pack_row_avx2(to, from, MOE_DTYPE_BF16, false, k),
-                             elements[i].fits);
+                             elements[i].exponent);
             assert_int_equal(moe_gemm_pairs_pack_row_avx2(to, from, MOE_DTYPE_BF16, true, k),
-                             elements[i].fits_fp8);
+                             elements[i].exponent_with_fp8);
+            memset(from, 0, sizeof(from));
+            assert_int_equal(moe_gemm_pairs_pack_row_avx2(to, from, MOE_DTYPE_BF16, i % 2, k), 256);
         }
     }
 #else
@@ -152,8 +172,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sizes),      cmocka_unit_test(test_rare_elements),
-        cmocka_unit_test(test_small_sums), cmocka_unit_test(test_is_taken),
-        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_small_sums), cmocka_unit_test(test_small_rows_meet_fp8),
+        cmocka_unit_test(test_is_taken),   cmocka_unit_test(test_least_exponents),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,8 +13,8 @@
 
 #if MOE_HAVE_AVX2
 bool moe_gemm_pairs_advance_avx2(struct gemm_pairs *pairs);
-bool moe_gemm_pairs_pack_row_avx2(uint16_t *to, const void *from, int32_t dtype, bool meets_fp8,
-                                  int64_t k);
+int32_t moe_gemm_pairs_pack_row_avx2(uint16_t *to, const void *from, int32_t dtype, bool meets_fp8,
+                                     int64_t k);
 #endif
 
 static const uint32_t canonical_nan = 0x7fc00000u;
@@ -285,28 +285,53 @@ static void test_fp8(void **state)
 
 enum { CHANNELS = 8, LANES = 8, MAX_K = 320, MAX_ROWS = 9, PITCH = MAX_K + 32 };
 
-/* Are the sums made, and are they the canonical ones? NaN need only be NaN before it is stored. */
-static void check_pairs(int64_t k, int64_t num_rows, uint16_t bits, bool is_taken)
-{
+/* What the operands are: normal numbers around 1 or, with an exponent below 0, of exponents from
+ * there to two above; and a special element in most channels. */
+struct pairs_case {
+    int64_t k, num_rows;
+    int weight_exponent, input_exponent;
+    uint16_t special; /* 0: none */
+    bool is_taken;
+};
+
 #if MOE_HAVE_AVX2
+static void fill(struct support_random *random, uint16_t *to, int64_t count, int exponent)
+{
+    for (int64_t i = 0; i < count; i++) {
+        const double value = support_random_normal(random);
+        const int above = (int)support_random_below(random, 3);
+        const double mantissa = 1.0 + (double)support_random_below(random, 128) / 128.0;
+        ref_store(REF_BF16, to, i,
+                  exponent == 0 ? value : copysign(ldexp(mantissa, exponent + above), value));
+    }
+    if (exponent != 0) { /* the least is there */
+        ref_store(REF_BF16, to, count / 2, ldexp(1.0, exponent));
+    }
+}
+
+/* Are the sums made, and are they the canonical ones? NaN need only be NaN before it is stored. */
+static void check_pairs(const struct pairs_case *c)
+{
     static uint16_t weights[CHANNELS][MAX_K], inputs[MAX_ROWS][MAX_K], packed_rows[MAX_ROWS][PITCH];
     static uint16_t packed[CHANNELS * (MAX_K + 64)];
     static float sums[MAX_ROWS][CHANNELS][LANES];
     struct support_random random;
-    support_random_seed(&random, (uint64_t)(k * 64 + num_rows));
-    for (int64_t i = 0; i < CHANNELS * MAX_K; i++) {
-        ref_store(REF_BF16, weights, i, support_random_normal(&random));
-    }
-    for (int64_t i = 0; i < MAX_ROWS * MAX_K; i++) {
-        ref_store(REF_BF16, inputs, i, support_random_normal(&random));
-    }
+    int32_t least = GEMM_PAIRS_NO_EXPONENT;
+    support_random_seed(&random, (uint64_t)(c->k * 64 + c->num_rows));
     for (int64_t n = 0; n < CHANNELS; n++) {
-        put_in_line(weights[n], MOE_DTYPE_BF16, 0, n, k, bits);
+        fill(&random, weights[n], c->k, c->weight_exponent);
+        if (c->special != 0) {
+            put_in_line(weights[n], MOE_DTYPE_BF16, 0, n, c->k, c->special);
+        }
     }
-    for (int64_t row = 0; row < num_rows; row++) {
-        assert_int_equal(
-            moe_gemm_pairs_pack_row_avx2(packed_rows[row], inputs[row], MOE_DTYPE_BF16, false, k),
-            1);
+    for (int64_t row = 0; row < c->num_rows; row++) {
+        fill(&random, inputs[row], c->k, c->input_exponent);
+        const int32_t exponent = moe_gemm_pairs_pack_row_avx2(packed_rows[row], inputs[row],
+                                                              MOE_DTYPE_BF16, false, c->k);
+        least = exponent < least ? exponent : least;
+    }
+    if (c->input_exponent != 0) {
+        assert_int_equal(least, c->input_exponent + 127);
     }
     struct gemm_pairs pairs = {
         .channels = {.from = (const unsigned char *)weights,
@@ -315,18 +340,19 @@ static void check_pairs(int64_t k, int64_t num_rows, uint16_t bits, bool is_take
         .dtype = MOE_DTYPE_BF16,
         .scaling = GEMM_SCALE_NONE,
         .is_first = true,
-        .k = k,
-        .num_rows = num_rows,
+        .least_exponent = least,
+        .k = c->k,
+        .num_rows = c->num_rows,
         .rows = packed_rows[0],
         .pitch = PITCH,
         .sums = &sums[0][0][0],
         .sums_pitch = CHANNELS * LANES,
         .packed = packed,
     };
-    assert_int_equal(moe_gemm_pairs_advance_avx2(&pairs), is_taken);
-    for (int64_t i = 0; is_taken && i < num_rows * CHANNELS; i++) {
+    assert_int_equal(moe_gemm_pairs_advance_avx2(&pairs), c->is_taken);
+    for (int64_t i = 0; c->is_taken && i < c->num_rows * CHANNELS; i++) {
         float lanes[LANES] = {0};
-        for (int64_t j = 0; j < k; j++) {
+        for (int64_t j = 0; j < c->k; j++) {
             lanes[j % LANES] =
                 fmaf((float)ref_load(REF_BF16, inputs[i / CHANNELS], j),
                      (float)ref_load(REF_BF16, weights[i % CHANNELS], j), lanes[j % LANES]);
@@ -335,22 +361,60 @@ static void check_pairs(int64_t k, int64_t num_rows, uint16_t bits, bool is_take
             assert_int_equal(bits_of(sums[i / CHANNELS][i % CHANNELS][lane]), bits_of(lanes[lane]));
         }
     }
+}
 #else
-    (void)k, (void)num_rows, (void)bits, (void)is_taken;
+static void check_pairs(const struct pairs_case *c)
+{
+    (void)c;
+}
 #endif
+
+static void skip_without_pairs(void)
+{
+    if (!moe_cpu_isa_has_avx512_bf16()) {
+        print_message("this processor has no AVX512_BF16, or it is turned off\n");
+        skip();
+    }
+}
+
+/* The least exponents of weights and rows that are taken, and those that are one less. */
+static void test_least(void **state)
+{
+    (void)state;
+    static const int exponents[][2] = {{-48, -64}, {-64, -48}, {-100, -12}, {-12, -100},
+                                       {-110, -2}, {-2, -110}, {-56, -56}};
+    skip_without_pairs();
+    for (int c = 0; c < COUNT(columns); c++) {
+        for (int r = 0; r < COUNT(rows); r++) {
+            for (int e = 0; e < COUNT(exponents); e++) {
+                struct pairs_case exact = {.k = columns[c],
+                                           .num_rows = rows[r],
+                                           .weight_exponent = exponents[e][0],
+                                           .input_exponent = exponents[e][1],
+                                           .is_taken = true};
+                check_pairs(&exact);
+                exact.is_taken = false;
+                exact.weight_exponent -= 1;
+                check_pairs(&exact);
+                exact.weight_exponent += 1;
+                exact.input_exponent -= 1;
+                check_pairs(&exact);
+            }
+        }
+    }
 }
 
 static void test_pairs(void **state)
 {
     (void)state;
-    if (!moe_cpu_isa_has_avx512_bf16()) {
-        print_message("this processor has no AVX512_BF16, or it is turned off\n");
-        skip();
-    }
+    skip_without_pairs();
     for (int c = 0; c < COUNT(columns); c++) {
         for (int s = 0; s < COUNT(specials); s++) {
             for (int r = 0; r < COUNT(rows); r++) {
-                check_pairs(columns[c], rows[r], specials[s].bits, specials[s].is_taken);
+                check_pairs(&(struct pairs_case){.k = columns[c],
+                                                 .num_rows = rows[r],
+                                                 .special = specials[s].bits,
+                                                 .is_taken = specials[s].is_taken});
             }
         }
     }
@@ -362,6 +426,7 @@ int main(void)
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_fp8),
         cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_least),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
