@@ -7,8 +7,10 @@
  *   gpu_layer bench [file.json [text [set...]]]
  *                                         times, and ratios to the read limit of the same run; no
  *                                         report for "" as file; only models whose name contains
- *                                         the text; "tiles:" before it: every tile in turn; sets
- *                                         are layer (bf16, uniform routing), zipf, fp16 and burst
+ *                                         the text; "tiles:" before it: every tile in turn, with
+ *                                         "tiles@T,T:" those numbers of tokens, and the text may be
+ *                                         E,k,H,I; sets are layer (bf16, uniform routing), zipf,
+ *                                         fp16 and burst
  */
 #include "gpu_layer.h"
 

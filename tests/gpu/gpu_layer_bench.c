@@ -21,7 +21,7 @@ enum {
     NUM_HOST_SAMPLES = 9,
     NUM_HOST_CALLS = 8, /* in a row; they do not fill the driver's queue */
     MAX_TILES = 4096,
-    MAX_TILE_TOKENS = 1024 /* beyond them the largest tile is the only candidate */
+    TILE_ROWS_TOKENS = 2048 /* of a call: from them on only tiles of 128 rows are candidates */
 };
 static const double first_warm_ms = 1500.0, warm_ms = 100.0, stage_warm_ms = 10.0, idle_ms = 60.0;
 
@@ -218,26 +218,34 @@ static void bench_tokens(struct bench *bench, const struct bench_kind *kind, int
     bench_drop_tokens(bench);
 }
 
-/* GEMM1 and GEMM2 with every tile, to fit the cost model by. */
+/* Tiles of so few rows that no model's experts get by with them are not timed. */
+static int is_candidate(const struct moe_tile_info *tile, int64_t num_tokens)
+{
+    const int64_t tokens = num_tokens < TILE_ROWS_TOKENS ? num_tokens : TILE_ROWS_TOKENS;
+    return tile->backend == MOE_BACKEND_CUDA && tile->op == MOE_OP_GEMM1 && tile->built &&
+           16 * tile->block_size_m >= tokens;
+}
+
+/* GEMM1, GEMM2 and the layer with every tile, to fit the cost model by. */
 static void bench_tiles(struct bench *bench, int64_t num_tokens)
 {
     struct moe_tile_info tile;
     MOE_INIT(tile);
     for (int32_t i = 0; i < MAX_TILES && host->api->tile_info(i, &tile, NULL) == MOE_STATUS_OK;
          i++) {
-        if (tile.backend != MOE_BACKEND_CUDA || tile.op != MOE_OP_GEMM1 || !tile.built) {
+        if (!is_candidate(&tile, num_tokens)) {
             continue;
         }
         layer_force_tile(host, &tile);
         bench_set_tokens(bench, num_tokens, 0.0);
         (void)time_stage(bench, STAGE_SORT, 0);
-        printf(
-            "tile %-17s T %5lld %3d %3d %3d %2d %2d %2d: gemm1 %9.2f gemm2 %9.2f layer %9.2f us\n",
-            bench->model->name, (long long)num_tokens, tile.block_size_m, tile.block_size_n,
-            tile.block_size_k, tile.group_size_m, tile.num_warps, tile.num_stages,
-            time_stage(bench, STAGE_GEMM1, 0).median_us,
-            time_stage(bench, STAGE_GEMM2, 0).median_us,
-            time_stage(bench, STAGE_LAYER, 0).median_us);
+        printf("tile %-17s T %5lld %s %3d %3d %3d %2d %2d %2d: gemm1 %9.2f gemm2 %9.2f layer %9.2f "
+               "us\n",
+               bench->model->name, (long long)num_tokens, tile.kernel, tile.block_size_m,
+               tile.block_size_n, tile.block_size_k, tile.group_size_m, tile.num_warps,
+               tile.num_stages, time_stage(bench, STAGE_GEMM1, 0).median_us,
+               time_stage(bench, STAGE_GEMM2, 0).median_us,
+               time_stage(bench, STAGE_LAYER, 0).median_us);
         fflush(stdout);
         bench_drop_tokens(bench);
     }
@@ -276,16 +284,37 @@ static void measure_limit(void)
     }
 }
 
+/* Numbers of tokens that every tile is timed with: those after "tiles@", up to a colon. */
+static void bench_listed(struct bench *bench, const char *list)
+{
+    while (*list != ':' && *list != '\0') {
+        char *end;
+        const long long num_tokens = strtoll(list, &end, 10);
+        if (end == list || num_tokens <= 0) {
+            fprintf(stderr, "gpu_layer: \"%s\" is no number of tokens\n", list);
+            return;
+        }
+        bench_tiles(bench, num_tokens);
+        list = *end == ',' ? end + 1 : end;
+    }
+}
+
+/* `tiles`: NULL, or what stands behind "tiles" in front of the model's text. */
 static void bench_model(const struct bench_model *model, const struct bench_kind *kind,
-                        int has_all_tiles)
+                        const char *tiles)
 {
     struct bench bench;
     bench_init(&bench, host, model, kind->dtype);
+    if (tiles != NULL && tiles[0] == '@') {
+        bench_listed(&bench, tiles + 1);
+        bench_finish(&bench);
+        return;
+    }
     for (int i = 0; i < BENCH_NUM_COUNTS; i++) {
-        if (!has_all_tiles) {
-            bench_tokens(&bench, kind, i);
-        } else if (token_counts[i] <= MAX_TILE_TOKENS) {
+        if (tiles != NULL) {
             bench_tiles(&bench, token_counts[i]);
+        } else {
+            bench_tokens(&bench, kind, i);
         }
     }
     bench_finish(&bench);
@@ -324,9 +353,19 @@ static int is_wanted(const struct bench_kind *kind, char **names, int num_names)
 int layer_bench(const struct gpu_host *gpu, const char *json_path, const char *filter,
                 char **kind_names, int num_kind_names)
 {
-    const int has_all_tiles = strncmp(filter, "tiles:", 6) == 0;
-    filter += has_all_tiles ? 6 : 0;
+    const char *tiles = strncmp(filter, "tiles", 5) == 0 ? filter + 5 : NULL;
     host = gpu;
+    if (tiles != NULL) {
+        filter = strchr(filter, ':');
+        if ((tiles[0] != ':' && tiles[0] != '@') || filter == NULL) {
+            fprintf(stderr, "gpu_layer: \"tiles%s\": tiles:MODEL or tiles@T,T,...:MODEL\n", tiles);
+            return 2;
+        }
+        filter++;
+    }
+    struct bench_model shape = {.name = filter};
+    const int has_shape = tiles != NULL && sscanf(filter, "%d,%d,%d,%d", &shape.num_experts,
+                                                  &shape.top_k, &shape.hidden, &shape.inter) == 4;
     if (!check_kinds(kind_names, num_kind_names)) {
         return 2;
     }
@@ -337,12 +376,15 @@ int layer_bench(const struct gpu_host *gpu, const char *json_path, const char *f
     }
     next_warm_ms = first_warm_ms;
     measure_limit();
-    for (int k = 0; k < NUM_KINDS; k++) {
+    if (has_shape) {
+        bench_model(&shape, &kinds[0], tiles);
+    }
+    for (int k = 0; k < NUM_KINDS && !has_shape; k++) {
         for (size_t m = 0; m < sizeof(models) / sizeof(models[0]); m++) {
             if (is_wanted(&kinds[k], kind_names, num_kind_names) &&
-                (kinds[k].has_all_models || models[m].is_compared) && (!has_all_tiles || k == 0) &&
+                (kinds[k].has_all_models || models[m].is_compared) && (tiles == NULL || k == 0) &&
                 strstr(models[m].name, filter) != NULL) {
-                bench_model(&models[m], &kinds[k], has_all_tiles);
+                bench_model(&models[m], &kinds[k], tiles);
             }
         }
     }
