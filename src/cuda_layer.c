@@ -45,8 +45,8 @@ struct layer_layout {
 };
 
 /* Channels of an expert from which on clusters read copies of the tokens in order, though they
- * could gather. Between what was measured with 768 and with 14336 (docs/adr/0012): assumed are 8 %
- * for a gather, and copies that take as long as the multiplications of 150 channels. */
+ * could gather: between 1408, where a gather costs less than copies, and 14336, where it is the
+ * other way round (docs/adr/0012). Nothing between them has been timed both ways. */
 static const int32_t in_order_inter = 1875;
 
 static bool reads_in_order(const struct moe_problem *problem,
