@@ -68,16 +68,14 @@ static void print_titles(const struct moe_bench_session *session, struct table *
 {
     static const char *const titles[] = {"op", "T", "active", "us", "p10", "p90", "floor us"};
     const int is_gpu = session->gpu != NULL;
-    table->num_left = is_gpu ? 11 : 10;
+    table->num_left = 11;
     for (size_t i = 0; i < sizeof titles / sizeof titles[0]; ++i) {
         put_cell(table, "%s", titles[i]);
     }
     put_cell(table, "%s", is_gpu ? "TB/s" : "GB/s");
     put_cell(table, "%s", is_gpu ? "TFLOP/s" : "GFLOP/s");
     put_cell(table, "ratio");
-    if (is_gpu) {
-        put_cell(table, "host us");
-    }
+    put_cell(table, "%s", is_gpu ? "host us" : "paired");
     put_cell(table, "limit");
     put_cell(table, "chosen by");
     put_cell(table, "tile");
@@ -107,6 +105,8 @@ static void print_results(const struct moe_bench_session *session, struct table 
         put_cell(table, "%.1f %%", 100.0 * result->ratio);
         if (session->gpu != NULL) {
             put_cell(table, "%.2f", 1e6 * result->host_s.median);
+        } else {
+            put_cell(table, "%.1f %%", 100.0 * result->paired.median);
         }
         put_cell(table, "%s", get_limit(session, result->bound)->name);
         put_cell(table, "%s", bench_case->choice.rule);
@@ -322,6 +322,9 @@ static void put_result(const struct moe_bench_session *session,
     moe_cli_json_put_text(json, "limit", get_limit(session, result->bound)->name);
     moe_cli_json_put_number(json, "floor_us", 1e6 * result->floor_s);
     moe_cli_json_put_number(json, "ratio", result->ratio);
+    if (session->gpu == NULL) {
+        put_summary(json, "paired_ratio", &result->paired, 1.0);
+    }
     moe_cli_json_put_text(json, "tile", choice->tile_name);
     moe_cli_json_put_text(json, "source", source_name(choice));
     moe_cli_json_put_text(json, "rule", choice->rule);
@@ -390,7 +393,8 @@ int moe_bench_report_csv(const struct moe_bench_session *session, FILE *out)
     for (int limit = 0; limit < MOE_BENCH_NUM_LIMITS; ++limit) {
         fprintf(out, "%s,", get_limit(session, (enum moe_bench_limit)limit)->key);
     }
-    fputs(session->gpu != NULL ? "host_us,source,rule,tile\n" : "source,rule,tile\n", out);
+    fputs(session->gpu != NULL ? "host_us,source,rule,tile\n" : "paired_ratio,source,rule,tile\n",
+          out);
     for (size_t i = 0; i < session->num_cases; ++i) {
         const struct moe_bench_result *result = &session->results[i];
         const struct moe_bench_case *bench_case = result->bench_case;
@@ -407,6 +411,8 @@ int moe_bench_report_csv(const struct moe_bench_session *session, FILE *out)
                 1e-9 * limits[MOE_BENCH_LIMIT_FMA].p90);
         if (session->gpu != NULL) {
             fprintf(out, "%.4f,", 1e6 * result->host_s.median);
+        } else {
+            fprintf(out, "%.5f,", result->paired.median);
         }
         fprintf(out, "%s,", source_name(&bench_case->choice));
         print_quoted(out, bench_case->choice.rule);

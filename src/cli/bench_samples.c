@@ -12,6 +12,11 @@ void moe_bench_samples_add(struct moe_bench_samples *samples, double value)
     }
 }
 
+double moe_bench_samples_last(const struct moe_bench_samples *samples)
+{
+    return samples->values[(samples->num_added - 1) % MOE_BENCH_MAX_SAMPLES];
+}
+
 static int compare(const void *a, const void *b)
 {
     const double left = *(const double *)a, right = *(const double *)b;

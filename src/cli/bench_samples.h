@@ -24,6 +24,9 @@ struct moe_bench_summary {
 
 void moe_bench_samples_add(struct moe_bench_samples *samples, double value);
 
+/* The newest sample; there is one, and the samples are not sorted yet. */
+double moe_bench_samples_last(const struct moe_bench_samples *samples);
+
 /* All zero without samples. Sorts the samples. */
 struct moe_bench_summary moe_bench_samples_summarize(struct moe_bench_samples *samples);
 

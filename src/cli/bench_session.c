@@ -27,9 +27,11 @@ enum {
     TIMER_READS_PER_SAMPLE = 500 /* a sample lasts so much longer than reading the clock */
 };
 
-/* The limits are measured again between cases after this time: what else the machine does must show
- * in both. */
+/* The limits of a GPU are measured again between cases after this time: what else the machine does
+ * must show in both. Those of CPUs, which others use as well, after each case, unless it is
+ * short. */
 static const double limit_interval_s = 0.1;
+static const double cpu_limit_interval_s = 0.05;
 
 /* ---------------------------------------------------------------- what is measured */
 
@@ -131,9 +133,11 @@ static int make_cases(struct moe_bench_session *session, struct moe_cli_error *e
     session->results = calloc(session->num_cases + 1, sizeof *session->results);
     if (session->gpu != NULL) {
         session->host_samples = calloc(session->num_cases + 1, sizeof *session->host_samples);
+    } else {
+        session->paired = calloc(session->num_cases + 1, sizeof *session->paired);
     }
     if (session->cases == NULL || session->results == NULL ||
-        (session->gpu != NULL && session->host_samples == NULL)) {
+        (session->host_samples == NULL && session->paired == NULL)) {
         return moe_cli_fail_memory(error, "preparing the measurement");
     }
     for (size_t i = 0; i < num_ops; ++i) {
@@ -253,6 +257,7 @@ void moe_bench_session_finish(struct moe_bench_session *session)
     free(session->cases);
     free(session->results);
     free(session->host_samples);
+    free(session->paired);
     moe_gpu_close(session->gpu);
     moe_plugin_host_finish(&session->host);
     memset(session, 0, sizeof *session);
@@ -302,27 +307,66 @@ static int calibrate(struct moe_bench_session *session, struct moe_bench_case *b
 static int measure_limits(struct moe_bench_session *session, struct moe_cli_error *error)
 {
     if (session->gpu != NULL) {
-        return moe_bench_gpu_measure_limits(&session->gpu_bench, session->limits.samples, error);
+        const int status =
+            moe_bench_gpu_measure_limits(&session->gpu_bench, session->limits.samples, error);
+        session->limits_s = moe_terminal_now_s();
+        return status;
     }
     moe_bench_limits_measure(&session->limits);
+    session->limits_s = moe_terminal_now_s();
     return 0;
 }
 
+/* One round of one case on a GPU. */
+static int measure_gpu_case(struct moe_bench_session *session, struct moe_bench_case *bench_case,
+                            double share_s, struct moe_cli_error *error)
+{
+    struct moe_bench_samples *host = &session->host_samples[bench_case - session->cases];
+    return moe_bench_gpu_measure_case(&session->gpu_bench, &session->data, bench_case, share_s,
+                                      error) != 0
+               ? -1
+               : moe_bench_gpu_measure_calls(&session->gpu_bench, &session->data, bench_case,
+                                             HOST_SAMPLES, host, error);
+}
+
+/* What is known about the machine at one time. */
+struct rates {
+    double limits[MOE_BENCH_NUM_LIMITS];
+};
+
+static struct rates last_rates(const struct moe_bench_session *session)
+{
+    struct rates rates;
+    for (int limit = 0; limit < MOE_BENCH_NUM_LIMITS; ++limit) {
+        rates.limits[limit] = moe_bench_samples_last(&session->limits.samples[limit]);
+    }
+    return rates;
+}
+
+/* How long the case takes at these rates, and which of them says so. */
+static double find_floor_s(const struct moe_bench_case *bench_case, const struct rates *rates,
+                           enum moe_bench_limit *bound)
+{
+    const enum moe_bench_limit bandwidth = moe_bench_case_bandwidth(bench_case->op);
+    const double peak = rates->limits[MOE_BENCH_LIMIT_FMA];
+    const double bytes_s = bench_case->cost.moved_bytes / rates->limits[bandwidth];
+    const double flops_s = peak > 0.0 ? bench_case->cost.flops / peak : 0.0; /* 0: not known */
+    *bound = flops_s > bytes_s ? MOE_BENCH_LIMIT_FMA : bandwidth;
+    return flops_s > bytes_s ? flops_s : bytes_s;
+}
+
 /* One round of one case: a call that is not timed, because the operation before left other data in
- * the caches, then samples until the case's share of time is over. */
+ * the caches, then samples until the case's share of time is over; on CPUs, the limits again. */
 static int measure_case(struct moe_bench_session *session, struct moe_bench_case *bench_case,
                         struct moe_cli_error *error)
 {
     const double share_s = 1e-3 * (double)session->options->min_time_ms / NUM_ROUNDS;
+    struct moe_bench_samples round = {.num_samples = 0};
     double seconds = 0.0;
     if (session->gpu != NULL) {
-        struct moe_bench_samples *host = &session->host_samples[bench_case - session->cases];
-        return moe_bench_gpu_measure_case(&session->gpu_bench, &session->data, bench_case, share_s,
-                                          error) != 0
-                   ? -1
-                   : moe_bench_gpu_measure_calls(&session->gpu_bench, &session->data, bench_case,
-                                                 HOST_SAMPLES, host, error);
+        return measure_gpu_case(session, bench_case, share_s, error);
     }
+    struct rates rates = last_rates(session);
     if (time_calls(session, bench_case, 1, &seconds, error) != 0) {
         return -1;
     }
@@ -331,8 +375,22 @@ static int measure_case(struct moe_bench_session *session, struct moe_bench_case
         if (time_calls(session, bench_case, bench_case->calls_per_sample, &seconds, error) != 0) {
             return -1;
         }
-        moe_bench_samples_add(&bench_case->samples, seconds / (double)bench_case->calls_per_sample);
+        seconds /= (double)bench_case->calls_per_sample;
+        moe_bench_samples_add(&bench_case->samples, seconds);
+        moe_bench_samples_add(&round, seconds);
     } while (moe_terminal_now_s() - start_s < share_s);
+    if (moe_terminal_now_s() - session->limits_s > cpu_limit_interval_s &&
+        measure_limits(session, error) != 0) {
+        return -1;
+    }
+    const struct rates after = last_rates(session);
+    for (int limit = 0; limit < MOE_BENCH_NUM_LIMITS; ++limit) {
+        rates.limits[limit] = 0.5 * (rates.limits[limit] + after.limits[limit]);
+    }
+    enum moe_bench_limit bound;
+    moe_bench_samples_add(&session->paired[bench_case - session->cases],
+                          find_floor_s(bench_case, &rates, &bound) /
+                              moe_bench_samples_summarize(&round).median);
     return 0;
 }
 
@@ -386,27 +444,25 @@ static int measure_overhead(struct moe_bench_session *session, int32_t op_idx,
 
 static void conclude(struct moe_bench_session *session)
 {
+    struct rates best;
     for (int limit = 0; limit < MOE_BENCH_NUM_LIMITS; ++limit) {
         session->limit_summaries[limit] =
             moe_bench_samples_summarize(&session->limits.samples[limit]);
+        best.limits[limit] = session->limit_summaries[limit].p90;
     }
     for (size_t i = 0; i < session->num_cases; ++i) {
         struct moe_bench_case *bench_case = &session->cases[i];
-        const struct moe_bench_cost *cost = &bench_case->cost;
-        const enum moe_bench_limit bandwidth = moe_bench_case_bandwidth(bench_case->op);
-        const double bytes_s = cost->moved_bytes / session->limit_summaries[bandwidth].p90;
-        const double peak = session->limit_summaries[MOE_BENCH_LIMIT_FMA].p90;
-        const double flops_s = peak > 0.0 ? cost->flops / peak : 0.0; /* 0: not known */
         struct moe_bench_result *result = &session->results[i];
         result->bench_case = bench_case;
         result->seconds = moe_bench_samples_summarize(&bench_case->samples);
         if (session->gpu != NULL) {
             result->host_s = moe_bench_samples_summarize(&session->host_samples[i]);
+        } else {
+            result->paired = moe_bench_samples_summarize(&session->paired[i]);
         }
-        result->bytes_per_s = cost->moved_bytes / result->seconds.median;
-        result->flop_per_s = cost->flops / result->seconds.median;
-        result->bound = flops_s > bytes_s ? MOE_BENCH_LIMIT_FMA : bandwidth;
-        result->floor_s = flops_s > bytes_s ? flops_s : bytes_s;
+        result->bytes_per_s = bench_case->cost.moved_bytes / result->seconds.median;
+        result->flop_per_s = bench_case->cost.flops / result->seconds.median;
+        result->floor_s = find_floor_s(bench_case, &best, &result->bound);
         result->ratio = result->floor_s / result->seconds.median;
     }
 }
@@ -428,13 +484,11 @@ static int measure(struct moe_bench_session *session, struct moe_progress *progr
                 return -1;
             }
         }
-        double limits_s = moe_terminal_now_s();
         for (size_t i = 0; i < session->num_cases; ++i) {
-            if (moe_terminal_now_s() - limits_s > limit_interval_s) {
-                if (measure_limits(session, error) != 0) {
-                    return -1;
-                }
-                limits_s = moe_terminal_now_s();
+            if (session->gpu != NULL &&
+                moe_terminal_now_s() - session->limits_s > limit_interval_s &&
+                measure_limits(session, error) != 0) {
+                return -1;
             }
             if (measure_case(session, &session->cases[i], error) != 0) {
                 return -1;

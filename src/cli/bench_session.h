@@ -32,9 +32,11 @@ struct moe_bench_result {
     struct moe_bench_summary host_s;  /* GPU: of the host, per call without a graph */
     double bytes_per_s;
     double flop_per_s;
-    enum moe_bench_limit bound; /* what takes longest at its limit */
-    double floor_s;             /* how long that takes */
-    double ratio;               /* floor_s to the median: 1 is the limit */
+    enum moe_bench_limit bound;      /* what takes longest at its limit */
+    double floor_s;                  /* how long that takes */
+    double ratio;                    /* floor_s to the median: 1 is the limit */
+    struct moe_bench_summary paired; /* CPU: the same of each round alone, by the mean of the limits
+                                        measured right before and right after */
 };
 
 struct moe_bench_session {
@@ -45,6 +47,7 @@ struct moe_bench_session {
     struct moe_bench_gpu gpu_bench; /* of it */
     struct moe_bench_limits limits; /* samples of a GPU too */
     struct moe_bench_data data;
+    double limits_s; /* when they were measured last */
     double timer_s;
     /* Rates. The limit is the 90th percentile: what the machine reaches when nobody else uses it,
      * whereas the median would shrink with every neighbour and flatter the operations. */
@@ -62,6 +65,7 @@ struct moe_bench_session {
     struct moe_bench_case *cases;
     struct moe_bench_result *results;                 /* [num_cases] */
     struct moe_bench_samples *host_samples;           /* GPU: [num_cases], of host_s */
+    struct moe_bench_samples *paired;                 /* CPU: [num_cases], a ratio per round */
     struct moe_bench_overhead overheads[MOE_NUM_OPS]; /* [num_ops] */
 };
 

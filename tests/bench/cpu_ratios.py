@@ -3,8 +3,9 @@
 
     python3 tests/bench/cpu_ratios.py [--moectl build/bin/moectl] [--threads N] [--plugin SO] [--min-time MS] [--peers PYTHON]
 
-One line each: what is measured, its aim, and its share of the limit's best tenth and of the limit's median, both of the same run.
-The second one is the fairer on a machine whose rates wander; the exit status is that of the first, 1 where one falls short.
+One line each: what is measured, its aim, and its share of the limit's best tenth, of the limit's median, both of the same run, and
+paired: of the limit measured right before and after, the median over rounds. On a machine whose rates wander the last one says most; the
+exit status is that of the first, 1 where one falls short.
 --peers: a Python with torch and transformers; cpu_peers.py runs after, with the same moectl and threads.
 """
 import argparse
@@ -54,7 +55,7 @@ def main():
             verdict = "" if aim is None else f"aim {100 * aim:.0f} %: {'reached' if best >= aim else 'not reached'}"
             failed |= aim is not None and best < aim
             print(f"{label:24} T {result['num_tokens']:<4} {result['us']:10.0f} us  {100 * best:5.1f} % of {result['limit']:4} "
-                  f"({100 * best * best_tenth / median:5.1f} % of its median)  {verdict}", flush=True)
+                  f"({100 * best * best_tenth / median:5.1f} % of its median, {100 * result['paired_ratio']:5.1f} % paired)  {verdict}", flush=True)
     if options.peers:
         peers = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpu_peers.py")
         threads = ["--threads", str(options.threads)] if options.threads else []

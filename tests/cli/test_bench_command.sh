@@ -95,6 +95,7 @@ for result in results:
     work = result["flops"] if result["limit"] == "fma" else result["bytes"]
     assert math.isclose(result["floor_us"], work / limits[rate] / 1e3, rel_tol=1e-6), result
     assert math.isclose(result["ratio"], result["floor_us"] / result["us"], rel_tol=1e-6), result
+    assert 0 < result["paired_ratio_p10"] <= result["paired_ratio"] <= result["paired_ratio_p90"], result
 
 # The formulas: E 8, k 2, H 72, I 40, bf16; the active experts are those that were drawn.
 def find(op, num_tokens):
@@ -119,6 +120,7 @@ assert [(row["op"], row["num_tokens"]) for row in rows] == [
     (op, size) for op in ("pre_reorder", "gemm1", "layer") for size in ("1", "5", "33")], rows
 assert all(None not in row and None not in row.values() for row in rows)
 assert all(float(row["mean_active_experts"]) == 2 and row["dtype"] == "fp32" and float(row["ratio"]) > 0 for row in rows), rows
+assert all(float(row["paired_ratio"]) > 0 for row in rows), rows
 
 for dtype, missing in (("fp8", {"gemm1", "gemm2", "activation"}), ("fp8-weights", set())):
     rows = list(csv.DictReader(open(f"{folder}/{dtype}.csv")))
