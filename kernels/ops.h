@@ -306,6 +306,8 @@ struct moe_op_post_reorder {
     int64_t residual_stride;
     void *output; /* may be residual or shared with equal strides */
     int64_t output_stride;
+    int32_t streams;    /* as in moe_op_pre_reorder */
+    int32_t has_avx512; /* as in moe_op_activation */
 };
 
 #endif

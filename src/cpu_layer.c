@@ -13,6 +13,7 @@
  * stage is a pure function of the one before, so threads, tiles and chunks do not change a bit.
  */
 #include "cpu_chain.h"
+#include "cpu_isa.h"
 #include "op_fill.h"
 #include "plan.h"
 #include "weights.h"
@@ -306,6 +307,7 @@ static void run_combine(struct layer_run *layer)
         .residual_stride = op->residual_stride,
         .output = op->output,
         .output_stride = op->output_stride,
+        .has_avx512 = moe_cpu_isa_has_avx512_vbmi(),
     };
     moe_cpu_run_kernel(&layer->cpu, &kernels_of(layer, MOE_OP_POST_REORDER)->post_reorder, &combine,
                        moe_cpu_tile_of(layer->run->bucket, MOE_OP_POST_REORDER));

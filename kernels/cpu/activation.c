@@ -176,7 +176,7 @@ static int is_silu_avx512(const struct moe_op_activation *op, const struct row *
 {
     return op->has_avx512 && op->input_dtype == MOE_DTYPE_BF16 && !op->act.ungated &&
            op->act.activation == MOE_ACTIVATION_SILU &&
-           (!op->streams || (uintptr_t)row->output % SILU_LINE_BYTES == 0);
+           (!op->streams || (uintptr_t)row->output % BF16_AVX512_BYTES == 0);
 }
 
 #endif

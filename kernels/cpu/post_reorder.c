@@ -9,12 +9,13 @@
  * Limits: none on k; rows outside [0, num_rows) count as missing. Output may be residual or shared:
  *   a group of columns is read before it is written.
  */
+#include "bf16_avx512.h"
 #include "convert.h"
 #include "cpu_ops.h"
 
 #include <stddef.h>
 
-enum { WIDE_COLUMNS = 4 * MOE_VEC8_LANES };
+enum { WIDE_COLUMNS = 4 * MOE_VEC8_LANES, LINE_BYTES = 64 };
 
 struct term {
     const void *row;
@@ -28,6 +29,7 @@ struct token {
     const void *residual; /* or NULL */
     void *output;
     float shared_factor;
+    int streams; /* the output is written around the caches */
 };
 
 /* Where the row of a slot lies, NULL if it has none. */
@@ -70,6 +72,7 @@ static struct token find_token(const struct moe_op_post_reorder *op, int64_t idx
                          : NULL;
     token.output = moe_convert_at_mutable(op->output, op->dtype, idx * op->output_stride);
     token.shared_factor = op->shared_factor != NULL ? op->shared_factor[idx] : 1.0f;
+    token.streams = op->streams && (uintptr_t)token.output % LINE_BYTES == 0;
     return token;
 }
 
@@ -120,7 +123,12 @@ MOE_INLINE void finish_wide(const struct token *token, int32_t dtype, float scal
         sums[0] = moe_vec8_add(sums[0], other[0]);
         sums[1] = moe_vec8_add(sums[1], other[1]);
     }
-    moe_convert_store_wide(moe_convert_at_mutable(token->output, dtype, col), dtype, sums);
+    void *to = moe_convert_at_mutable(token->output, dtype, col);
+    if (token->streams) {
+        moe_convert_stream_wide(to, dtype, sums);
+    } else {
+        moe_convert_store_wide(to, dtype, sums);
+    }
 }
 
 /* Four groups by name: compilers keep an array of sums in memory unless they unroll the loops over
@@ -158,11 +166,64 @@ static inline void combine_narrow(const struct token *token, int32_t dtype, floa
     finish_columns(token, dtype, scaling, col, count, sum);
 }
 
-/* `dtype` is a constant at each call. */
-static inline void combine_token(const struct token *token, int32_t dtype, float scaling,
-                                 int64_t hidden)
+#if BF16_HAS_AVX512
+
+/* Whole groups of 32 bf16 columns with AVX-512: the operations of combine_wide, in half as many
+ * instructions, so that more lines of the rows are on their way at a time. Returns how many columns
+ * that were. */
+BF16_AVX512_TARGET_ static int64_t combine_avx512(const struct token *token, float scaling,
+                                                  int64_t hidden)
 {
     int64_t col = 0;
+    for (; col + BF16_AVX512_COLUMNS <= hidden; col += BF16_AVX512_COLUMNS) {
+        __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        __m512 lanes[2];
+        for (int64_t j = 0; j < token->num_terms; j++) {
+            const __m512 weight = _mm512_set1_ps(token->terms[j].weight);
+            bf16_avx512_load((const uint16_t *)token->terms[j].row + col, lanes);
+            sums[0] = _mm512_fmadd_ps(weight, lanes[0], sums[0]);
+            sums[1] = _mm512_fmadd_ps(weight, lanes[1], sums[1]);
+        }
+        sums[0] = _mm512_mul_ps(sums[0], _mm512_set1_ps(scaling));
+        sums[1] = _mm512_mul_ps(sums[1], _mm512_set1_ps(scaling));
+        if (token->shared != NULL) {
+            const __m512 factor = _mm512_set1_ps(token->shared_factor);
+            bf16_avx512_load((const uint16_t *)token->shared + col, lanes);
+            sums[0] = _mm512_fmadd_ps(factor, lanes[0], sums[0]);
+            sums[1] = _mm512_fmadd_ps(factor, lanes[1], sums[1]);
+        }
+        if (token->residual != NULL) {
+            bf16_avx512_load((const uint16_t *)token->residual + col, lanes);
+            sums[0] = _mm512_add_ps(sums[0], lanes[0]);
+            sums[1] = _mm512_add_ps(sums[1], lanes[1]);
+        }
+        bf16_avx512_store((uint16_t *)token->output + col, bf16_avx512_pack(sums[0], sums[1]),
+                          token->streams);
+    }
+    return col;
+}
+
+static int64_t combine_bf16(const struct token *token, int32_t has_avx512, float scaling,
+                            int64_t hidden)
+{
+    return has_avx512 ? combine_avx512(token, scaling, hidden) : 0;
+}
+
+#else
+
+static int64_t combine_bf16(const struct token *token, int32_t has_avx512, float scaling,
+                            int64_t hidden)
+{
+    (void)token, (void)has_avx512, (void)scaling, (void)hidden;
+    return 0;
+}
+
+#endif
+
+/* Columns from `col` on; `dtype` is a constant at each call. */
+static inline void combine_token(const struct token *token, int32_t dtype, float scaling,
+                                 int64_t hidden, int64_t col)
+{
     for (; col + WIDE_COLUMNS <= hidden; col += WIDE_COLUMNS) {
         combine_wide(token, dtype, scaling, col);
     }
@@ -194,11 +255,16 @@ void MOE_CPU_NAME(moe_cpu_post_reorder_run)(const void *op, const struct moe_til
     for (int64_t idx = task * tile->block_size; idx < end; idx++) {
         const struct token token = find_token(reorder, idx, scratch);
         if (reorder->dtype == MOE_DTYPE_BF16) {
-            combine_token(&token, MOE_DTYPE_BF16, reorder->scaling, reorder->hidden);
+            combine_token(
+                &token, MOE_DTYPE_BF16, reorder->scaling, reorder->hidden,
+                combine_bf16(&token, reorder->has_avx512, reorder->scaling, reorder->hidden));
         } else if (reorder->dtype == MOE_DTYPE_FP16) {
-            combine_token(&token, MOE_DTYPE_FP16, reorder->scaling, reorder->hidden);
+            combine_token(&token, MOE_DTYPE_FP16, reorder->scaling, reorder->hidden, 0);
         } else {
-            combine_token(&token, MOE_DTYPE_FP32, reorder->scaling, reorder->hidden);
+            combine_token(&token, MOE_DTYPE_FP32, reorder->scaling, reorder->hidden, 0);
         }
+    }
+    if (reorder->streams) {
+        moe_convert_finish_streams();
     }
 }

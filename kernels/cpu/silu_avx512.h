@@ -7,21 +7,17 @@
 #ifndef MOE_SILU_AVX512_H
 #define MOE_SILU_AVX512_H
 
-#include "convert.h"
-#include "vec8.h"
+#include "bf16_avx512.h"
 
-#define SILU_HAS_AVX512 MOE_VEC8_AVX2
+#define SILU_HAS_AVX512 BF16_HAS_AVX512
 
 #if SILU_HAS_AVX512
 
-/* Functions that only a processor with these extensions reaches; the build is for AVX2. */
-#define SILU_TARGET_ __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")))
-#define SILU_INLINE  static inline __attribute__((always_inline)) SILU_TARGET_
-
-enum { SILU_VECTORS = 4, SILU_COLUMNS = 64, SILU_LINE_BYTES = 64 };
+enum { SILU_VECTORS = 4 };
+enum { SILU_COLUMNS = SILU_VECTORS / 2 * BF16_AVX512_COLUMNS };
 
 /* x[i] = 1 + e^-x[i]; moe_vmath_ones_plus_exp_neg explains. */
-SILU_INLINE void silu_denominators(__m512 x[SILU_VECTORS])
+BF16_AVX512_INLINE void silu_denominators(__m512 x[SILU_VECTORS])
 {
     static const float coefficients[] = {0x1.572a06p-4f, -0x1.5557aep-2f, 0x1.fffdfcp-1f, -2.0f,
                                          2.0f};
@@ -53,46 +49,14 @@ SILU_INLINE void silu_denominators(__m512 x[SILU_VECTORS])
     }
 }
 
-/* Even and odd columns of 32. */
-SILU_INLINE void silu_load(const uint16_t *from, __m512 lanes[2])
-{
-    const __m512i packed = _mm512_loadu_si512(from);
-    lanes[0] = _mm512_castsi512_ps(_mm512_slli_epi32(packed, 16));
-    lanes[1] = _mm512_castsi512_ps(_mm512_and_si512(packed, _mm512_set1_epi32((int)0xffff0000u)));
-}
-
-SILU_INLINE __m512 silu_canonical(__m512 a)
-{
-    return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q),
-                              _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
-}
-
-/* moe_convert_bump_bf16 */
-SILU_INLINE __m512i silu_bump(__m512 a)
-{
-    const __m512i bits = _mm512_castps_si512(a);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-}
-
-/* moe_convert_pack_bf16 */
-SILU_INLINE __m512i silu_pack(__m512 even, __m512 odd)
-{
-    if (_mm512_cmp_ps_mask(even, odd, _CMP_UNORD_Q) != 0) {
-        even = silu_canonical(even);
-        odd = silu_canonical(odd);
-    }
-    const __m512i low = _mm512_srli_epi32(silu_bump(even), 16);
-    return _mm512_mask_mov_epi16(low, 0xaaaaaaaau, silu_bump(odd));
-}
-
 /*
  * Whole groups of 64 columns; returns how many columns. A group is read before it is written.
  * next_bytes: from these operands to those that are needed next. `streams`: around the caches, for
  * an output at a multiple of 64 bytes; moe_convert_finish_streams must follow.
  */
-SILU_TARGET_ static int64_t silu_avx512(const uint16_t *gate, const uint16_t *up, uint16_t *output,
-                                        int64_t num_columns, int64_t next_bytes, int streams)
+BF16_AVX512_TARGET_ static int64_t silu_avx512(const uint16_t *gate, const uint16_t *up,
+                                               uint16_t *output, int64_t num_columns,
+                                               int64_t next_bytes, int streams)
 {
     int64_t col = 0;
     for (; col + SILU_COLUMNS <= num_columns; col += SILU_COLUMNS) {
@@ -103,8 +67,8 @@ SILU_TARGET_ static int64_t silu_avx512(const uint16_t *gate, const uint16_t *up
             const int64_t at = col + half * (SILU_COLUMNS / 2);
             __builtin_prefetch((const char *)(gate + at) + next_bytes);
             __builtin_prefetch((const char *)(up + at) + next_bytes);
-            silu_load(gate + at, gates + 2 * half);
-            silu_load(up + at, ups + 2 * half);
+            bf16_avx512_load(gate + at, gates + 2 * half);
+            bf16_avx512_load(up + at, ups + 2 * half);
         }
         MOE_UNROLL for (int i = 0; i < SILU_VECTORS; i++)
         {
@@ -117,16 +81,11 @@ SILU_TARGET_ static int64_t silu_avx512(const uint16_t *gate, const uint16_t *up
         }
         MOE_UNROLL for (int half = 0; half < SILU_VECTORS / 2; half++)
         {
-            packed[half] = silu_pack(ups[2 * half], ups[2 * half + 1]);
+            packed[half] = bf16_avx512_pack(ups[2 * half], ups[2 * half + 1]);
         }
         MOE_UNROLL for (int half = 0; half < SILU_VECTORS / 2; half++)
         {
-            uint16_t *to = output + col + half * (SILU_COLUMNS / 2);
-            if (streams) {
-                _mm512_stream_si512((void *)to, packed[half]);
-            } else {
-                _mm512_storeu_si512(to, packed[half]);
-            }
+            bf16_avx512_store(output + col + half * BF16_AVX512_COLUMNS, packed[half], streams);
         }
     }
     return col;

@@ -2,6 +2,7 @@
 /* post_reorder and its case sum_reduce: against the reference within the bound of an fp32 chain,
  * and the same bits in every instruction set and block size; in place on residual and shared; NaN
  * and infinities. */
+#include "cpu_isa.h"
 #include "kernel_run.h"
 
 #include <math.h>
@@ -27,7 +28,16 @@ struct combine_case {
     bool has_residual;
     int64_t padding;
     float scaling;
+    bool has_avx512; /* if the processor does */
+    bool streams;
 };
+
+enum { NUM_MODES = 4 }; /* with and without AVX-512 and streaming stores */
+
+static bool mode_has_avx512(int mode)
+{
+    return mode % 2 != 0 && moe_cpu_isa_has_avx512_vbmi();
+}
 
 /* Host arrays of a case; strides are dense where the reference wants them dense. */
 struct data {
@@ -179,6 +189,8 @@ static void run_variant(const struct combine_case *test, const struct data *data
         .residual_stride = test->hidden,
         .output = output.data,
         .output_stride = stride,
+        .streams = test->streams,
+        .has_avx512 = test->has_avx512,
     };
     if (test->target == TARGET_RESIDUAL && test->has_residual) {
         spread(output.data, data->residual, test, stride);
@@ -216,8 +228,11 @@ static void run_case(struct support_random *random, const struct combine_case *t
     expect(test, &data, expected, tolerances);
     run_variant(test, &data, &variants[0], first);
     assert_all_within(expected, tolerances, test->dtype, first, count);
-    for (int v = 1; v < num_variants; v++) {
-        run_variant(test, &data, &variants[v], other);
+    for (int v = 1; v < NUM_MODES * num_variants; v++) {
+        struct combine_case variation = *test;
+        variation.has_avx512 = mode_has_avx512(v / num_variants);
+        variation.streams = v / num_variants / 2 != 0;
+        run_variant(&variation, &data, &variants[v % num_variants], other);
         assert_bits_equal(first, other, count, bytes);
     }
     free_data(&data);
@@ -321,12 +336,59 @@ static void special_values_are_canonical(void **state)
     }
 }
 
+/* The same in bf16, in whole groups of columns and behind them. */
+static void special_values_are_canonical_in_bf16(void **state)
+{
+    (void)state;
+    enum { HIDDEN = 75 };
+    static const uint16_t values[] = {0x7f80, 0xff80, 0x7fc0, 0xffff, 0x7f81, 0x3f80,
+                                      0x8000, 0x0001, 0x7f7f, 0xff7f, 0xbf80};
+    enum { NUM_VALUES = sizeof(values) / sizeof(values[0]) };
+    struct kernel_variant variants[KERNEL_MAX_VARIANTS];
+    const int num_variants = kernel_list_variants(MOE_OP_POST_REORDER, variants);
+    uint16_t rows[NUM_VALUES][2][HIDDEN];
+    uint16_t first[NUM_VALUES][HIDDEN];
+    for (int64_t i = 0; i < NUM_VALUES * HIDDEN; i++) {
+        rows[i / HIDDEN][0][i % HIDDEN] = values[i % NUM_VALUES];
+        rows[i / HIDDEN][1][i % HIDDEN] = values[(i + i / HIDDEN) % NUM_VALUES];
+    }
+    for (int v = 0; v < NUM_MODES * num_variants; v++) {
+        _Alignas(64) uint16_t output[NUM_VALUES][HIDDEN];
+        const struct moe_op_post_reorder op = {.num_tokens = NUM_VALUES,
+                                               .top_k = 2,
+                                               .hidden = HIDDEN,
+                                               .dtype = MOE_DTYPE_BF16,
+                                               .scaling = 1.0f,
+                                               .rows = rows,
+                                               .row_stride = HIDDEN,
+                                               .num_rows = 2 * NUM_VALUES,
+                                               .token_stride = 2 * HIDDEN,
+                                               .output = output,
+                                               .output_stride = HIDDEN,
+                                               .streams = v / num_variants / 2,
+                                               .has_avx512 = mode_has_avx512(v / num_variants)};
+        const struct kernel_variant *variant = &variants[v % num_variants];
+        kernel_run(&variant->kernels->post_reorder, &variant->tile, &op);
+        for (int64_t i = 0; i < NUM_VALUES * HIDDEN; i++) {
+            const uint16_t got = output[i / HIDDEN][i % HIDDEN];
+            assert_true((got & 0x7fff) <= 0x7f80 || got == 0x7fc0);
+        }
+        if (v == 0) {
+            memcpy(first, output, sizeof(first));
+            assert_int_equal(first[0][0], 0x7f80); /* infinity + infinity */
+            assert_int_equal(first[0][3], 0x7fc0); /* NaN + NaN */
+        }
+        assert_bits_equal(first, output, NUM_VALUES * HIDDEN, 2);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(grid_matches_reference),
         cmocka_unit_test(slots_are_added_in_order),
         cmocka_unit_test(special_values_are_canonical),
+        cmocka_unit_test(special_values_are_canonical_in_bf16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
