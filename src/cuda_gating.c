@@ -109,6 +109,12 @@ static const struct moe_tile *find_tile(const struct moe_run *run)
 int32_t moe_cuda_gating(const struct moe_run *run, const struct moe_op_gating *op,
                         struct moe_error *error)
 {
+    return moe_cuda_gating_before(run, op, false, error);
+}
+
+int32_t moe_cuda_gating_before(const struct moe_run *run, const struct moe_op_gating *op,
+                               bool is_late, struct moe_error *error)
+{
     const struct moe_tile *tile = find_tile(run);
     const struct moe_cuda_state *state = moe_cuda_state_of(run);
     const struct gate_shape gate = shape_gate(op);
@@ -122,6 +128,7 @@ int32_t moe_cuda_gating(const struct moe_run *run, const struct moe_op_gating *o
         .gate_words = gate.num_words,
         .is_vectored = gate.is_vectored,
         .batch_tokens = (int32_t)batch,
+        .is_late = is_late,
     };
     struct moe_cuda_launch launch = {
         .form = gate.form,

@@ -23,6 +23,9 @@ static inline const struct moe_tile *moe_cuda_tile_of(const struct moe_run *run,
 /* cuda_routing.c */
 int32_t moe_cuda_gating(const struct moe_run *run, const struct moe_op_gating *op,
                         struct moe_error *error);
+/* `is_late`: what is chained to it begins when it has ended. */
+int32_t moe_cuda_gating_before(const struct moe_run *run, const struct moe_op_gating *op,
+                               bool is_late, struct moe_error *error);
 int32_t moe_cuda_route(const struct moe_run *run, const struct moe_op_route *op,
                        struct moe_error *error);
 int32_t moe_cuda_align(const struct moe_run *run, const struct moe_op_align *op,

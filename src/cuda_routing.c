@@ -431,7 +431,11 @@ int32_t moe_cuda_route(const struct moe_run *run, const struct moe_op_route *op,
         args.shape = shape_sort(run, tile, num_experts, num_routes);
     }
     if (gates && !is_gated) {
-        MOE_TRY(moe_cuda_gating(run, &op->gating, error));
+        const struct moe_tile *sort_tile =
+            args.shape.phase == MOE_CUDA_SORT_FLAT ? tile : find_split(tile);
+        const bool is_late = moe_cuda_gates_late(op->gating.num_tokens, op->gating.num_experts,
+                                                 sort_tile->block_size);
+        MOE_TRY(moe_cuda_gating_before(run, &op->gating, is_late, error));
         sort_run.is_chained = 1;
     }
     int64_t num_words = op->wants_preprocess ? preprocess_words(preprocess) : num_routes;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The cost model of the CUDA backend. */
+#include "cuda_routing.h"
 #include "heuristic_costs.h"
 
 #include <math.h>
@@ -25,7 +26,9 @@ static double cuda_split_cost(double threads, const struct moe_problem *problem,
     const double chunks = fmin(ceil(routes / threads), 128.0);
     const double turns = ceil(routes / (chunks * threads));
     const double table = chunks * moe_cost_at_least_1(problem->num_experts) / 256.0;
-    return 3.0 + threads * 0.0014 + (0.55 + threads * 0.0021) * turns + 0.016 * table;
+    const double many_threads = fmax(threads - 512.0, 0.0); /* pay off only where they gate */
+    return 3.0 + threads * 0.0014 + (0.55 + (threads + many_threads) * 0.0021) * turns +
+           0.016 * table;
 }
 
 static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_device *device,
@@ -47,7 +50,8 @@ static double cuda_sort_cost(const struct moe_tile *tile, const struct moe_devic
 }
 
 /* route, in the same way: gating and the sort in one launch while a warp has a token, gating in
- * front of the sort (which two launches follow less closely), or gating in the first of two. */
+ * front of the sort (which begins under its tail or when it has ended; two launches do the former
+ * less closely), or gating in the first of two. */
 static double cuda_route_cost(const struct moe_tile *tile, const struct moe_device *device,
                               const struct moe_problem *problem, int64_t num_tokens)
 {
@@ -61,12 +65,18 @@ static double cuda_route_cost(const struct moe_tile *tile, const struct moe_devi
     }
     const bool is_quick = experts <= 256.0 && problem->top_k <= 8; /* sorts can gate */
     const bool is_split = tile->kernel == MOE_KERNEL_CUDA_SPLIT;
-    if (is_quick && is_split) {
-        return 6.05 + experts * 0.002 + tokens * (0.0004 + experts * 0.0000017);
+    if (is_quick && is_split) { /* more warps gate faster and sort slower */
+        return threads > 512.0
+                   ? 7.5 + experts * 0.0065 + tokens * (0.000446 + experts * 0.00000025)
+                   : 6.05 + experts * 0.002 + tokens * (0.000411 + experts * 0.00000053) +
+                         routes * 0.0000245;
     }
     if (!is_quick || tokens > cuda_cluster_ctas * threads / 32.0) {
-        const double follow = is_split || routes > cuda_cluster_ctas * threads ? 0.7 : -0.3;
-        const double gating = 2.2 + experts * 0.0035 + tokens * (0.00017 + experts * 0.0000016);
+        const bool is_long = is_split || routes > cuda_cluster_ctas * threads;
+        const int64_t sort_threads = is_long && !is_split ? 512 : tile->block_size;
+        const bool is_late = moe_cuda_gates_late(num_tokens, (int64_t)experts, sort_threads);
+        const double follow = is_late ? 0.0 : is_long ? 0.7 : -0.3;
+        const double gating = 2.2 + experts * 0.0035 + tokens * (0.00022 + experts * 0.00000109);
         return gating + cuda_sort_cost(tile, device, problem, num_tokens) + follow;
     }
     const double exchange = tokens > 8.0 ? 1.0 + tokens * 0.003 : 0.0;

@@ -74,13 +74,14 @@ struct moe_cuda_ep_preprocess {
 #define MOE_CUDA_GATE_QUICK_BATCH (32 / MOE_CUDA_GATE_QUICK_SLOTS)
 
 /* A warp gates a token, quick forms `batch_tokens` of them. `gate_words`: 4-byte words of shared
- * memory of each warp. */
+ * memory of each warp. `is_late`: dependents are launched when the last CTA ends, not when it
+ * begins. */
 struct moe_cuda_gating {
     struct moe_op_gating op;
     int32_t gate_words;
     int32_t is_vectored; /* four logits at a time are aligned, in all rows */
     int32_t batch_tokens;
-    int32_t reserved;
+    int32_t is_late;
 };
 
 /* Forms of gating: experts in registers of a lane (0: any number, in shared memory), and threads

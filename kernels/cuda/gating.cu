@@ -13,6 +13,14 @@
 namespace
 {
 
+/* Else the end of the grid launches them. */
+__device__ __forceinline__ void launch_dependents(const struct moe_cuda_gating &args)
+{
+    if (args.is_late == 0) {
+        moe_ptx_griddep_launch();
+    }
+}
+
 template <int kPerLane> __device__ __forceinline__ void gating(const struct moe_cuda_gating &args)
 {
     extern __shared__ __align__(16) uint32_t shared_words[];
@@ -20,7 +28,7 @@ template <int kPerLane> __device__ __forceinline__ void gating(const struct moe_
     const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
     const GateScratch scratch = make_gate_scratch(op, shared_words + warp * args.gate_words);
     moe_ptx_griddep_wait();
-    moe_ptx_griddep_launch();
+    launch_dependents(args);
     const int32_t num_tokens = count_tokens(op);
     const int32_t num_valid = count_valid(op, num_tokens);
     const int32_t num_warps = static_cast<int32_t>(blockDim.x) / 32; /* fewer if rows do not fit */
@@ -37,7 +45,7 @@ __device__ __forceinline__ void gating_quick(const struct moe_cuda_gating &args)
     const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
     const int32_t num_warps = static_cast<int32_t>(blockDim.x) / 32;
     moe_ptx_griddep_wait();
-    moe_ptx_griddep_launch();
+    launch_dependents(args);
     const int32_t num_tokens = count_tokens(op);
     const int32_t num_valid = count_valid(op, num_tokens);
     const int32_t step = static_cast<int32_t>(gridDim.x) * num_warps * args.batch_tokens;
