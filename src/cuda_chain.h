@@ -4,6 +4,8 @@
 #define MOE_CUDA_CHAIN_H
 
 #include "backend.h"
+#include "ops.h"
+#include "tiles.h"
 
 struct moe_cuda_gemm_routes;
 
@@ -16,6 +18,19 @@ static inline uint64_t moe_cuda_append(uint64_t *total, uint64_t bytes)
     *total += (bytes + MOE_CUDA_WORKSPACE_ALIGNMENT - 1) / MOE_CUDA_WORKSPACE_ALIGNMENT *
               MOE_CUDA_WORKSPACE_ALIGNMENT;
     return offset;
+}
+
+/* Channels of an expert from which on clusters read copies of the tokens in order, though they
+ * could gather. Both ways were timed with 768 channels, where a gather is faster, and with 14336,
+ * where copies are; the limit between them is assumed (docs/adr/0012). */
+#define MOE_CUDA_IN_ORDER_INTER 1875
+
+/* Does a layer copy the rows into the order of the experts before this GEMM1? */
+static inline bool moe_cuda_reads_in_order(const struct moe_problem *problem,
+                                           const struct moe_tile *tile)
+{
+    return moe_tiles_cluster_ctas(tile) > 1 && (problem->inter >= MOE_CUDA_IN_ORDER_INTER ||
+                                                tile->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M);
 }
 
 /* The part of a GEMM that depends on the problem and the experts' width only: activation fused in

@@ -44,17 +44,10 @@ struct layer_layout {
     uint64_t total;
 };
 
-/* Channels of an expert from which on clusters read copies of the tokens in order, though they
- * could gather: between 1408, where a gather costs less than copies, and 14336, where it is the
- * other way round (docs/adr/0012). Nothing between them has been timed both ways. */
-static const int32_t in_order_inter = 1875;
-
 static bool reads_in_order(const struct moe_problem *problem,
                            const struct moe_dispatch_bucket *bucket)
 {
-    const struct moe_tile *tile = &moe_tiles[bucket->choices[MOE_OP_GEMM1].tile];
-    return moe_tiles_cluster_ctas(tile) > 1 &&
-           (problem->inter >= in_order_inter || tile->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M);
+    return moe_cuda_reads_in_order(problem, &moe_tiles[bucket->choices[MOE_OP_GEMM1].tile]);
 }
 
 static void lay_out_layer(const struct moe_plan *plan, const struct moe_dispatch_bucket *bucket,

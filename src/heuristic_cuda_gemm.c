@@ -15,13 +15,12 @@
  *   waves     ceil(units / clusters) units on the busiest one
  *   total     the largest of the three, and a share of the others that does not overlap
  *
- * The constants were fitted by hand and by search to layers with every tile on an H200: 16 shapes,
- * 1 to 32768 tokens, 105 cells; the tile taken is within 1.2 % of the best one in all but the two
- * that profiles name (docs/performance-gemm.md).
+ * The constants were fitted by hand and by search to times of layers on an H200; how far the tile
+ * taken is from the best one: docs/performance-gemm.md, "Which tile, measured".
  */
+#include "cuda_chain.h"
 #include "heuristic_costs.h"
 
-#include "ops.h"
 #include "tiles.h"
 
 #include <math.h>
@@ -123,8 +122,7 @@ double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
     if (is_gemm1 && moe_tiles_cluster_ctas(tile) > 1) { /* rows are gathered, or copied before */
         const double copies = 2.0 * routing.num_routes * shape.k * shape.element_bytes /
                               (moe_cost_at_least_1(device->num_sms) * copy_rate);
-        cost += tile->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M ? copies
-                                                               : fmin(copies, gather_lost * cost);
+        cost += moe_cuda_reads_in_order(problem, tile) ? copies : gather_lost * cost;
     }
     if (problem->shared_inter > 0) { /* a group of its own that all tokens meet */
         shape.num_groups = 1.0;

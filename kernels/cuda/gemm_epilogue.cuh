@@ -3,8 +3,9 @@
  * From accumulators to output rows. A consumer warpgroup has, per slab, 64 channels x block_m
  * tokens; thread t holds channels 16 * (warp % 4) + lane / 4 (+ 8) of tokens 8 g + 2 * (lane % 4)
  * (+ 1): sums[slab][4 g + 2 * (channel half) + (token half)].
- *   acc * row weight, + bias, activation, one rounding; then, 32 tokens at a time, transposed
- *   through shared memory (stmatrix), so that eight lanes write 128 bytes of a token's row.
+ *   acc * row weight, + bias, activation, one rounding; then, 32 tokens at a time (16 of two
+ *   slabs), transposed through shared memory (stmatrix), so that eight lanes write 128 bytes of a
+ *   token's row.
  * This is straight code, run once per unit, and the sums stay in registers: what counts is its
  * length, and that it can be scheduled. With every case tested inside it was 68 KB, more than the
  * instruction caches, and took 14,000 cycles per unit; so the cases are constants of the fast path,
@@ -209,7 +210,8 @@ static __device__ __forceinline__ void moe_gemm_stage(const struct moe_gemm_plac
 
 /* kNumTokens staged tokens, `first` and on, to their rows, by the warpgroup: eight lanes have 128
  * bytes of a row. Without branches, so that what follows is scheduled under the waits for shared
- * memory; what stands there for tokens beyond the unit's is read and not stored. */
+ * memory; what stands there for tokens beyond the unit's is read and not stored. Behind the last
+ * row of a block that 16 does not divide, that is other words of the CTA's shared memory. */
 template <int kNumSlabs, int kNumTokens>
 static __device__ __forceinline__ void moe_gemm_store_staged(const struct moe_op_gemm &op,
                                                              const struct moe_gemm_unit &unit,
@@ -259,8 +261,8 @@ static __device__ __forceinline__ void moe_gemm_finish_block(const struct moe_op
 }
 
 /* The fast path from token kBase on, whose block is finished: 16-bit rows in vectors, for the
- * activations above. The next block is finished under this one's barrier. A buffer is written again
- * two barriers after it was read. */
+ * activations above. The next block is finished under this one's barrier. There are two
+ * buffers, so a barrier lies between the reads of one and the writes that come next to it. */
 template <int kBlockM, int kBase, bool kIsHalf, int kAct, bool kIsAffine, int kSums>
 static __device__ __forceinline__ void moe_gemm_store_from(const struct moe_op_gemm &op,
                                                            const struct moe_gemm_unit &unit,

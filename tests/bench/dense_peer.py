@@ -4,7 +4,7 @@
 
 `dense`: a layer of R = tokens x k rows does what R x 2I x H and R x H x I do when all rows meet one expert: torch.matmul.
 `grouped`: torch's grouped_mm, rows in the order of their experts, uniform routing without repetition inside a token; no gather,
-no activation and no combine. In CUDA graphs under sustained clocks, random data, buffers in turn beyond the L2; the median of 11
+no activation and no combine (torch._grouped_mm; the same rows each time, and each call allocates its output). In CUDA graphs under sustained clocks, random data, weights in turn beyond the L2; the median of 11
 replays. Needs torch and a GPU. Writes a JSON list that layer_report.py takes beside the benchmark's own.
 
 usage: dense_peer.py FILE.json

@@ -2,7 +2,7 @@
 /*
  * Every CUDA operation against the CPU backend, bit for bit, on random cases: the CPU backend is
  * held to the independent references by the other tests. Outputs are poisoned and stand between
- * guard bands; every variant of the tile table is forced in turn, and run twice.
+ * guard bands; every variant of the tile table is forced in turn.
  *
  *   gpu_check [cases per operation and variant, default 150] [check_seed]
  */

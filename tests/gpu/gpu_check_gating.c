@@ -14,7 +14,8 @@ struct gating_case {
     int64_t stride;
     int32_t max_replicas;
     int has_real, has_valid, has_load, has_bias;
-    struct check_mirror logits, bias, ids, weights, real, valid, physical, replicas, load;
+    int64_t filter; /* of route's sorts, as in check_set_filter */
+    struct check_mirror logits, bias, ids, weights, real, valid, physical, replicas, load, map;
 };
 
 static void draw_problem(struct check_case *test)
@@ -54,8 +55,25 @@ static void draw_problem(struct check_case *test)
         problem->appended_weight = 0.5f;
         problem->num_experts += problem->num_appended_experts;
     }
-    test->num_tokens = PICK(1, 2, 17, 64, 200, 1000);
+    /* Now and then so many that a warp gates several tokens, in whole batches and part of one. */
+    test->num_tokens = check_draw(25) == 0 ? PICK(8449, 20000) : PICK(1, 2, 17, 64, 200, 1000);
     problem->max_tokens = test->num_tokens;
+}
+
+/* Which routes stay on this rank: of route without replicas and appended experts, since those have
+ * numbers of their own. */
+static void draw_filter(struct gating_case *self, int32_t op)
+{
+    struct moe_problem *problem = &self->test.problem;
+    self->filter = 0;
+    if (op != MOE_OP_ROUTE || self->max_replicas > 0 || problem->num_appended_experts > 0) {
+        return;
+    }
+    self->filter = check_draw(3);
+    const int32_t num_elsewhere = (int32_t)PICK(0, 0, 5);
+    if (problem->num_experts > num_elsewhere + problem->top_k) {
+        problem->num_experts -= num_elsewhere;
+    }
 }
 
 /* Random logits; some rows of equal values, of few values, of NaN and infinities, with zeros of
@@ -98,20 +116,18 @@ static void case_init(struct gating_case *self, int32_t op)
 {
     struct check_case *test = &self->test;
     draw_problem(test);
+    self->max_replicas = test->problem.num_appended_experts == 0 && check_draw(3) == 0 ? 3 : 0;
+    draw_filter(self, op);
     check_case_init(test, op);
     const struct moe_problem *problem = &test->problem;
     const int32_t num_experts = problem->num_experts_global;
     self->num_slots = problem->top_k + problem->num_appended_experts;
     self->ids_dtype = (int32_t)check_draw(2);
     self->stride = num_experts + PICK(0, 0, 3);
-    self->max_replicas = 0;
     self->has_real = check_draw(3) == 0;
     self->has_valid = check_draw(3) == 0;
     self->has_load = check_draw(3) == 0;
     self->has_bias = (problem->flags & MOE_PROBLEM_CORRECTION_BIAS) != 0;
-    if (problem->num_appended_experts == 0 && check_draw(3) == 0) {
-        self->max_replicas = 3;
-    }
     const int64_t replicas = self->max_replicas > 0 ? self->max_replicas : 1;
     const size_t num_slots = (size_t)(test->num_tokens * self->num_slots);
     check_mirror_init(&self->logits,
@@ -126,6 +142,8 @@ static void case_init(struct gating_case *self, int32_t op)
     check_mirror_init(&self->physical, (size_t)(num_experts * replicas) * 4, 0);
     check_mirror_init(&self->replicas, (size_t)num_experts * 4, 0);
     check_mirror_init(&self->load, (size_t)num_experts * 8, 0);
+    check_mirror_init(&self->map, (size_t)num_experts * 4, 0);
+    check_fill_map(check_on_host(&self->map), problem);
     fill_logits(check_on_host(&self->logits), problem->logits_dtype, test->num_tokens,
                 self->stride);
     check_fill_elements(check_on_host(&self->bias), MOE_DTYPE_FP32, num_experts);
@@ -139,20 +157,21 @@ static void case_init(struct gating_case *self, int32_t op)
                 (int32_t)check_draw(num_experts);
         }
     }
-    struct check_mirror *all[] = {&self->logits,   &self->bias,     &self->ids,
-                                  &self->weights,  &self->real,     &self->valid,
-                                  &self->physical, &self->replicas, &self->load};
+    struct check_mirror *all[] = {&self->logits, &self->bias,  &self->ids,      &self->weights,
+                                  &self->real,   &self->valid, &self->physical, &self->replicas,
+                                  &self->load,   &self->map};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         check_mirror_send(all[i]);
     }
-    snprintf(test->text, sizeof(test->text),
-             "T %lld E %d k %d rule %d flags 0x%x groups %d of %d score %d logits %d ids %d "
-             "appended %d replicas %d real %d valid %d",
-             (long long)test->num_tokens, num_experts, problem->top_k, problem->gating,
-             problem->flags, problem->topk_groups, problem->num_groups, problem->group_score,
-             problem->logits_dtype, self->ids_dtype, problem->num_appended_experts,
-             self->max_replicas, self->has_real ? *(int32_t *)check_on_host(&self->real) : -1,
-             self->has_valid ? *(int32_t *)check_on_host(&self->valid) : -1);
+    snprintf(
+        test->text, sizeof(test->text),
+        "T %lld E %d of %d k %d rule %d flags 0x%x groups %d of %d score %d logits %d ids %d "
+        "appended %d replicas %d real %d valid %d filter %lld",
+        (long long)test->num_tokens, problem->num_experts, num_experts, problem->top_k,
+        problem->gating, problem->flags, problem->topk_groups, problem->num_groups,
+        problem->group_score, problem->logits_dtype, self->ids_dtype, problem->num_appended_experts,
+        self->max_replicas, self->has_real ? *(int32_t *)check_on_host(&self->real) : -1,
+        self->has_valid ? *(int32_t *)check_on_host(&self->valid) : -1, (long long)self->filter);
 }
 
 /* Weights whose rounding differs: relative to the CPU's within k sums and three quotients of each
@@ -188,9 +207,9 @@ static void case_compare(const struct gating_case *self)
 
 static void case_finish(struct gating_case *self)
 {
-    struct check_mirror *all[] = {&self->logits,   &self->bias,     &self->ids,
-                                  &self->weights,  &self->real,     &self->valid,
-                                  &self->physical, &self->replicas, &self->load};
+    struct check_mirror *all[] = {&self->logits, &self->bias,  &self->ids,      &self->weights,
+                                  &self->real,   &self->valid, &self->physical, &self->replicas,
+                                  &self->load,   &self->map};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         check_mirror_finish(all[i]);
     }
@@ -279,6 +298,7 @@ void check_route(void)
         args.call.num_tokens_device = self.has_real ? at(&self.real) : NULL;
         args.topk_ids = at(&self.ids);
         args.ids_dtype = self.ids_dtype;
+        check_set_filter(&args.filter, problem, self.filter, at(&self.map));
         args.filter.mode = mode;
         if (gates) {
             args.logits = at(&self.logits);

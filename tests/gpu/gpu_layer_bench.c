@@ -21,7 +21,9 @@ enum {
     NUM_HOST_SAMPLES = 9,
     NUM_HOST_CALLS = 8, /* in a row; they do not fill the driver's queue */
     MAX_TILES = 4096,
-    TILE_ROWS_TOKENS = 2048 /* of a call: from them on only tiles of 128 rows are candidates */
+    MAX_LISTED = 32,  /* numbers of tokens after "tiles@" */
+    MOST_BLOCKS = 4,  /* of an expert, in tiles that are timed, */
+    LARGE_BLOCK = 128 /* or rows from which on all are */
 };
 static const double first_warm_ms = 1500.0, warm_ms = 100.0, stage_warm_ms = 10.0, idle_ms = 60.0;
 
@@ -218,12 +220,13 @@ static void bench_tokens(struct bench *bench, const struct bench_kind *kind, int
     bench_drop_tokens(bench);
 }
 
-/* Tiles of so few rows that no model's experts get by with them are not timed. */
-static int is_candidate(const struct moe_tile_info *tile, int64_t num_tokens)
+/* Not timed: tiles that an expert needs many blocks of, unless all do. */
+static int is_candidate(const struct moe_tile_info *tile, const struct bench_model *model,
+                        int64_t num_tokens)
 {
-    const int64_t tokens = num_tokens < TILE_ROWS_TOKENS ? num_tokens : TILE_ROWS_TOKENS;
+    const int64_t rows = num_tokens * model->top_k / model->num_experts;
     return tile->backend == MOE_BACKEND_CUDA && tile->op == MOE_OP_GEMM1 && tile->built &&
-           16 * tile->block_size_m >= tokens;
+           (MOST_BLOCKS * tile->block_size_m >= rows || tile->block_size_m >= LARGE_BLOCK);
 }
 
 /* GEMM1, GEMM2 and the layer with every tile, to fit the cost model by. */
@@ -233,7 +236,7 @@ static void bench_tiles(struct bench *bench, int64_t num_tokens)
     MOE_INIT(tile);
     for (int32_t i = 0; i < MAX_TILES && host->api->tile_info(i, &tile, NULL) == MOE_STATUS_OK;
          i++) {
-        if (!is_candidate(&tile, num_tokens)) {
+        if (!is_candidate(&tile, bench->model, num_tokens)) {
             continue;
         }
         layer_force_tile(host, &tile);
@@ -284,34 +287,58 @@ static void measure_limit(void)
     }
 }
 
-/* Numbers of tokens that every tile is timed with: those after "tiles@", up to a colon. */
-static void bench_listed(struct bench *bench, const char *list)
+/* What "tiles" in front of the model's text asks for: every tile, with the table's numbers of
+ * tokens or with those listed, of a model of the table or of a shape. */
+struct tile_request {
+    int is_wanted;
+    int64_t counts[MAX_LISTED];
+    int num_counts;
+    struct bench_model shape;
+    int has_shape;
+};
+
+/* Reads "tiles:TEXT" or "tiles@T,T,...:TEXT"; *text becomes what follows the colon. 0: it is
+ * neither. */
+static int read_tile_request(const char **text, struct tile_request *request)
 {
-    while (*list != ':' && *list != '\0') {
-        char *end;
-        const long long num_tokens = strtoll(list, &end, 10);
-        if (end == list || num_tokens <= 0) {
-            fprintf(stderr, "gpu_layer: \"%s\" is no number of tokens\n", list);
-            return;
-        }
-        bench_tiles(bench, num_tokens);
-        list = *end == ',' ? end + 1 : end;
+    const char *at = *text + strlen("tiles");
+    memset(request, 0, sizeof(*request));
+    if (strncmp(*text, "tiles", strlen("tiles")) != 0 || (*at != ':' && *at != '@')) {
+        return 1; /* a model's name */
     }
+    request->is_wanted = 1;
+    while (*at != ':') {
+        char *end;
+        const long long num_tokens = strtoll(at + 1, &end, 10);
+        if (end == at + 1 || num_tokens <= 0 || request->num_counts == MAX_LISTED ||
+            (*end != ',' && *end != ':')) {
+            return 0;
+        }
+        request->counts[request->num_counts++] = num_tokens;
+        at = end;
+    }
+    *text = at + 1;
+    struct bench_model *shape = &request->shape;
+    int num_read = 0;
+    shape->name = *text;
+    request->has_shape = sscanf(*text, "%d,%d,%d,%d%n", &shape->num_experts, &shape->top_k,
+                                &shape->hidden, &shape->inter, &num_read) == 4 &&
+                         (*text)[num_read] == '\0' && shape->num_experts > 0 && shape->top_k > 0 &&
+                         shape->top_k <= shape->num_experts && shape->hidden > 0 &&
+                         shape->inter > 0;
+    return request->has_shape || strchr(*text, ',') == NULL;
 }
 
-/* `tiles`: NULL, or what stands behind "tiles" in front of the model's text. */
 static void bench_model(const struct bench_model *model, const struct bench_kind *kind,
-                        const char *tiles)
+                        const struct tile_request *tiles)
 {
     struct bench bench;
     bench_init(&bench, host, model, kind->dtype);
-    if (tiles != NULL && tiles[0] == '@') {
-        bench_listed(&bench, tiles + 1);
-        bench_finish(&bench);
-        return;
+    for (int i = 0; i < tiles->num_counts; i++) {
+        bench_tiles(&bench, tiles->counts[i]);
     }
-    for (int i = 0; i < BENCH_NUM_COUNTS; i++) {
-        if (tiles != NULL) {
+    for (int i = 0; i < BENCH_NUM_COUNTS && tiles->num_counts == 0; i++) {
+        if (tiles->is_wanted) {
             bench_tiles(&bench, token_counts[i]);
         } else {
             bench_tokens(&bench, kind, i);
@@ -353,19 +380,16 @@ static int is_wanted(const struct bench_kind *kind, char **names, int num_names)
 int layer_bench(const struct gpu_host *gpu, const char *json_path, const char *filter,
                 char **kind_names, int num_kind_names)
 {
-    const char *tiles = strncmp(filter, "tiles", 5) == 0 ? filter + 5 : NULL;
+    struct tile_request tiles;
+    int num_benched = 0;
     host = gpu;
-    if (tiles != NULL) {
-        filter = strchr(filter, ':');
-        if ((tiles[0] != ':' && tiles[0] != '@') || filter == NULL) {
-            fprintf(stderr, "gpu_layer: \"tiles%s\": tiles:MODEL or tiles@T,T,...:MODEL\n", tiles);
-            return 2;
-        }
-        filter++;
+    if (!read_tile_request(&filter, &tiles) || (tiles.is_wanted && num_kind_names > 0)) {
+        fprintf(stderr,
+                "gpu_layer: \"%s\": tiles:MODEL or tiles@T,T,...:MODEL, with E,k,H,I as model "
+                "or a part of a name, and no set behind it\n",
+                filter);
+        return 2;
     }
-    struct bench_model shape = {.name = filter};
-    const int has_shape = tiles != NULL && sscanf(filter, "%d,%d,%d,%d", &shape.num_experts,
-                                                  &shape.top_k, &shape.hidden, &shape.inter) == 4;
     if (!check_kinds(kind_names, num_kind_names)) {
         return 2;
     }
@@ -376,21 +400,27 @@ int layer_bench(const struct gpu_host *gpu, const char *json_path, const char *f
     }
     next_warm_ms = first_warm_ms;
     measure_limit();
-    if (has_shape) {
-        bench_model(&shape, &kinds[0], tiles);
+    if (tiles.has_shape) {
+        bench_model(&tiles.shape, &kinds[0], &tiles);
+        num_benched++;
     }
-    for (int k = 0; k < NUM_KINDS && !has_shape; k++) {
+    for (int k = 0; k < (tiles.is_wanted ? 1 : NUM_KINDS) && !tiles.has_shape; k++) {
         for (size_t m = 0; m < sizeof(models) / sizeof(models[0]); m++) {
             if (is_wanted(&kinds[k], kind_names, num_kind_names) &&
-                (kinds[k].has_all_models || models[m].is_compared) && (tiles == NULL || k == 0) &&
+                (kinds[k].has_all_models || models[m].is_compared) &&
                 strstr(models[m].name, filter) != NULL) {
-                bench_model(&models[m], &kinds[k], tiles);
+                bench_model(&models[m], &kinds[k], &tiles);
+                num_benched++;
             }
         }
     }
     if (json != NULL) {
         fprintf(json, "\n]\n");
         fclose(json);
+    }
+    if (num_benched == 0) {
+        fprintf(stderr, "gpu_layer: no model's name contains \"%s\"\n", filter);
+        return 2;
     }
     return 0;
 }
