@@ -306,7 +306,9 @@ PAIRS_INLINE void run_tile(struct gemm_pairs *pairs, int num_rows, bool has_bloc
     struct gemm_scales scales = pairs->scales;
     struct gemm_fetch fetch = pairs->fetch;
     struct tile tile;
-    scales.inputs += first_row * scales.inputs_pitch;
+    if (has_blocks) { /* else there may be no scales */
+        scales.inputs += first_row * scales.inputs_pitch;
+    }
     load_tile(&tile, num_rows, has_blocks || pairs->is_first, sums, pairs->sums_pitch);
     for (int64_t step = 0; step < num_steps;) {
         const int64_t left = num_steps - step;
