@@ -89,8 +89,8 @@ static int check_tensor(const struct moe_binding *binding, const struct moe_want
                         const struct moe_safetensors_tensor *tensor, const char *path,
                         const int64_t *shape, int rank)
 {
-    const int is_row = want->may_be_row && rank == 1 && tensor->rank == 2 &&
-                       tensor->shape[0] == 1 && tensor->shape[1] == shape[0];
+    const int is_row = want->num_vectors > 0 && rank == 1 && tensor->rank == 2 &&
+                       tensor->shape[0] == want->num_vectors && tensor->shape[1] == shape[0];
     if (!is_row &&
         (tensor->rank != rank || memcmp(tensor->shape, shape, (size_t)rank * sizeof *shape) != 0)) {
         char has[MOE_SAFETENSORS_SHAPE_BYTES];
@@ -216,6 +216,35 @@ static const void *element_at(const struct moe_operand *operand, int64_t expert,
     const int64_t idx = (operand->table != NULL ? 0 : expert * operand->expert_stride) +
                         row * operand->row_stride + col * operand->col_stride;
     return first + (size_t)idx * moe_element_bytes(operand->dtype);
+}
+
+int moe_binding_append(const struct moe_binding *binding, int64_t num_experts,
+                       const struct moe_wanted *want, const struct moe_operand *more,
+                       struct moe_operand *operand)
+{
+    if (more->dtype != operand->dtype) {
+        return MOE_CLI_FAIL(binding->error,
+                            "%s: tensor '%s%s' is of another type than the matrices of the other "
+                            "experts",
+                            moe_checkpoint_folder(binding->checkpoint), binding->prefix,
+                            want->name);
+    }
+    struct moe_checkpoint_layer_memory *memory = binding->layer->memory;
+    const void **table = calloc((size_t)(num_experts + want->num_experts), sizeof *table);
+    if (table == NULL) {
+        return moe_cli_fail_memory(binding->error, "listing the experts of a layer");
+    }
+    memory->tables[memory->num_tables++] = table;
+    for (int64_t i = 0; i < num_experts; ++i) {
+        table[i] = element_at(operand, i, 0, 0);
+    }
+    for (int64_t i = 0; i < want->num_experts; ++i) {
+        table[num_experts + i] = element_at(more, i, 0, 0);
+    }
+    operand->base = NULL;
+    operand->table = table;
+    operand->expert_stride = 0;
+    return 0;
 }
 
 int moe_binding_widen(const struct moe_binding *binding, const struct moe_wanted *want,

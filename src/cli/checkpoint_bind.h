@@ -10,7 +10,8 @@
 
 enum {
     MOE_BINDING_NAME_BYTES = 256,
-    MOE_BINDING_TABLES = 9, /* gate, up, down, their biases and scales can be a tensor per expert */
+    MOE_BINDING_TABLES = 9, /* gate, up, down, their biases and scales can be a tensor per expert,
+                             * or gate, up and down of two stacks */
     MOE_BINDING_COPIES = 7  /* correction bias, and scales of experts and shared experts */
 };
 
@@ -46,7 +47,7 @@ struct moe_wanted {
     int is_interleaved; /* rows of the parts alternate */
     int is_transposed;  /* stored as [num_cols, rows] */
     int is_one_matrix;  /* experts lie one below the other in one matrix, not in a stack of them */
-    int may_be_row;     /* a vector that may also be stored as a matrix of one row */
+    int num_vectors;    /* not 0: a vector that may also be the first row of a matrix of so many */
     int may_be_fp8;     /* with scales of its own */
 };
 
@@ -66,6 +67,13 @@ int moe_binding_refuse_missing(const struct moe_binding *binding, const char *na
  * the layer's memory. Returns 0, or -1 with a sentence. */
 int moe_binding_operand(const struct moe_binding *binding, const struct moe_wanted *want,
                         struct moe_operand *operand);
+
+/* Makes `operand` a table of its num_experts matrices and then those of `more`, which has as many
+ * as `want` says. Both are stacks of one shape and type; the table belongs to the layer's memory.
+ * Returns 0, or -1 with a sentence. */
+int moe_binding_append(const struct moe_binding *binding, int64_t num_experts,
+                       const struct moe_wanted *want, const struct moe_operand *more,
+                       struct moe_operand *operand);
 
 /* Where a described operand is of another type than fp32: makes it a copy in fp32, rows packed,
  * which belongs to the layer's memory. Returns 0, or -1 with a sentence (out of memory). */

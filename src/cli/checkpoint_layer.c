@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "checkpoint_bind.h"
+#include "model_layers.h"
 #include "model_quant.h"
 
 /* A matrix, and its scales where it is fp8. */
@@ -18,6 +19,20 @@ static int bind_matrix(const struct moe_binding *binding, const struct moe_wante
     return weight->dtype == MOE_DTYPE_FP8_E4M3 ? moe_binding_scale(binding, want, scale) : 0;
 }
 
+/* The matrices of appended experts, which lie in a tensor of their own, after those of `weight`. */
+static int append_experts(const struct moe_binding *binding, const struct moe_family_linear *linear,
+                          struct moe_wanted want, int64_t num_appended, struct moe_operand *weight)
+{
+    struct moe_operand more = {.base = NULL};
+    const int64_t num_experts = want.num_experts;
+    want.name = linear->appended;
+    want.num_experts = num_appended;
+    want.may_be_fp8 = 0;
+    return moe_binding_operand(binding, &want, &more) != 0
+               ? -1
+               : moe_binding_append(binding, num_experts, &want, &more, weight);
+}
+
 /* A matrix and its bias, if the family has them. */
 static int bind_linear(const struct moe_binding *binding, const struct moe_family_linear *linear,
                        struct moe_wanted want, struct moe_operand *weight,
@@ -28,7 +43,10 @@ static int bind_linear(const struct moe_binding *binding, const struct moe_famil
     }
     want.name = linear->weight;
     want.is_transposed = linear->is_transposed;
-    if (bind_matrix(binding, &want, weight, scale) != 0) {
+    const int64_t num_appended = want.num_experts > 0 ? binding->config->num_appended : 0;
+    want.num_experts -= num_appended;
+    if (bind_matrix(binding, &want, weight, scale) != 0 ||
+        (num_appended > 0 && append_experts(binding, linear, want, num_appended, weight) != 0)) {
         return -1;
     }
     if (linear->bias == NULL) {
@@ -36,6 +54,7 @@ static int bind_linear(const struct moe_binding *binding, const struct moe_famil
     }
     want.name = linear->bias;
     want.num_cols = 0;
+    want.num_experts = linear->has_one_bias ? 0 : want.num_experts;
     want.is_transposed = 0; /* a vector has one layout */
     want.may_be_fp8 = 0;
     return moe_binding_operand(binding, &want, bias);
@@ -92,7 +111,7 @@ static int bind_router(const struct moe_binding *binding)
     }
     want.name = family->correction_bias;
     want.num_cols = 0;
-    want.may_be_row = 1;
+    want.num_vectors = family->num_correction_rows > 0 ? family->num_correction_rows : 1;
     if (moe_binding_operand(binding, &want, &weights->correction_bias) != 0) {
         return -1;
     }
@@ -202,6 +221,9 @@ static int describe(struct moe_checkpoint *checkpoint, int64_t layer_idx,
     }
     layer->model_type = config->family->model_type;
     layer->layer_idx = layer_idx >= 0 ? layer_idx : first;
+    if (moe_model_layers_check_limits(config, layer->layer_idx, error) != 0) {
+        return -1;
+    }
     layer->num_layers = config->num_layers;
     layer->problem = config->problem;
     return 0;

@@ -14,8 +14,9 @@
 #include "moe_plugin.h"
 
 /* A number or boolean of config.json. `keys` lists names as "a|b": the first that is there and not
- * null is read; "a.b" is the key b of the object a, here and wherever a key is named. Without one
- * `value` stands, unless the number is mandatory. keys NULL: `value` always. */
+ * null is read; "a.b" is the key b of the object a, and "a.0" the first item of the list a, here
+ * and wherever a key is named. Without one `value` stands, unless the number is mandatory. keys
+ * NULL: `value` always. */
 struct moe_family_value {
     const char *keys;
     double value;
@@ -28,7 +29,9 @@ struct moe_family_value {
 struct moe_family_linear {
     const char *weight;
     const char *bias;
-    int is_transposed; /* the matrix is stored as [in, out] */
+    const char *appended; /* the same matrices of appended experts, stacked; NULL: there are none */
+    int is_transposed;    /* the matrix is stored as [in, out] */
+    int has_one_bias;     /* the bias is one vector, which all experts add */
 };
 
 /* A scalar of config.json that must have this value where it is present and not null: a variant
@@ -54,6 +57,8 @@ struct moe_family {
     struct moe_family_value num_layers;
     struct moe_family_value num_experts;
     struct moe_family_value top_k;
+    struct moe_family_value num_appended; /* experts after the routed ones that every token goes to
+                                             with a weight of its own: added to both numbers */
     struct moe_family_value hidden;
     struct moe_family_value inter; /* of one expert, one half of gate + up */
 
@@ -65,11 +70,15 @@ struct moe_family {
     struct moe_family_value last_moe_layer; /* 0 without a key, and -1: the last layer */
     struct moe_family_value moe_every;      /* 0: 1 */
     struct moe_family_value moe_phase;
-    const char *moe_layers;   /* key of a list of layer numbers, or NULL */
+    const char *moe_layers;   /* key of a list of layer numbers or of a text "3,4,5", or NULL */
     const char *dense_layers; /* key of a list of layer numbers, or NULL */
     const char *layer_kinds;  /* keys "a|b" of the kinds of layers, or NULL */
     const char *moe_kind;     /* in a list of texts */
     char moe_letter;          /* in one text */
+    const char
+        *layer_limits; /* keys "a|b", all of which are read, of lists with a number per layer:
+                                 layers whose number is neither null nor 0 clamp their activation,
+                                 and are refused; or NULL */
 
     /* Gating. */
     int routing_is_given;                /* the model's router is none of the rules: ids and weights
@@ -91,6 +100,7 @@ struct moe_family {
     int router_weight_is_on_input;
     struct moe_family_linear router;             /* [E, H], [E] */
     const char *correction_bias;                 /* [E] or [1, E], added for the choice only */
+    int num_correction_rows;                     /* n: [n, E], the first of which counts; 0: 1 */
     struct moe_family_value has_correction_bias; /* boolean; without a key: yes */
 
     /* Activation: named by the config's `activation_key`; `activation` where that is NULL or not in

@@ -147,16 +147,22 @@ static int read_experts(struct moe_model_config *config, struct moe_cli_error *e
 {
     const struct moe_family *family = config->family;
     struct moe_problem *problem = &config->problem;
+    int32_t num_appended;
     if (moe_model_read_size32(config, &family->num_experts, 1, MOE_MODEL_MAX_EXPERTS,
                               &problem->num_experts, error) != 0 ||
         moe_model_read_size32(config, &family->top_k, 1, problem->num_experts, &problem->top_k,
                               error) != 0 ||
+        moe_model_read_size32(config, &family->num_appended, 0, MOE_MODEL_MAX_EXPERTS,
+                              &num_appended, error) != 0 ||
         moe_model_read_size32(config, &family->hidden, 1, MOE_MODEL_MAX_SIZE, &problem->hidden,
                               error) != 0 ||
         moe_model_read_size32(config, &family->inter, 1, MOE_MODEL_MAX_SIZE, &problem->inter,
                               error) != 0) {
         return -1;
     }
+    config->num_appended = num_appended;
+    problem->num_experts += num_appended;
+    problem->top_k += num_appended;
     problem->num_experts_global = problem->num_experts;
     const int has_gate_up_bias = family->gate_up.bias != NULL || family->gate.bias != NULL;
     const int is_ungated = family->gate_up.weight == NULL && family->gate.weight == NULL;

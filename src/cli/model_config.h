@@ -19,6 +19,7 @@ struct moe_model_config {
     const struct moe_tree_node *quantization; /* quantization_config, or NULL */
     int32_t dtype;                            /* of what is not quantized */
     int64_t num_layers;
+    int64_t num_appended;    /* of the experts and of top_k */
     int64_t first_moe_layer; /* as struct moe_family says */
     int64_t last_moe_layer;
     int64_t moe_every;

@@ -2,8 +2,40 @@
 #include "model_layers.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 #include "model_values.h"
+
+/* Item `idx` of a list of layer numbers, which may be one text with commas between them. Returns 1,
+ * 0 past the end, or -1 when it is no layer number. */
+static int get_layer(const struct moe_tree_node *list, size_t idx, int64_t *layer_idx)
+{
+    if (list->kind == MOE_NODE_SEQUENCE) {
+        if (idx >= list->num_children) {
+            return 0;
+        }
+        return moe_tree_to_int64(&list->children[idx], 0, MOE_MODEL_MAX_LAYERS, layer_idx) == 0
+                   ? 1
+                   : -1;
+    }
+    const char *at = list->text;
+    for (size_t i = 0; i < idx; ++i) {
+        at += strcspn(at, ",");
+        if (*at == '\0') {
+            return 0;
+        }
+        at += 1;
+    }
+    *layer_idx = 0;
+    size_t num_digits = 0;
+    for (; at[num_digits] >= '0' && at[num_digits] <= '9'; ++num_digits) {
+        *layer_idx = *layer_idx * 10 + (at[num_digits] - '0');
+        if (*layer_idx > MOE_MODEL_MAX_LAYERS) {
+            return -1;
+        }
+    }
+    return num_digits > 0 && (at[num_digits] == ',' || at[num_digits] == '\0') ? 1 : -1;
+}
 
 /* A list of layer numbers; absent or null is NULL. */
 static int read_layer_list(const struct moe_model_config *config, const char *key,
@@ -14,12 +46,12 @@ static int read_layer_list(const struct moe_model_config *config, const char *ke
     if (*out == NULL) {
         return 0;
     }
-    int is_list = (*out)->kind == MOE_NODE_SEQUENCE;
-    for (size_t i = 0; is_list && i < (*out)->num_children; ++i) {
-        int64_t layer_idx;
-        is_list = moe_tree_to_int64(&(*out)->children[i], 0, MOE_MODEL_MAX_LAYERS, &layer_idx) == 0;
+    int64_t layer_idx;
+    int found = (*out)->kind == MOE_NODE_SEQUENCE || (*out)->quoted ? 1 : -1;
+    for (size_t i = 0; found > 0; ++i) {
+        found = get_layer(*out, i, &layer_idx);
     }
-    if (!is_list) {
+    if (found < 0) {
         return MOE_CLI_FAIL(error,
                             "%s:%" PRIu32 ":%" PRIu32 ": '%s' is not a list of layer numbers",
                             config->path, (*out)->line, (*out)->column, name);
@@ -89,10 +121,9 @@ int moe_model_layers_read(struct moe_model_config *config, struct moe_cli_error 
 
 static int list_has(const struct moe_tree_node *list, int64_t layer_idx)
 {
-    for (size_t i = 0; i < list->num_children; ++i) {
-        int64_t item;
-        if (moe_tree_to_int64(&list->children[i], 0, MOE_MODEL_MAX_LAYERS, &item) == 0 &&
-            item == layer_idx) {
+    int64_t item;
+    for (size_t i = 0; get_layer(list, i, &item) > 0; ++i) {
+        if (item == layer_idx) {
             return 1;
         }
     }
@@ -126,4 +157,35 @@ int64_t moe_model_config_first_moe_layer(const struct moe_model_config *config)
         }
     }
     return -1;
+}
+
+int moe_model_layers_check_limits(const struct moe_model_config *config, int64_t layer_idx,
+                                  struct moe_cli_error *error)
+{
+    const char *keys = config->family->layer_limits;
+    char name[MOE_MODEL_KEY_BYTES];
+    for (size_t i = 0; keys != NULL && moe_family_pick(keys, i, name, sizeof name); ++i) {
+        const struct moe_tree_node *list = moe_model_find(config->text, name);
+        if (list == NULL || moe_tree_is_null(list)) {
+            continue;
+        }
+        if (list->kind != MOE_NODE_SEQUENCE || list->num_children < (size_t)config->num_layers) {
+            return MOE_CLI_FAIL(error,
+                                "%s:%" PRIu32 ":%" PRIu32 ": '%s' does not have a number for each "
+                                "of the %" PRId64 " layers",
+                                config->path, list->line, list->column, name, config->num_layers);
+        }
+        const struct moe_tree_node *limit = &list->children[layer_idx];
+        double number = 0.0;
+        if (!moe_tree_is_null(limit) &&
+            (moe_tree_to_double(limit, &number) != 0 || number != 0.0)) {
+            return MOE_CLI_FAIL(error,
+                                "%s:%" PRIu32 ":%" PRIu32 ": layer %" PRId64
+                                " clamps gate and up around its activation ('%s' is '%s' there), "
+                                "which is not implemented; layers with null or 0 can be run",
+                                config->path, limit->line, limit->column, layer_idx, name,
+                                limit->text != NULL ? limit->text : "(a list or object)");
+        }
+    }
+    return 0;
 }

@@ -8,4 +8,9 @@
 /* Reads what the family says about its layers. Returns 0, or -1 with a sentence. */
 int moe_model_layers_read(struct moe_model_config *config, struct moe_cli_error *error);
 
+/* Layers that clamp their activation, by the lists that the family names, cannot be run. Returns 0,
+ * or -1 with a sentence. */
+int moe_model_layers_check_limits(const struct moe_model_config *config, int64_t layer_idx,
+                                  struct moe_cli_error *error);
+
 #endif

@@ -5,18 +5,28 @@
 #include <math.h>
 #include <string.h>
 
+/* The item of a list that a digit names, or the member of an object; NULL when there is none. */
+static const struct moe_tree_node *find_part(const struct moe_tree_node *node, const char *part)
+{
+    if (node->kind == MOE_NODE_SEQUENCE && part[0] >= '0' && part[0] <= '9' && part[1] == '\0') {
+        const size_t idx = (size_t)(part[0] - '0');
+        return idx < node->num_children ? &node->children[idx] : NULL;
+    }
+    return node->kind == MOE_NODE_MAPPING ? moe_tree_find(node, part) : NULL;
+}
+
 const struct moe_tree_node *moe_model_find(const struct moe_tree_node *text, const char *key)
 {
     const struct moe_tree_node *node = text;
     for (const char *at = key;;) {
         const size_t length = strcspn(at, ".");
         char part[MOE_MODEL_KEY_BYTES];
-        if (node == NULL || node->kind != MOE_NODE_MAPPING || length >= sizeof part) {
+        if (node == NULL || length >= sizeof part) {
             return NULL;
         }
         memcpy(part, at, length);
         part[length] = '\0';
-        node = moe_tree_find(node, part);
+        node = find_part(node, part);
         if (at[length] == '\0') {
             return node;
         }

@@ -12,7 +12,8 @@
 
 enum { MOE_MODEL_KEY_BYTES = 128 };
 
-/* The value of one key, "a.b" for the key b of the object a; NULL if there is none. */
+/* The value of one key, "a.b" for the key b of the object a, "a.0" for the first item of
+ * the list a; NULL if there is none. */
 const struct moe_tree_node *moe_model_find(const struct moe_tree_node *text, const char *key);
 
 /* The first of the keys "a|b" that is there and not null, NULL if none is; its name goes to `name`

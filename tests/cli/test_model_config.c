@@ -6,6 +6,7 @@
 
 #include "cli_file.h"
 #include "model_config.h"
+#include "model_layers.h"
 
 /* Reads a config given as text. The tree is destroyed by the caller. */
 static struct moe_tree *read_config(const char *text, struct moe_model_config *config,
@@ -57,6 +58,10 @@ static void assert_refused(const char *text, const char *part)
 #define ERNIE                                                                        \
     "\"model_type\":\"ernie4_5_moe\",\"num_hidden_layers\":6,\"moe_num_experts\":8," \
     "\"moe_k\":2,\"hidden_size\":64,\"moe_intermediate_size\":32,\"hidden_act\":\"silu\""
+
+#define STEP                                                                                    \
+    "\"model_type\":\"step3p5\",\"num_hidden_layers\":5,\"moe_num_experts\":8,\"moe_top_k\":2," \
+    "\"hidden_size\":64,\"moe_intermediate_size\":32"
 
 /* As published: defaults are not written. */
 #define DBRX(rest)                                                                              \
@@ -137,6 +142,10 @@ static void moe_layers_follow_the_config(void **state)
     assert_layers("{" LLAMA4 "}", "xxxxxxxx");
     assert_layers("{" LLAMA4 ",\"interleave_moe_layer_step\":2}", ".x.x.x.x");
     assert_layers("{" LLAMA4 ",\"interleave_moe_layer_step\":2,\"moe_layers\":[0,5]}", "x....x..");
+    assert_layers("{" STEP "}", "...xx");
+    assert_layers("{" STEP ",\"moe_layers_enum\":\"0,3,4\"}", "x..xx");
+    assert_layers("{" STEP ",\"moe_layers_enum\":\"2\"}", "..x..");
+    assert_layers("{" STEP ",\"moe_layers_enum\":[1]}", ".x...");
     assert_layers("{" LLAMA4 ",\"interleave_moe_layer_step\":4,\"moe_layers\":null}", "...x...x");
 }
 
@@ -195,6 +204,11 @@ static void a_wrapped_text_model_is_read(void **state)
         "{\"model_type\":\"new_vision_model\",\"text_config\":{\"model_type\":\"zaya\"}}",
         "'new_vision_model' cannot be run: its router is an MLP");
     assert_refused("{\"model_type\":\"llama4\"}", "'text_config' is missing");
+    tree = read_config("{\"model_type\":\"nemo_speechlm\",\"text_config\":{" NEMOTRON
+                       ",\"hybrid_override_pattern\":\"MEME\"}}",
+                       &config, 0, &error);
+    assert_string_equal(config.family->model_type, "nemotron_h");
+    moe_tree_destroy(tree);
     assert_refused("{\"model_type\":\"llama4\",\"text_config\":3}", "'text_config' is missing");
 }
 
@@ -273,6 +287,118 @@ static void keys_of_objects_inside_are_read(void **state)
                    "'ffn_config.moe_num_experts' is missing");
 }
 
+/* Every type that the table refuses is refused in the words that say what does not fit. */
+static void what_does_not_fit_is_said(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *model_type;
+        const char *reason;
+    } refused[] = {
+        {"deepseek_v4", "choose experts by a hash of the token"},
+        {"doge", "its experts are single rows"},
+        {"dots3_note_vision_encoder", "the part of a model that reads images"},
+        {"glm5_next_text", "clamp gate and up before silu"},
+        {"hy_v4", "clamp gate and up before silu"},
+        {"inkling2_text", "bound gate and up by a tanh"},
+        {"longcat_flash", "(identity experts)"},
+        {"muse_spark_text", "(latent experts)"},
+        {"nllb-moe", "a capacity of each expert"},
+        {"switch_transformers", "a capacity of each expert"},
+        {"vitpose_backbone", "single matrices"},
+        {"zaya", "its router is an MLP"},
+    };
+    size_t num_refused = 0;
+    for (size_t i = 0; moe_family_row(i) != NULL; ++i) {
+        num_refused += moe_family_row(i)->refusal != NULL;
+    }
+    assert_int_equal(num_refused, sizeof refused / sizeof refused[0]);
+    for (size_t i = 0; i < num_refused; ++i) {
+        char text[128];
+        char part[256];
+        snprintf(text, sizeof text, "{\"model_type\":\"%s\"}", refused[i].model_type);
+        snprintf(part, sizeof part, "a model of type '%s' cannot be run: ", refused[i].model_type);
+        assert_refused(text, part);
+        assert_refused(text, refused[i].reason);
+    }
+}
+
+/* Experts that every token goes to, with a weight of its own, are experts like the others. */
+static void appended_experts_are_counted(void **state)
+{
+    (void)state;
+    struct moe_model_config config;
+    struct moe_cli_error error;
+    struct moe_tree *tree =
+        read_config("{\"model_type\":\"inkling_mm_model\",\"text_config\":{\"num_hidden_layers\":2,"
+                    "\"n_routed_experts\":8,\"num_experts_per_tok\":8,\"n_shared_experts\":3,"
+                    "\"hidden_size\":64,\"moe_intermediate_size\":32,\"hidden_act\":\"silu\"}}",
+                    &config, 0, &error);
+    assert_int_equal(config.problem.num_experts, 11);
+    assert_int_equal(config.problem.num_experts_global, 11);
+    assert_int_equal(config.problem.top_k, 11);
+    assert_int_equal(config.num_appended, 3);
+    assert_int_equal(config.problem.shared_inter, 0);
+    moe_tree_destroy(tree);
+}
+
+/* Numbers that a list has for the two kinds of tokens; the first is that of text. */
+static void the_first_item_of_a_list_is_read(void **state)
+{
+    (void)state;
+    static const char *const wrong[] = {"[]", "{}", "24", "null"};
+    static const char usual[] =
+        "\"model_type\":\"ernie4_5_vl_moe_text\",\"num_hidden_layers\":2,\"moe_num_experts\":8,"
+        "\"moe_k\":2,\"hidden_size\":64,\"hidden_act\":\"silu\",\"moe_intermediate_size\":";
+    struct moe_model_config config;
+    struct moe_cli_error error;
+    char text[512];
+    snprintf(text, sizeof text, "{%s[48,16]}", usual);
+    struct moe_tree *tree = read_config(text, &config, 0, &error);
+    assert_int_equal(config.problem.inter, 48);
+    assert_int_equal(config.problem.shared_inter, 96);
+    moe_tree_destroy(tree);
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; ++i) {
+        snprintf(text, sizeof text, "{%s%s}", usual, wrong[i]);
+        assert_refused(text, "'moe_intermediate_size.0' is missing");
+    }
+}
+
+/* Layers may be listed in one text, and those that clamp their activation are refused. */
+static void limits_of_layers_are_read(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *lists;
+        int64_t layer_idx;
+        const char *part; /* of the sentence; NULL: the layer runs */
+    } cases[] = {
+        {"", 4, NULL},
+        {",\"swiglu_limits\":null,\"swiglu_limits_shared\":[0,0,0,0.0,null]", 4, NULL},
+        {",\"swiglu_limits\":[0,0,0,0,7.0]", 3, NULL},
+        {",\"swiglu_limits\":[0,0,0,0,7.0]", 4,
+         "layer 4 clamps gate and up around its activation ('swiglu_limits' is '7.0' there)"},
+        {",\"swiglu_limits\":[0,0,0,0,0],\"swiglu_limits_shared\":[0,0,0,16,0]", 3,
+         "('swiglu_limits_shared' is '16' there)"},
+        {",\"swiglu_limits\":[0,0,0,[],0]", 3, "is '(a list or object)' there"},
+        {",\"swiglu_limits\":[0,0,0,\"no\",0]", 3, "is 'no' there"},
+        {",\"swiglu_limits\":[0,0,0,0]", 3, "does not have a number for each of the 5 layers"},
+        {",\"swiglu_limits\":7", 3, "does not have a number for each of the 5 layers"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
+        struct moe_model_config config;
+        struct moe_cli_error error;
+        char text[512];
+        snprintf(text, sizeof text, "{" STEP "%s}", cases[i].lists);
+        struct moe_tree *tree = read_config(text, &config, 0, &error);
+        error.message[0] = '\0';
+        const int status = moe_model_layers_check_limits(&config, cases[i].layer_idx, &error);
+        assert_int_equal(status, cases[i].part != NULL ? -1 : 0);
+        fixture_assert_contains(error.message, cases[i].part != NULL ? cases[i].part : "");
+        moe_tree_destroy(tree);
+    }
+}
+
 static void an_unknown_type_names_the_known_ones(void **state)
 {
     (void)state;
@@ -324,6 +450,14 @@ static void wrong_keys_are_named(void **state)
         {"{" QWEN3 ",\"mlp_only_layers\":3}", "'mlp_only_layers' is not a list of layer numbers"},
         {"{" QWEN3 ",\"mlp_only_layers\":[-3]}",
          "'mlp_only_layers' is not a list of layer numbers"},
+        {"{" STEP ",\"moe_layers_enum\":\"3,,4\"}",
+         "'moe_layers_enum' is not a list of layer numbers"},
+        {"{" STEP ",\"moe_layers_enum\":\"3,\"}",
+         "'moe_layers_enum' is not a list of layer numbers"},
+        {"{" STEP ",\"moe_layers_enum\":\"\"}", "'moe_layers_enum' is not a list of layer numbers"},
+        {"{" STEP ",\"moe_layers_enum\":\"3,99999999999999999999\"}",
+         "'moe_layers_enum' is not a list of layer numbers"},
+        {"{" STEP ",\"moe_layers_enum\":3}", "'moe_layers_enum' is not a list of layer numbers"},
         {"{" DEEPSEEK ",\"scoring_func\":\"softmax\"}",
          "'scoring_func' is 'softmax'; of type 'deepseek_v3' only 'sigmoid' is known"},
         {"{" DEEPSEEK ",\"n_group\":-1}", "'n_group' is -1, not a whole number from 0 to 256"},
@@ -365,6 +499,10 @@ static void rows_are_complete(void **state)
         assert_non_null(row->down.weight);
         assert_true((row->gate_up.weight != NULL) != (row->up.weight != NULL));
         assert_true(!row->is_interleaved || row->gate_up.weight != NULL);
+        const int has_appended = row->num_appended.keys != NULL;
+        assert_true(!has_appended || row->routing_is_given);
+        assert_int_equal(has_appended, row->gate_up.appended != NULL);
+        assert_int_equal(has_appended, row->down.appended != NULL);
         const int may_be_shared = row->shared_inter.keys != NULL || row->shared_inter.value > 0 ||
                                   row->num_shared.keys != NULL || row->num_shared.value > 0;
         assert_int_equal(may_be_shared, row->shared_down != NULL);
@@ -394,6 +532,10 @@ int main(void)
         cmocka_unit_test(a_wrapped_text_model_is_read),
         cmocka_unit_test(scaling_and_shared_experts_have_their_places),
         cmocka_unit_test(keys_of_objects_inside_are_read),
+        cmocka_unit_test(what_does_not_fit_is_said),
+        cmocka_unit_test(appended_experts_are_counted),
+        cmocka_unit_test(the_first_item_of_a_list_is_read),
+        cmocka_unit_test(limits_of_layers_are_read),
         cmocka_unit_test(an_unknown_type_names_the_known_ones),
         cmocka_unit_test(wrong_keys_are_named),
         cmocka_unit_test(rows_are_complete),

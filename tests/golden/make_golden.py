@@ -61,6 +61,8 @@ FAMILIES = {
                 "shared_experts_intermediate_size": 40},
     "ernie4_5_moe": {"moe_num_experts": 20, "moe_k": 5, "moe_intermediate_size": 24, "moe_num_shared_experts": 2,
                      "moe_layer_start_index": 0, "moe_layer_end_index": 0},
+    "ernie4_5_vl_moe_text": {**SPARSE, "moe_num_experts": 20, "moe_k": 5, "moe_intermediate_size": [24, 16], "moe_num_shared_experts": 2,
+                             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 3]}},
     "exaone_moe": {"num_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "num_shared_experts": 1,
                    "first_k_dense_replace": 0, "routed_scaling_factor": 2.5},
     "flex_olmo": {"num_experts": 7, "num_experts_per_tok": 5},
@@ -79,8 +81,11 @@ FAMILIES = {
     "granitemoeshared": {"num_local_experts": 20, "num_experts_per_tok": 6, "shared_intermediate_size": 88},
     "hunyuan_v1_moe": {"num_experts": 16, "moe_topk": 3},
     "hy_v3": {**SPARSE, **SMALL, "num_experts": 24, "num_shared_experts": 1, "router_scaling_factor": 2.5},
+    "inkling_text": {**SPARSE, **SMALL, "n_routed_experts": 20, "n_shared_experts": 2, "swa_num_attention_heads": 4,
+                     "swa_num_key_value_heads": 2, "swa_head_dim": 18},
     "jamba": {"num_experts": 8, "num_experts_per_tok": 2, "expert_layer_period": 1, "expert_layer_offset": 0, "attn_layer_period": 1,
               "attn_layer_offset": 0, "use_mamba_kernels": False},
+    "jetmoe": {"num_local_experts": 16, "num_experts_per_tok": 3, "kv_channels": 18},
     "kimi_k2": {**MLA, "n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 1, "n_group": 1,
                 "topk_group": 1, "routed_scaling_factor": 2.827, "norm_topk_prob": True},
     "kimi_linear": {**MLA, **SPARSE, **SMALL, **GROUPED, "num_local_experts": 24, "n_shared_experts": 1, "layer_types": ["full_attention"]},
@@ -112,29 +117,78 @@ FAMILIES = {
                 "layer_types": ["linear_attention"]},
     "solar_open": {"n_routed_experts": 24, "num_experts_per_tok": 5, "moe_intermediate_size": 24, "n_shared_experts": 1,
                    "first_k_dense_replace": 0, "routed_scaling_factor": 1.0},
+    "step3p5": {**SPARSE, **SMALL, "n_routed_experts": 24, "share_expert_dim": 88, "moe_router_scaling_factor": 3.0,
+                "swiglu_limits": [0.0], "swiglu_limits_shared": [0.0], "pad_token_id": 1, "layer_types": ["full_attention"]},
     "unlimited_ocr_text": {**SPARSE, **SMALL, "n_routed_experts": 24, "n_shared_experts": 2, "routed_scaling_factor": 2.0},
 }
 
 # Published with the code of another family, under a name of its own.
 CODE_OF = {"kimi_k2": "deepseek_v3"}
 
+
+
+def as_ernie_vl(name, tensor):
+    """The experts of text before those of images, one router beside the other, and both biases in one tensor."""
+    name = re.sub(r"\.(text|vision)_moe\.", lambda m: "." if m[1] == "text" else ".vision.", name)
+    if ".vision." in name:
+        return {}  # another layer, for other tokens
+    head, _, part = name.rpartition(".experts.")
+    if name.endswith(".gate.weight"):
+        return {name: tensor.t()}
+    if name.endswith(".e_score_correction_bias"):
+        return {name.replace(".gate.", "."): torch.cat([tensor, torch.randn_like(tensor)])}
+    if part == "gate_up_proj":
+        halves = [each.chunk(2) for each in tensor]
+        return {f"{head}.experts.{e}.{kind}_proj.weight": half[i] for e, half in enumerate(halves) for i, kind in enumerate(("gate", "up"))}
+    if part == "down_proj":
+        return {f"{head}.experts.{e}.down_proj.weight": down for e, down in enumerate(tensor)}
+    return {name: tensor}
+
+
+def as_inkling(name, tensor):
+    """Gate and up rows alternate, also in the shared experts, whose two halves meet in `gather_inkling`."""
+    if name.endswith(".experts.gate_up_proj"):
+        gate, up = tensor.chunk(2, dim=1)
+        return {name.replace("gate_up_proj", "w13_weight"): torch.stack([gate, up], dim=2).flatten(1, 2)}
+    name = name.replace("shared_experts.down_proj", "shared_experts.shared_w2_weight").replace("experts.down_proj", "experts.w2_weight")
+    return {name.replace("e_score_correction_bias", "bias"): tensor}
+
+
+def gather_inkling(tensors):
+    for name in [n for n in tensors if n.endswith("shared_experts.gate_proj")]:
+        gate, up = tensors.pop(name), tensors.pop(name.replace("gate_proj", "up_proj"))
+        tensors[name.replace("gate_proj", "shared_w13_weight")] = torch.stack([gate, up], dim=2).flatten(1, 2)
+
+
+def as_step(name, tensor):
+    """Experts in three stacks, beside a shared one, under names of their own."""
+    name = name.replace(".mlp.shared_experts.", ".share_expert.").replace(".mlp.gate.e_score_correction_bias", ".moe.router_bias")
+    name = name.replace(".mlp.gate.weight", ".moe.gate.weight").replace(".mlp.experts.down_proj", ".moe.down_proj.weight")
+    if name.endswith(".mlp.experts.gate_up_proj"):
+        gate, up = tensor.chunk(2, dim=1)
+        name = name.replace("mlp.experts.gate_up_proj", "moe.{}_proj.weight")
+        return {name.format("gate"): gate, name.format("up"): up}
+    return {name: tensor}
+
+
 # The text part of a model that has others: how its tensors' names begin where it is published, the model_type of the config.json around
-# it, and what saving the part by itself does not show of the published tensors: a matrix per expert, or matrices stored as [in, out].
+# it, and what saving the part by itself does not show of the published tensors: a matrix per expert, matrices stored as [in, out], or
+# what a function says.
 WRAPPED = {
     "deepseek_ocr2_text": ("model.", "deepseek_ocr2", "per expert"),
     "diffusion_gemma_text": ("model.encoder.language_model.", "diffusion_gemma", None),
+    "ernie4_5_vl_moe_text": ("model.", "ernie4_5_vl_moe", as_ernie_vl),
     "glm4v_moe_text": ("model.language_model.", "glm4v_moe", "per expert"),
+    "inkling_text": ("model.llm.", "inkling_mm_model", as_inkling),
     "mistral4": ("language_model.model.", "mistral3", None),
     "mistral_large4_text": ("", "mistral_large4", "w1 w2 w3"),
     "openai_privacy_filter": ("model.", None, None),
     "qwen3_omni_moe_talker_text": ("talker.model.", None, "per expert"),
     "qwen3_omni_moe_text": ("thinker.model.", "qwen3_omni_moe", "per expert"),
     "qwen3_vl_moe_text": ("model.language_model.", "qwen3_vl_moe", "transposed"),
+    "step3p5": ("model.", "step3p7", as_step),
     "unlimited_ocr_text": ("model.", "unlimited_ocr", "per expert"),
 }
-
-# Whose experts are a layer to which ids and weights are given.
-ROUTING_IS_GIVEN = ("diffusion_gemma_text", "gemma4_text")
 
 # What the library has in another unit than the layer: weights divided by top_k, and their sum multiplied by it; and what the layer, to
 # which the routing is given, does not have.
@@ -152,6 +206,9 @@ def publish(tensors, prefix, form):
     """A text part's tensors under their published names and in their published form."""
     published = {}
     for name, tensor in tensors.items():
+        if callable(form):
+            published.update({prefix + n: t for n, t in form(name, tensor).items()})
+            continue
         head, _, part = name.rpartition(".experts.")
         if form == "transposed" and part in ("gate_up_proj", "down_proj"):
             tensor = tensor.transpose(1, 2)
@@ -166,13 +223,14 @@ def publish(tensors, prefix, form):
                 for ours, theirs in (("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")):
                     name = name.replace(f"shared_experts.{ours}", f"shared_experts.{theirs}")
             published[prefix + name] = tensor
+    gather_inkling(published)
     return {name: tensor.clone().contiguous() for name, tensor in published.items()}
 
 
 def find_block(model):
     """The first module that routes to `experts`, and its name."""
     for name, module in model.named_modules():
-        if hasattr(module, "experts") and not name.endswith("experts"):
+        if hasattr(module, "experts") and not name.endswith("experts") or name.endswith(".mlp") and hasattr(module, "router"):
             return name, module
     raise SystemExit(f"{type(model).__name__} has no module with experts in its one layer")
 
@@ -227,6 +285,27 @@ def record(block, beside, hidden_states):
     return {name: tensor.detach().clone().contiguous() for name, tensor in seen.items()}
 
 
+def record_weighted_shared(block, hidden_states):
+    """The experts with those that every token goes to after them: ids and weights of both are inputs of the layer."""
+    with torch.no_grad():
+        _, weights, ids, gammas = block.gate(hidden_states)
+        output = block(hidden_states.unsqueeze(0))[0]
+    every = torch.arange(gammas.shape[-1]) + block.gate.num_experts
+    ids = torch.cat([ids, every.expand(NUM_TOKENS, -1)], dim=1).to(torch.int32)
+    return {"hidden_states": hidden_states, "topk_ids": ids.contiguous(), "topk_weights": torch.cat([weights, gammas], dim=1).float(),
+            "block_output": output.contiguous()}
+
+
+def record_sorted(block, hidden_states):
+    """A block whose experts are given rows that are sorted already."""
+    with torch.no_grad():
+        logits = block.router(hidden_states)[-1]
+        chosen, ids = logits.topk(block.router.top_k, dim=1)
+        output = block(hidden_states.unsqueeze(0))
+    return {"hidden_states": hidden_states, "router_logits": logits.to(hidden_states.dtype), "topk_ids": ids.to(torch.int32),
+            "topk_weights": torch.softmax(chosen, dim=1), "block_output": output[0].contiguous()}
+
+
 def record_experts(block, hidden_states):
     """The experts alone, with the ids and weights of a router that reads other rows and is none of the layer's rules."""
     with torch.no_grad():
@@ -234,6 +313,11 @@ def record_experts(block, hidden_states):
         output = block.experts(hidden_states, ids, weights)
     return {"hidden_states": hidden_states, "topk_ids": ids.to(torch.int32).contiguous(), "topk_weights": weights.float().contiguous(),
             "experts_output": output.clone().contiguous(), "block_output": output.contiguous()}
+
+
+# Whose blocks are recorded in another way.
+RECORD = {"diffusion_gemma_text": record_experts, "gemma4_text": record_experts, "inkling_text": record_weighted_shared,
+          "jetmoe": record_sorted}
 
 
 def make(family, out_dir):
@@ -250,13 +334,15 @@ def make(family, out_dir):
             model = text_model(config)._from_config(config, dtype=torch.bfloat16).eval()
     name, block = find_block(model)
     randomize(block)
-    beside = getattr(model.get_submodule(name.rpartition(".")[0]), "shared_mlp", None)
+    parent = model.get_submodule(name.rpartition(".")[0])
+    beside = next((getattr(parent, n) for n in ("shared_mlp", "shared_experts") if hasattr(parent, n)), None)
     if beside is not None:
         randomize(beside)
     if hasattr(block, "post_mlp_layernorm"):
         block.post_mlp_layernorm = torch.nn.Identity()  # a norm of the block's output is not part of the layer
     hidden_states = torch.randn(NUM_TOKENS, config.hidden_size).to(torch.bfloat16)
-    golden = record_experts(block, hidden_states) if family in ROUTING_IS_GIVEN else record(block, beside, hidden_states)
+    own = RECORD.get(family)
+    golden = own(block, hidden_states) if own else record(block, beside, hidden_states)
     for tensor_name in NOT_RECORDED.get(family, ()):
         del golden[tensor_name]
     folder = os.path.join(out_dir, family)
@@ -273,8 +359,8 @@ def make(family, out_dir):
         outer = {"model_type": wrapper, "text_config": text}
         text = {"model_type": wrapper, "thinker_config": outer} if wrapper == "qwen3_omni_moe" else outer if wrapper else text
     before = {n for n, _ in model.named_parameters()} | {n for n, _ in model.named_buffers()}
-    inside = tuple(f".{part}." for part in ("mlp", "ffn", "block_sparse_moe", "feed_forward", "moe", "mixer", "shared_mlp", "gate", "experts",
-                                                "shared_experts"))
+    inside = tuple(f".{part}." for part in ("mlp", "ffn", "block_sparse_moe", "feed_forward", "moe", "mixer", "shared_mlp", "share_expert",
+                                            "gate", "experts", "shared_experts"))
     kept = {n: t.contiguous() for n, t in tensors.items() if any(part in n for part in inside)}
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         json.dump(text, file, indent=2, sort_keys=True)
@@ -288,13 +374,13 @@ def make(family, out_dir):
     print("   ", {n: (list(t.shape), str(t.dtype)[6:]) for n, t in golden.items()})
 
 
-# Members of a configuration that say that there are experts; parts that are no text model have no layer of ours.
+# Members of a configuration that say that there are experts.
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-NO_TEXT_MODEL = ("dots3_note_vision_encoder", "vitpose_backbone")
 
 
 def compare(table):
-    """Every configuration class with a number of experts has a row: one that runs has a golden layer here, or was recorded before."""
+    """Every configuration class with a number of experts has a row, and so has one of each folder whose model has a class of experts or a
+    router; a row that runs has a golden layer here, or was recorded before."""
     with open(table, encoding="utf-8") as file:
         text = file.read()
     known = set(re.findall(r'\.(?:model_type|wrapper) = "([^"]+)"', text))
@@ -305,7 +391,12 @@ def compare(table):
             model_type = re.search(r'^    model_type = "([^"]+)"', source, re.MULTILINE)
             if model_type and any(re.search(rf"^    {key}\b", source, re.MULTILINE) for key in EXPERT_KEYS):
                 seen.add(model_type.group(1))
-    missing = seen - known - set(NO_TEXT_MODEL)
+    missing = seen - known
+    for path in sorted(pathlib.Path(transformers.__file__).parent.glob("models/*/modeling_*.py")):
+        if re.search(r"^class \w*(Experts|MoE|Moe\w*Block|MoeMLP|TopKRouter|TopkRouter|ExpertGLU)\(", path.read_text(encoding="utf-8"), re.MULTILINE):
+            types = {t for c in path.parent.glob("configuration_*.py")
+                     for t in re.findall(r'^    model_type = "([^"]+)"', c.read_text(encoding="utf-8"), re.MULTILINE)}
+            missing |= set() if types & known else {path.parent.name}
     golden = pathlib.Path(__file__).parent.parent / "data" / "golden"
     untested = {name for name in set(re.findall(r'\.model_type = "([^"]+)"', text)) - refused if not (golden / name).is_dir()}
     print(f"{len(seen)} model types with experts, {len(seen & refused)} of them refused by a sentence")
