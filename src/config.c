@@ -93,7 +93,12 @@ static int32_t read_built_in(struct making *making)
         memcpy(file + sizeof(prefix) - 1, moe_profiles[i].name, name_bytes);
         making->parse.file = file;
         making->report.file = file;
-        MOE_TRY(read_text(making, moe_profiles[i].text, moe_profiles[i].text_bytes));
+        making->parse.is_built_in = true;
+        int32_t status = read_text(making, moe_profiles[i].text, moe_profiles[i].text_bytes);
+        making->parse.is_built_in = false;
+        if (status != MOE_STATUS_OK) {
+            return status;
+        }
     }
     return MOE_STATUS_OK;
 }

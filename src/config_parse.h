@@ -21,6 +21,7 @@ struct moe_config_parse {
     int32_t layer;         /* of the text under way */
     const char *file;      /* lives as long as the arena */
     bool skip_unavailable; /* of the text under way */
+    bool is_built_in;      /* the text under way is a profile of the plugin's own layer */
     bool out_of_memory;
 };
 
