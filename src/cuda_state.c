@@ -284,6 +284,23 @@ void moe_cuda_state_destroy(const struct moe_memory *memory, struct moe_cuda_sta
     moe_memory_free(memory, state, sizeof(*state));
 }
 
+/* The launches in front of it in its call run all the same, so no status of those that say that
+ * nothing was touched. */
+static int32_t launch_error(const struct moe_cuda_driver *driver, CUresult result,
+                            const char *symbol, struct moe_error *error)
+{
+    char what[160];
+    (void)snprintf(what, sizeof(what), "cuda: the call failed midway, at %s", symbol);
+    const int32_t status = moe_cuda_driver_error(driver, result, what, error);
+    if (status == MOE_STATUS_OUT_OF_MEMORY || status == MOE_STATUS_DEVICE_LOST) {
+        return status;
+    }
+    if (error != NULL) {
+        error->status = MOE_STATUS_DEVICE_ERROR;
+    }
+    return MOE_STATUS_DEVICE_ERROR;
+}
+
 int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
                               const struct moe_cuda_launch *launch, struct moe_error *error)
 {
@@ -310,7 +327,6 @@ int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
     CUfunction function = launch->form == 0 ? state->functions[launch->tile]
                                             : state->forms[launch->tile][launch->form - 1];
     const CUresult result = driver->cuLaunchKernelEx(&config, function, &args, NULL);
-    return result == CUDA_SUCCESS
-               ? MOE_STATUS_OK
-               : moe_cuda_driver_error(driver, result, symbols[launch->tile], error);
+    return result == CUDA_SUCCESS ? MOE_STATUS_OK
+                                  : launch_error(driver, result, symbols[launch->tile], error);
 }

@@ -16,31 +16,76 @@ struct shape {
     int32_t dtype;
 };
 
-static inline struct moe_plan *create_plan(struct moe_context *context, const struct shape *shape,
-                                           int32_t op)
+/* What run_router is called with. A plan of the router has them; one at a time. */
+static struct moe_weights *router_weights;
+
+static inline void bind_router(struct moe_context *context, const struct moe_problem *problem)
+{
+    struct moe_weights_desc desc;
+    struct moe_error error;
+    MOE_INIT(desc);
+    MOE_INIT(error);
+    desc.router.base = ON_DEVICE(10);
+    desc.router.row_stride = problem->hidden;
+    desc.router.col_stride = 1;
+    desc.router.dtype = problem->tokens.dtype;
+    if (api->weights_bind(context, problem, &desc, NULL, 0, &router_weights, &error) !=
+        MOE_STATUS_OK) {
+        fail_msg("%s", error.message);
+    }
+}
+
+/* Columns of the operation's rows: the router's are whole vectors. */
+static inline int32_t columns_of(const struct shape *shape, int32_t op)
+{
+    return op == MOE_OP_ROUTER ? (shape->hidden + 7) / 8 * 8 : shape->hidden;
+}
+
+static inline int32_t try_plan(struct moe_context *context, const struct shape *shape, int32_t op,
+                               struct moe_plan **plan, struct moe_error *error)
 {
     struct moe_problem problem;
     struct moe_plan_options options;
-    struct moe_plan *plan = NULL;
-    struct moe_error error;
-    MOE_INIT(error);
     MOE_INIT(problem);
     MOE_INIT(options);
     problem.num_experts = shape->num_experts;
     problem.top_k = shape->top_k;
-    problem.hidden = shape->hidden;
+    problem.hidden = columns_of(shape, op);
     problem.inter = op == MOE_OP_ACTIVATION ? shape->hidden : 0;
     problem.activation = op == MOE_OP_ACTIVATION ? MOE_ACTIVATION_SILU : 0;
     problem.tokens.dtype = shape->dtype;
     problem.max_tokens = shape->num_tokens;
+    problem.gate_up.dtype = op == MOE_OP_ROUTER ? shape->dtype : 0;
     if (op == MOE_OP_GATING || op == MOE_OP_ROUTE) {
         problem.gating = MOE_GATING_SOFTMAX;
     }
     options.ops = UINT64_C(1) << op;
-    if (api->plan_create(context, &problem, &options, &plan, &error) != MOE_STATUS_OK) {
+    const int32_t status = api->plan_create(context, &problem, &options, plan, error);
+    if (status == MOE_STATUS_OK && op == MOE_OP_ROUTER) {
+        bind_router(context, &problem);
+    }
+    return status;
+}
+
+static inline struct moe_plan *create_plan(struct moe_context *context, const struct shape *shape,
+                                           int32_t op)
+{
+    struct moe_plan *plan = NULL;
+    struct moe_error error;
+    MOE_INIT(error);
+    if (try_plan(context, shape, op, &plan, &error) != MOE_STATUS_OK) {
         fail_msg("%s", error.message);
     }
     return plan;
+}
+
+static inline void destroy_plan(struct moe_plan *plan)
+{
+    api->plan_destroy(plan);
+    if (router_weights != NULL) {
+        api->weights_destroy(router_weights);
+        router_weights = NULL;
+    }
 }
 
 static inline void set_call(const struct moe_plan *plan, const struct shape *shape, void *stream,
@@ -53,6 +98,18 @@ static inline void set_call(const struct moe_plan *plan, const struct shape *sha
     call->stream = stream;
     call->workspace = info.workspace_bytes > 0 ? ON_DEVICE(8) : NULL;
     call->workspace_bytes = info.workspace_bytes;
+}
+
+static inline int32_t run_router(const struct moe_plan *plan, const struct shape *shape,
+                                 void *stream, struct moe_error *error)
+{
+    struct moe_router_args args;
+    MOE_INIT_CALL(args);
+    set_call(plan, shape, stream, &args.call);
+    args.weights = router_weights;
+    args.tokens = ON_DEVICE(0);
+    args.logits = ON_DEVICE(1);
+    return api->router(plan, &args, error);
 }
 
 static inline int32_t run_gating(const struct moe_plan *plan, const struct shape *shape,
@@ -192,6 +249,7 @@ static const struct {
     const char *name; /* in configurations */
     run_fn *run;
 } ops[] = {
+    {MOE_OP_ROUTER, "router", run_router},
     {MOE_OP_GATING, "gating", run_gating},
     {MOE_OP_ROUTE, "route", run_route},
     {MOE_OP_ALIGN_BLOCK_SIZE, "align_block_size", run_align},

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "fake_fatbin.h"
 #include "fake_host.h"
 
 #include "cuda_driver.h"
@@ -12,6 +13,7 @@ enum { MAX_KERNELS = 256, MAX_GRID_YZ = 65535, DEFAULT_SMEM_BYTES = 48 * 1024, M
 struct kernel {
     char symbol[128];
     int smem_bytes; /* opted in to */
+    int32_t code_sm;
     int is_loaded;
     int allows_big_clusters;
 };
@@ -259,6 +261,9 @@ static CUresult CUDAAPI fake_cuLibraryLoadData(CUlibrary *library, const void *c
     if (code == NULL || num_jit_options != 0 || num_options != 0) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (driver.needs_code && fake_fatbin_pick(code, driver.sm) == 0) {
+        return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    }
     driver.num_libraries++;
     *library = (CUlibrary)(uintptr_t)code;
     return CUDA_SUCCESS;
@@ -290,6 +295,7 @@ static CUresult CUDAAPI fake_cuLibraryGetKernel(CUkernel *out, CUlibrary library
     memset(kernel, 0, sizeof(*kernel));
     strncpy(kernel->symbol, symbol, sizeof(kernel->symbol) - 1);
     kernel->smem_bytes = DEFAULT_SMEM_BYTES;
+    kernel->code_sm = fake_fatbin_pick(library, driver.sm);
     *out = (CUkernel)(void *)kernel;
     return CUDA_SUCCESS;
 }
@@ -366,6 +372,7 @@ static CUresult CUDAAPI fake_cuLaunchKernelEx(const CUlaunchConfig *config, CUfu
     launch->smem_bytes = config->sharedMemBytes;
     launch->num_attributes = config->numAttrs;
     launch->stream = config->hStream;
+    launch->code_sm = kernel->code_sm;
     for (unsigned int i = 0; i < config->numAttrs; i++) {
         if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) {
             launch->cluster = config->attrs[i].value.clusterDim.x;

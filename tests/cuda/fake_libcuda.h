@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-enum { FAKE_MAX_LAUNCHES = 64, FAKE_MAX_CALLS = 4096, FAKE_MAX_STACK = 16, FAKE_ARGS_BYTES = 1024 };
+enum { FAKE_MAX_LAUNCHES = 128, FAKE_MAX_CALLS = 4096, FAKE_MAX_STACK = 16, FAKE_ARGS_BYTES = 1024 };
 
 /* What cuLaunchKernelEx was asked for last. */
 struct fake_launch {
@@ -22,6 +22,7 @@ struct fake_launch {
     uint32_t num_attributes;
     uint32_t is_chained;  /* begins under the tail of the node before */
     uint32_t num_refused; /* launches that a device would refuse; they return INVALID_VALUE */
+    int32_t code_sm;      /* the architecture of the machine code; 0: its module has none for it */
     void *stream;
     unsigned char args[FAKE_ARGS_BYTES]; /* the first args_bytes of the kernel's argument */
 };
@@ -40,6 +41,7 @@ struct fake_driver {
     int64_t fail_at;            /* the call (from 1) that fails with fail_result; 0: none */
     int32_t fail_result;        /* a CUresult */
     int32_t is_idle;            /* run calls' functions count nothing and return at once */
+    int32_t needs_code;  /* a module without code for the device is refused, as by a driver */
     const char *args_of; /* kernels with this in their symbol are launched with an argument */
     uint32_t args_bytes; /* of so many bytes, which are kept. NULL: none are */
 

@@ -53,7 +53,7 @@ static void host_time(void **state)
             print_message("%-16s T %4lld: %4.0f ns of the host beside the driver's launches\n",
                           ops[op].name, (long long)shapes[s].num_tokens, ns);
             assert_true(ns < MAX_NS);
-            api->plan_destroy(plan);
+            destroy_plan(plan);
         }
     }
     api->context_destroy(context);

@@ -1,10 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* CUDA run calls: what they call in the driver, how every tile launches, and launches that fail. */
+/* CUDA run calls: what they call in the driver, how every tile launches on every device, and launches
+ * that fail. */
+#include "cuda_args.h"
 #include "cuda_calls.h"
 
+#include <stdlib.h>
+
 /* cuda.sort: CTAs of a cluster, experts whose arrays fit its shared memory, and the threads of the
- * two launches that it is otherwise. */
-enum { CLUSTER_CTAS = 8, MAX_SORT_EXPERTS = 1000, SPLIT_THREADS = 512 };
+ * two launches that it is otherwise; tokens that one CTA gates and sorts. */
+enum { CLUSTER_CTAS = 8, MAX_SORT_EXPERTS = 1000, SPLIT_THREADS = 512, ALONE_TOKENS = 8 };
+
+/* From which on there are clusters, and launches that begin under the tail of the one before. */
+enum { HOPPER = 90 };
+
+/* A100, A10, L40S, H200, B200, B300, RTX PRO 6000. */
+struct device {
+    int32_t sm;
+    int32_t num_sms;
+    int32_t smem_bytes;
+    int32_t l2_bytes;
+};
+static struct device devices[] = {
+    {80, 108, 163 * 1024, 40 << 20},   {86, 72, 99 * 1024, 6 << 20},
+    {89, 142, 99 * 1024, 96 << 20},    {90, 132, SMEM_LIMIT, 50 << 20},
+    {100, 148, SMEM_LIMIT, 126 << 20}, {103, 148, SMEM_LIMIT, 126 << 20},
+    {120, 188, 99 * 1024, 128 << 20},
+};
 
 enum {
     PAIRS_TOKENS = 512, /* from which on pre_reorder copies two vectors a thread */
@@ -28,8 +49,9 @@ static int is_sort(int32_t op)
 /* A thread per route in one launch, or two launches. */
 static int is_split(const struct moe_tile_info *tile, const struct shape *shape)
 {
+    const int64_t num_ctas = driver->sm >= HOPPER ? CLUSTER_CTAS : 1;
     return strcmp(tile->kernel, "cuda.split") == 0 || shape->num_experts > MAX_SORT_EXPERTS ||
-           shape->num_tokens * shape->top_k > (int64_t)CLUSTER_CTAS * tile->block_size;
+           shape->num_tokens * shape->top_k > num_ctas * tile->block_size;
 }
 
 static int64_t count_launches(const struct moe_tile_info *tile, const struct shape *shape)
@@ -41,6 +63,9 @@ static int64_t count_launches(const struct moe_tile_info *tile, const struct sha
 /* Threads of the last launch of a tile. */
 static int32_t count_threads(const struct moe_tile_info *tile, const struct shape *shape)
 {
+    if (tile->op == MOE_OP_ROUTER) {
+        return 32 * MOE_CUDA_ROUTER_WARPS;
+    }
     return is_sort(tile->op) && strcmp(tile->kernel, "cuda.sort") == 0 && is_split(tile, shape)
                ? SPLIT_THREADS
                : tile->block_size;
@@ -77,6 +102,9 @@ static void check_rows_grid(const struct moe_tile_info *tile, const struct shape
                                              many, else (33 fp32) of 4 */
         const int64_t vectors = is_vectored && num_rows >= PAIRS_TOKENS ? 2 : 1;
         num_x = ceil_div(hidden * element_bytes / (is_vectored ? 16 : 4), vectors * threads);
+    } else if (tile->op == MOE_OP_ROUTER) { /* blocks of tokens and of experts */
+        num_x = ceil_div(shape->num_experts, tile->block_size_n);
+        num_rows = ceil_div(num_rows, tile->block_size_m);
     } else if (tile->op == MOE_OP_QUANTIZE) { /* 16 columns a thread, else a CTA for a token */
         const int has_whole_groups = hidden % QUANT_COLUMNS == 0;
         num_x = has_whole_groups ? ceil_div(num_rows * (hidden / 16), threads) : 1;
@@ -117,30 +145,79 @@ static void check_wide(const struct moe_tile_info *tile, const struct shape *sha
         assert_int_equal(strncmp(launch->symbol, "form1_", 6), 0);
         assert_int_equal(launch->block[0], tile->block_size);
         assert_int_equal(launch->is_chained, 0);
-        assert_true(launch->smem_bytes > 0 && launch->smem_bytes <= SMEM_LIMIT);
+        assert_true(launch->smem_bytes > 0 && launch->smem_bytes <= (uint32_t)driver->smem_bytes);
         held_bytes += (int64_t)launch->grid[0] * launch->smem_bytes;
     }
     assert_true(held_bytes >= bytes);
     assert_true(held_bytes <= bytes / 2 * 3);
 }
 
+/* Form of the kernel that a launch is of: form2_moe_... */
+static int32_t form_of(const struct fake_launch *launch)
+{
+    int form = 0;
+    return sscanf(launch->symbol, "form%d_", &form) == 1 ? form : 0;
+}
+
+/* Does the kernel run in clusters of its own? */
+static int is_cluster_kernel(const struct fake_launch *launch)
+{
+    const int32_t form = form_of(launch);
+    if (strstr(launch->symbol, "_CUDA_SORT_") == NULL) {
+        return strstr(launch->symbol, "_SM90_") != NULL;
+    }
+    return strstr(launch->symbol, "moe_ROUTE_") != NULL ? form >= MOE_CUDA_ROUTE_CLUSTER
+                                                        : form == MOE_CUDA_SORT_FORM_CLUSTER;
+}
+
+/* Of the machine codes in this build the one that a driver takes for the device; 0: none. */
+static int32_t built_code(int32_t sm)
+{
+    int32_t best = 0;
+    const char *at = MOE_CUDA_ARCHITECTURES;
+    while (*at != '\0') { /* 80 90a */
+        const int32_t code_sm = (int32_t)strtol(at, NULL, 10);
+        if (code_sm / 10 == sm / 10 && code_sm <= sm && code_sm > best) {
+            best = code_sm;
+        }
+        at += strcspn(at, " ");
+        at += strspn(at, " ");
+    }
+    return best;
+}
+
+/* The device takes every launch since the last look: code for it, memory and threads that it has
+ * (fake_libcuda.c), and below Hopper neither clusters nor attributes. */
+static void check_device(void)
+{
+    assert_true(driver->num_launches <= FAKE_MAX_LAUNCHES);
+    for (int i = 0; i < driver->num_launches; i++) {
+        const struct fake_launch *launch = &driver->launches[i];
+        const int has_clusters = is_cluster_kernel(launch);
+        assert_int_equal(launch->num_refused, 0);
+        assert_int_equal(launch->code_sm, built_code(driver->sm));
+        assert_true(launch->smem_bytes <= (uint32_t)driver->smem_bytes);
+        assert_int_equal(launch->cluster, 0); /* the kernel's own */
+        assert_true(driver->sm >= HOPPER || (!has_clusters && launch->num_attributes == 0));
+        assert_true(!has_clusters || launch->grid[0] % CLUSTER_CTAS == 0);
+    }
+}
+
 /* What the launch of a tile at a shape has to be, from the numbers of both alone. */
 static void check_launch(const struct moe_tile_info *tile, const struct shape *shape)
 {
     const struct fake_launch *launch = &driver->launch;
-    assert_int_equal(launch->num_refused, 0);
-    assert_true(launch->smem_bytes <= SMEM_LIMIT);
     assert_int_equal(launch->block[1] * launch->block[2], 1);
     assert_true(launch->grid[2] == 1 || launch->grid[1] == 65535);
     if (is_sort(tile->op)) {
-        const uint32_t chained = count_launches(tile, shape) > 1 ? 1 : 0; /* the last one */
+        const uint32_t chained = /* the last one */
+            driver->sm >= HOPPER && count_launches(tile, shape) > 1 ? 1 : 0;
         const int is_cluster =
             !is_split(tile, shape) && shape->num_tokens * shape->top_k > tile->block_size;
         assert_int_equal(launch->block[0], count_threads(tile, shape));
         assert_true(launch->grid[0] >= 1);
-        assert_true(!is_cluster || launch->grid[0] % CLUSTER_CTAS == 0);
+        assert_int_equal(is_cluster_kernel(launch), is_cluster);
         assert_int_equal(launch->grid[1], 1);
-        assert_int_equal(launch->cluster, 0); /* the kernel's own */
         assert_int_equal(launch->num_attributes, chained);
         assert_true(launch->smem_bytes >= 4 * 5 * (uint32_t)shape->num_experts);
         return;
@@ -154,8 +231,8 @@ static void check_launch(const struct moe_tile_info *tile, const struct shape *s
         assert_true(launch->smem_bytes >= 4 * (uint32_t)shape->num_experts);
         return;
     }
-    assert_int_equal(launch->block[0], tile->block_size);
-    assert_int_equal(launch->cluster, 0);
+    assert_int_equal(launch->block[0], count_threads(tile, shape));
+    assert_int_equal(launch->num_attributes, 0);
     assert_int_equal(launch->smem_bytes, 0);
     check_rows_grid(tile, shape, launch->grid);
 }
@@ -163,15 +240,18 @@ static void check_launch(const struct moe_tile_info *tile, const struct shape *s
 static void force_tile(struct moe_context *context, const struct moe_tile_info *tile,
                        const char *op_name)
 {
-    char text[512];
+    char text[512], numbers[64];
     struct moe_error error;
     struct moe_config_source source;
     MOE_INIT(error);
     MOE_INIT(source);
+    snprintf(numbers, sizeof(numbers),
+             tile->op == MOE_OP_ROUTER ? "BLOCK_SIZE_M: %d, BLOCK_SIZE_N: %d" : "BLOCK_SIZE: %d",
+             tile->op == MOE_OP_ROUTER ? tile->block_size_m : tile->block_size, tile->block_size_n);
     snprintf(text, sizeof(text),
              "schema: moe-dispatch/1\nrules:\n- name: forced\n  match: {backend: cuda}\n"
-             "  buckets:\n  - max_tokens: inf\n    %s: {kernel: %s, BLOCK_SIZE: %d}\n",
-             op_name, tile->kernel, tile->block_size);
+             "  buckets:\n  - max_tokens: inf\n    %s: {kernel: %s, %s}\n",
+             op_name, tile->kernel, numbers);
     source.flags = MOE_CONFIG_REPLACE;
     source.path = "forced";
     source.text = text;
@@ -179,6 +259,37 @@ static void force_tile(struct moe_context *context, const struct moe_tile_info *
     if (api->config_reload(context, &source, 1, NULL, NULL, &error) != MOE_STATUS_OK) {
         fail_msg("%s", error.message);
     }
+}
+
+/* The last launch is of the kernel of this tile. */
+static void check_symbol(const struct moe_tile_info *tile, const struct shape *shape)
+{
+    char end[32];
+    const char *symbol = driver->launch.symbol;
+    const size_t length =
+        tile->op == MOE_OP_ROUTER
+            ? (size_t)snprintf(end, sizeof(end), "_%d_%d", tile->block_size_m, tile->block_size_n)
+            : (size_t)snprintf(end, sizeof(end), "_%d", count_threads(tile, shape));
+    assert_true(strlen(symbol) > length);
+    assert_string_equal(symbol + strlen(symbol) - length, end);
+}
+
+/* Counters for so many experts fit the shared memory of every device. */
+enum { FITTING_EXPERTS = 512, LARGE_SMEM = 160 * 1024 };
+
+static int is_refused(struct moe_context *context, const struct shape *shape, int32_t op)
+{
+    struct moe_plan *plan = NULL;
+    struct moe_error error;
+    MOE_INIT(error);
+    if (shape->num_experts <= FITTING_EXPERTS || driver->smem_bytes >= LARGE_SMEM || !is_sort(op)) {
+        return 0;
+    }
+    driver->num_calls = 0;
+    assert_int_equal(try_plan(context, shape, op, &plan, &error), MOE_STATUS_UNSUPPORTED);
+    assert_non_null(strstr(error.message, "shared memory"));
+    assert_int_equal(driver->num_calls, 0);
+    return 1;
 }
 
 /* Every tile of an operation at every shape: the kernel of that tile, launched once. */
@@ -194,9 +305,11 @@ static int check_tiles(struct moe_context *context, int index)
         num_tiles++;
         force_tile(context, &tile, ops[index].name);
         for (int s = 0; s < NUM_SHAPES; s++) {
-            char size[16];
             struct moe_error error;
             MOE_INIT(error);
+            if (is_refused(context, &shapes[s], tile.op)) {
+                continue;
+            }
             struct moe_plan *plan = create_plan(context, &shapes[s], tile.op);
             driver->num_calls = driver->num_launches = 0;
             const int64_t allocations = allocator.num_calls;
@@ -206,26 +319,40 @@ static int check_tiles(struct moe_context *context, int index)
             const int has_pieces = is_wide(&tile, &shapes[s]);
             assert_launches(has_pieces ? driver->num_launches : count_launches(&tile, &shapes[s]),
                             allocations);
+            check_device();
             assert_ptr_equal(driver->launch.stream, ON_DEVICE(9));
             if (has_pieces) {
                 check_wide(&tile, &shapes[s]);
             } else {
                 check_launch(&tile, &shapes[s]);
             }
-            const size_t length =
-                (size_t)snprintf(size, sizeof(size), "_%d", count_threads(&tile, &shapes[s]));
-            const size_t symbol_length = strlen(driver->launch.symbol);
-            assert_true(symbol_length > length);
-            assert_string_equal(driver->launch.symbol + symbol_length - length, size);
-            api->plan_destroy(plan);
+            check_symbol(&tile, &shapes[s]);
+            destroy_plan(plan);
         }
     }
     return num_tiles;
 }
 
+/* Plays a device to its end. 0: this build has no code for it, and says so. */
+static int play(const struct device *device)
+{
+    driver->sm = device->sm;
+    driver->num_sms = device->num_sms;
+    driver->smem_bytes = device->smem_bytes;
+    driver->l2_bytes = device->l2_bytes;
+    driver->needs_code = 1;
+    if (built_code(device->sm) == 0) {
+        expect_refusal(MOE_STATUS_UNSUPPORTED, "209");
+        return 0;
+    }
+    return 1;
+}
+
 static void every_tile_launches(void **state)
 {
-    (void)state;
+    if (!play(*state)) {
+        return;
+    }
     struct moe_context *context = create_context();
     for (int op = 0; op < NUM_OPS; op++) {
         assert_true(check_tiles(context, op) > 0);
@@ -262,12 +389,15 @@ static struct moe_plan *create_gating_plan(struct moe_context *context, const st
  * warp of a cluster has no more than a token; gating in front of the sort otherwise. */
 static void sorts_that_gate(void **state)
 {
-    (void)state;
     static const struct shape gated[] = {
         {1, 256, 8, 7168, MOE_DTYPE_BF16},     {100, 128, 8, 2048, MOE_DTYPE_BF16},
         {3000, 60, 4, 2048, MOE_DTYPE_BF16},   {70000, 256, 8, 4096, MOE_DTYPE_BF16},
-        {3000, 512, 10, 2048, MOE_DTYPE_BF16},
+        {3000, 512, 10, 2048, MOE_DTYPE_BF16}, {8, 64, 8, 2048, MOE_DTYPE_BF16},
+        {9, 64, 8, 2048, MOE_DTYPE_BF16},
     };
+    if (!play(*state)) {
+        return;
+    }
     struct moe_context *context = create_context();
     struct moe_tile_info tile;
     MOE_INIT(tile);
@@ -277,21 +407,21 @@ static void sorts_that_gate(void **state)
         }
         force_tile(context, &tile, "route");
         const int always_gates = strcmp(tile.kernel, "cuda.split") == 0;
+        const int64_t most_tokens = /* a warp of a cluster each; a CTA by itself takes eight */
+            driver->sm >= HOPPER ? CLUSTER_CTAS * tile.block_size / 32 : ALONE_TOKENS;
         for (size_t s = 0; s < sizeof(gated) / sizeof(gated[0]); s++) {
             const struct shape *shape = &gated[s];
             const int fits = shape->num_experts <= 256 && shape->top_k <= 8;
-            const int gates =
-                fits && (always_gates || shape->num_tokens <= CLUSTER_CTAS * tile.block_size / 32);
+            const int gates = fits && (always_gates || shape->num_tokens <= most_tokens);
             struct moe_error error;
             MOE_INIT(error);
             struct moe_plan *plan = create_gating_plan(context, shape);
-            driver->num_calls = 0;
+            driver->num_calls = driver->num_launches = 0;
             const int64_t allocations = allocator.num_calls;
             assert_int_equal(run_route(plan, shape, NULL, &error), MOE_STATUS_OK);
             assert_launches(count_launches(&tile, shape) - gates, allocations);
-            assert_int_equal(driver->launch.num_refused, 0);
-            assert_true(driver->launch.smem_bytes <= SMEM_LIMIT);
-            api->plan_destroy(plan);
+            check_device();
+            destroy_plan(plan);
         }
     }
     api->context_destroy(context);
@@ -322,7 +452,7 @@ static void fewer_tokens_fit(void **state)
                              (long long)most[m], error.message);
                 }
             }
-            api->plan_destroy(plan);
+            destroy_plan(plan);
         }
     }
     api->context_destroy(context);
@@ -363,7 +493,7 @@ static void launches_that_fail(void **state)
             assert_int_equal(ops[op].run(plan, &shapes[1], NULL, &error), MOE_STATUS_OK);
             assert_null(driver->launch.stream);
         }
-        api->plan_destroy(plan);
+        destroy_plan(plan);
     }
     api->context_destroy(context);
     assert_nothing_left();
@@ -383,7 +513,7 @@ static void refusals_call_nothing(void **state)
         driver->num_calls = 0;
         assert_int_equal(ops[op].run(plan, &larger, NULL, &error), MOE_STATUS_INVALID_ARGUMENT);
         assert_int_equal(driver->num_calls, 0);
-        api->plan_destroy(plan);
+        destroy_plan(plan);
     }
     api->context_destroy(context);
     assert_nothing_left();
@@ -404,7 +534,7 @@ static void no_tokens(void **state)
             fail_msg("%s: %s", ops[op].name, error.message);
         }
         assert_int_equal(driver->num_calls, is_sort(ops[op].op) ? 3 : 0);
-        api->plan_destroy(plan);
+        destroy_plan(plan);
     }
     api->context_destroy(context);
     assert_nothing_left();
@@ -412,9 +542,19 @@ static void no_tokens(void **state)
 
 int main(void)
 {
+#define ON_DEVICES(test)                                               \
+    {#test " sm_80", test, with_fresh_driver, NULL, &devices[0]},      \
+        {#test " sm_86", test, with_fresh_driver, NULL, &devices[1]},  \
+        {#test " sm_89", test, with_fresh_driver, NULL, &devices[2]},  \
+        {#test " sm_90", test, with_fresh_driver, NULL, &devices[3]},  \
+        {#test " sm_100", test, with_fresh_driver, NULL, &devices[4]}, \
+        {#test " sm_103", test, with_fresh_driver, NULL, &devices[5]}, \
+    {                                                                  \
+#test " sm_120", test, with_fresh_driver, NULL, &devices[6]    \
+    }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup(every_tile_launches, with_fresh_driver),
-        cmocka_unit_test_setup(sorts_that_gate, with_fresh_driver),
+        ON_DEVICES(every_tile_launches),
+        ON_DEVICES(sorts_that_gate),
         cmocka_unit_test_setup(fewer_tokens_fit, with_fresh_driver),
         cmocka_unit_test_setup(launches_that_fail, with_fresh_driver),
         cmocka_unit_test_setup(refusals_call_nothing, with_fresh_driver),
