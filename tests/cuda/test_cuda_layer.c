@@ -363,6 +363,55 @@ static void every_call_fails_once(void **state)
     assert_true(fail_at < MAX_FAIL_AT);
 }
 
+/* Each launch of the longest chain fails, in each way: what lies in front of it runs, nothing behind
+ * it does, and the sentence says so with the kernel; then the layer runs. */
+static void every_launch_fails_once(void **state)
+{
+    (void)state;
+    static const struct {
+        int32_t result;
+        int32_t status;
+    } failures[] = {
+        {CUDA_ERROR_UNKNOWN, MOE_STATUS_DEVICE_ERROR},
+        {CUDA_ERROR_NO_BINARY_FOR_GPU, MOE_STATUS_DEVICE_ERROR},
+        {CUDA_ERROR_LAUNCH_FAILED, MOE_STATUS_DEVICE_LOST},
+        {CUDA_ERROR_OUT_OF_MEMORY, MOE_STATUS_OUT_OF_MEMORY},
+    };
+    static const char *const words[] = {"GEMM",          "GEMM", "ROUTER", "ROUTER",      "GATING",
+                                        "EP_PREPROCESS", "GEMM", "GEMM",   "POST_REORDER"};
+    enum { NUM_WORDS = sizeof(words) / sizeof(words[0]) };
+    struct moe_problem problem = make_problem();
+    problem.gating = MOE_GATING_SOFTMAX;
+    problem.shared_inter = 64;
+    problem.flags = MOE_PROBLEM_SHARED_SIGMOID;
+    struct bound bound = bind_or_fail(&problem, 0);
+    const struct moe_layer_args args = make_args(&bound, 5, 0);
+    for (size_t f = 0; f < sizeof(failures) / sizeof(failures[0]); f++) {
+        for (int before = 0; before < NUM_WORDS; before++) {
+            struct moe_error error;
+            MOE_INIT(error);
+            driver->num_calls = driver->num_launches = 0;
+            driver->fail_at = before + 2; /* the context is pushed first */
+            driver->fail_result = failures[f].result;
+            assert_int_equal(api->layer(bound.plan, &args, &error), failures[f].status);
+            driver->fail_at = 0;
+            assert_int_equal(error.status, failures[f].status);
+            assert_int_equal(error.native, failures[f].result);
+            if (strstr(error.message, "failed midway") == NULL ||
+                strstr(error.message, words[before]) == NULL) {
+                fail_msg("launch %d: \"%s\"", before, error.message);
+            }
+            assert_int_equal(driver->num_launches, before);
+            assert_int_equal(driver->num_calls, before + 3);
+            assert_int_equal(driver->num_pushed, 1);
+        }
+    }
+    run_layer(&bound, 5, 0);
+    assert_int_equal(driver->num_launches, NUM_WORDS);
+    unbind(&bound);
+    assert_nothing_left();
+}
+
 /* Weights that TMA cannot read in place are packed once; without that form they are not bound. */
 static void prepared_weights(void **state)
 {
@@ -498,6 +547,7 @@ int main(void)
         cmocka_unit_test_setup(work_before_the_wait, with_fresh_driver),
         cmocka_unit_test_setup(chunks, with_fresh_driver),
         cmocka_unit_test_setup(every_call_fails_once, with_fresh_driver),
+        cmocka_unit_test_setup(every_launch_fails_once, with_fresh_driver),
         cmocka_unit_test_setup(prepared_weights, with_fresh_driver),
         cmocka_unit_test_setup(refusals, with_fresh_driver),
         cmocka_unit_test_setup(unaligned_tokens, with_fresh_driver),
