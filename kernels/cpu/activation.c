@@ -23,7 +23,8 @@ enum {
     BUFFER_COLUMNS = 1024,
     HALF_COLUMNS = 2 * MOE_VEC8_LANES,
     WIDE_COLUMNS = 2 * HALF_COLUMNS,
-    STREAM_BYTES = 32
+    STREAM_BYTES = 32,
+    AHEAD_BYTES = 8192 /* of input between what is computed and what is hinted, about */
 };
 _Static_assert(BUFFER_COLUMNS % MOE_VEC8_LANES == 0, "chunks of a group are whole vectors");
 
@@ -32,8 +33,28 @@ struct row {
     const void *up;
     void *output;
     int64_t idx;
-    int64_t next_bytes; /* from its operands to those of the next row; 0: there is none */
+    struct silu_ahead ahead;
 };
+
+/*
+ * What to hint while a row is computed. Where gate and up are the halves of a row, memory is read
+ * fastest when the hints go through both in the order of their addresses, two lines at a time;
+ * one line of either half in turns is as slow as no hint. Elsewhere each operand has its own.
+ */
+static struct silu_ahead find_ahead(const struct moe_op_activation *op, const struct row *row)
+{
+    const int64_t row_bytes = op->row_stride * moe_convert_element_bytes(op->input_dtype);
+    const int64_t num_rows = row_bytes > 0 && row_bytes < AHEAD_BYTES ? AHEAD_BYTES / row_bytes : 1;
+    const int64_t distance = row->idx + num_rows < op->num_rows ? num_rows * row_bytes : 0;
+    struct silu_ahead ahead = {.gate = (const char *)row->gate + distance,
+                               .up = (const char *)row->up + distance,
+                               .pace = 1};
+    if (!op->act.ungated && op->up_offset == op->inter) {
+        ahead.up = ahead.gate + MOE_CONVERT_LINE_BYTES;
+        ahead.pace = 2;
+    }
+    return ahead;
+}
 
 static struct row find_row(const struct moe_op_activation *op, int64_t row_idx)
 {
@@ -43,9 +64,7 @@ static struct row find_row(const struct moe_op_activation *op, int64_t row_idx)
     row.up = moe_convert_at(op->input, op->input_dtype, first + op->up_offset);
     row.output = moe_convert_at_mutable(op->output, op->output_dtype, row_idx * op->output_stride);
     row.idx = row_idx;
-    row.next_bytes = row_idx + 1 < op->num_rows
-                         ? op->row_stride * moe_convert_element_bytes(op->input_dtype)
-                         : 0;
+    row.ahead = find_ahead(op, &row);
     return row;
 }
 
@@ -104,12 +123,12 @@ static void activate_columns(const struct moe_op_activation *op, const struct ro
 
 /* ---------------------------------------------------------------- one type, 32 columns */
 
-/* Sixteen columns, and a hint for the same ones of the next row. */
-MOE_INLINE void load_ahead(const void *from, int32_t dtype, int64_t next_bytes,
-                           struct moe_vec8 lanes[2])
+/* Columns col .. col + 15 of an operand, and a hint for what comes later. */
+MOE_INLINE void load_ahead(const void *operand, int32_t dtype, int64_t col, const char *ahead,
+                           int64_t pace, struct moe_vec8 lanes[2])
 {
-    __builtin_prefetch((const char *)from + next_bytes);
-    moe_convert_load_wide(from, dtype, lanes);
+    __builtin_prefetch(moe_convert_at(ahead, dtype, pace * col));
+    moe_convert_load_wide(moe_convert_at(operand, dtype, col), dtype, lanes);
 }
 
 /* As many times 32 columns as there are; returns how many. All but op, row and ungated are
@@ -130,10 +149,9 @@ MOE_INLINE int64_t activate_wide(const struct moe_op_activation *op, const struc
             const int64_t at = col + half * HALF_COLUMNS;
             gate[2 * half] = gate[2 * half + 1] = moe_vec8_zero();
             if (!ungated) {
-                load_ahead(moe_convert_at(row->gate, dtype, at), dtype, row->next_bytes,
-                           gate + 2 * half);
+                load_ahead(row->gate, dtype, at, row->ahead.gate, row->ahead.pace, gate + 2 * half);
             }
-            load_ahead(moe_convert_at(row->up, dtype, at), dtype, row->next_bytes, up + 2 * half);
+            load_ahead(row->up, dtype, at, row->ahead.up, row->ahead.pace, up + 2 * half);
         }
         moe_cpu_act8_few(&act, gate, up, 4);
         MOE_UNROLL for (int half = 0; half < 2; half++)
@@ -176,7 +194,7 @@ static int is_silu_avx512(const struct moe_op_activation *op, const struct row *
 {
     return op->has_avx512 && op->input_dtype == MOE_DTYPE_BF16 && !op->act.ungated &&
            op->act.activation == MOE_ACTIVATION_SILU &&
-           (!op->streams || (uintptr_t)row->output % BF16_AVX512_BYTES == 0);
+           (!op->streams || (uintptr_t)row->output % MOE_CONVERT_LINE_BYTES == 0);
 }
 
 #endif
@@ -190,8 +208,7 @@ static int64_t activate_plain(const struct moe_op_activation *op, const struct r
     }
 #if SILU_HAS_AVX512
     if (is_silu_avx512(op, row)) {
-        return silu_avx512(row->gate, row->up, row->output, op->inter, row->next_bytes,
-                           op->streams);
+        return silu_avx512(row->gate, row->up, row->output, op->inter, &row->ahead, op->streams);
     }
 #endif
     if (op->input_dtype == MOE_DTYPE_BF16) {

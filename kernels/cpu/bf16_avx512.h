@@ -16,7 +16,8 @@
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")))
 #define BF16_AVX512_INLINE static inline __attribute__((always_inline)) BF16_AVX512_TARGET_
 
-enum { BF16_AVX512_COLUMNS = 32, BF16_AVX512_BYTES = 64 }; /* of a vector */
+enum { BF16_AVX512_COLUMNS = 32 }; /* of a vector */
+_Static_assert(BF16_AVX512_COLUMNS * 2 == MOE_CONVERT_LINE_BYTES, "a vector is a line");
 
 /* Even and odd columns of 32. */
 BF16_AVX512_INLINE void bf16_avx512_load(const uint16_t *from, __m512 lanes[2])
@@ -51,8 +52,7 @@ BF16_AVX512_INLINE __m512i bf16_avx512_pack(__m512 even, __m512 odd)
     return _mm512_mask_mov_epi16(low, 0xaaaaaaaau, bf16_avx512_bump(odd));
 }
 
-/* `streams`: around the caches, to a multiple of 64 bytes; moe_convert_finish_streams must
- * follow. */
+/* `streams`: around the caches, to the begin of a line; moe_convert_finish_streams must follow. */
 BF16_AVX512_INLINE void bf16_avx512_store(uint16_t *to, __m512i packed, int streams)
 {
     if (streams) {

@@ -15,6 +15,9 @@
 #include <stdint.h>
 #include <string.h>
 
+/* A line of the caches: hints fetch one, and stores around the caches should write whole ones. */
+enum { MOE_CONVERT_LINE_BYTES = 64 };
+
 /* Bytes of one element of fp32, fp16, bf16 or fp8. */
 static inline int64_t moe_convert_element_bytes(int32_t dtype)
 {

@@ -15,7 +15,7 @@
 
 #include <stddef.h>
 
-enum { WIDE_COLUMNS = 4 * MOE_VEC8_LANES, LINE_BYTES = 64 };
+enum { WIDE_COLUMNS = 4 * MOE_VEC8_LANES };
 
 struct term {
     const void *row;
@@ -72,7 +72,7 @@ static struct token find_token(const struct moe_op_post_reorder *op, int64_t idx
                          : NULL;
     token.output = moe_convert_at_mutable(op->output, op->dtype, idx * op->output_stride);
     token.shared_factor = op->shared_factor != NULL ? op->shared_factor[idx] : 1.0f;
-    token.streams = op->streams && (uintptr_t)token.output % LINE_BYTES == 0;
+    token.streams = op->streams && (uintptr_t)token.output % MOE_CONVERT_LINE_BYTES == 0;
     return token;
 }
 

@@ -18,7 +18,7 @@
 
 #include <stddef.h>
 
-enum { LINE_BYTES = 64 };
+enum { LINE_BYTES = MOE_CONVERT_LINE_BYTES };
 
 /* Destination of a slot, -1 if it has none. */
 static int64_t find_row(const struct moe_op_pre_reorder *op, int64_t token, int64_t slot)

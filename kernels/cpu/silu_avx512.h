@@ -11,6 +11,14 @@
 
 #define SILU_HAS_AVX512 BF16_HAS_AVX512
 
+/* Where the lines lie that are needed some rows later: while columns col .. are computed, those at
+ * gate and up + pace * col elements are fetched. */
+struct silu_ahead {
+    const char *gate;
+    const char *up;
+    int64_t pace;
+};
+
 #if SILU_HAS_AVX512
 
 enum { SILU_VECTORS = 4 };
@@ -51,12 +59,12 @@ BF16_AVX512_INLINE void silu_denominators(__m512 x[SILU_VECTORS])
 
 /*
  * Whole groups of 64 columns; returns how many columns. A group is read before it is written.
- * next_bytes: from these operands to those that are needed next. `streams`: around the caches, for
- * an output at a multiple of 64 bytes; moe_convert_finish_streams must follow.
+ * `streams`: around the caches, for an output at the begin of a line; moe_convert_finish_streams must
+ * follow.
  */
 BF16_AVX512_TARGET_ static int64_t silu_avx512(const uint16_t *gate, const uint16_t *up,
                                                uint16_t *output, int64_t num_columns,
-                                               int64_t next_bytes, int streams)
+                                               const struct silu_ahead *ahead, int streams)
 {
     int64_t col = 0;
     for (; col + SILU_COLUMNS <= num_columns; col += SILU_COLUMNS) {
@@ -65,8 +73,9 @@ BF16_AVX512_TARGET_ static int64_t silu_avx512(const uint16_t *gate, const uint1
         MOE_UNROLL for (int half = 0; half < SILU_VECTORS / 2; half++)
         {
             const int64_t at = col + half * (SILU_COLUMNS / 2);
-            __builtin_prefetch((const char *)(gate + at) + next_bytes);
-            __builtin_prefetch((const char *)(up + at) + next_bytes);
+            const int64_t ahead_bytes = ahead->pace * at * (int64_t)sizeof(*gate);
+            __builtin_prefetch(ahead->gate + ahead_bytes);
+            __builtin_prefetch(ahead->up + ahead_bytes);
             bf16_avx512_load(gate + at, gates + 2 * half);
             bf16_avx512_load(up + at, ups + 2 * half);
         }
