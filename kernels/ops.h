@@ -26,12 +26,12 @@
 
 /* How rows are quantized while they are written, as struct moe_recipe documents it. */
 struct moe_op_quant {
-    int32_t dtype;        /* MOE_DTYPE_FP8_E4M3; 0: not quantized, nothing below is used */
-    int32_t is_dynamic;   /* 1: scales follow from the data and are written to `scales` */
-    int32_t group_k;      /* columns that share a scale; the row's width when it has one */
-    int32_t scale_layout; /* MOE_SCALE_* of `scales`; UE8M0_PACKED also rounds them up */
-    int32_t static_per;   /* MOE_QUANT_PER_*: what an element of static_scales belongs to */
-    int32_t reserved;
+    int32_t dtype;              /* MOE_DTYPE_FP8_E4M3; 0: not quantized, nothing below is used */
+    int32_t is_dynamic;         /* 1: scales follow from the data and are written to `scales` */
+    int32_t group_k;            /* columns that share a scale; the row's width when it has one */
+    int32_t scale_layout;       /* MOE_SCALE_* of `scales`; UE8M0_PACKED also rounds them up */
+    int32_t static_per;         /* MOE_QUANT_PER_*: what an element of static_scales belongs to */
+    int32_t has_avx512;         /* CPU: as in moe_op_activation */
     const float *static_scales; /* not dynamic */
     void *scales;               /* dynamic */
     int64_t scale_stride;       /* final, in elements of the layout */

@@ -335,6 +335,7 @@ static int32_t cpu_pre_reorder(const struct moe_run *run, const struct moe_op_pr
     struct moe_op_pre_reorder own = *op;
     const int64_t num_in = op->num_tokens * op->hidden;
     own.streams = is_streamed(run, num_in, op->dtype, num_in * op->top_k, op->dtype);
+    own.quant.has_avx512 = moe_cpu_isa_has_avx512_vbmi();
     return run_single(run, MOE_OP_PRE_REORDER, KERNEL(pre_reorder), &own);
 }
 
@@ -342,7 +343,9 @@ static int32_t cpu_quantize(const struct moe_run *run, const struct moe_op_quant
                             struct moe_error *error)
 {
     (void)error;
-    return run_single(run, MOE_OP_QUANTIZE, KERNEL(quantize), op);
+    struct moe_op_quantize own = *op;
+    own.quant.has_avx512 = moe_cpu_isa_has_avx512_vbmi();
+    return run_single(run, MOE_OP_QUANTIZE, KERNEL(quantize), &own);
 }
 
 static int32_t cpu_activation(const struct moe_run *run, const struct moe_op_activation *op,

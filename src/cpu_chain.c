@@ -62,6 +62,7 @@ void moe_cpu_quantize_rows(struct moe_cpu_run *cpu, const struct moe_run *run,
                   .is_dynamic = 1,
                   .group_k = recipe->group_k != 0 ? recipe->group_k : (int32_t)width,
                   .scale_layout = recipe->scale_layout,
+                  .has_avx512 = moe_cpu_isa_has_avx512_vbmi(),
                   .scales = workspace + place->scales +
                             moe_recipe_scale_offset(recipe, to, place->scale_stride),
                   .scale_stride = place->scale_stride},

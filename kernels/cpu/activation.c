@@ -9,7 +9,7 @@
  *   2 activation, 3 round, store. Anything else eight at a time: interleaved pairs with one
  *   deinterleaving step, other strides gather, the last columns go through a padded group of eight.
  *   Quantized: 1 a group's values to a buffer, 2 their scale, 3 their codes; a group that exceeds
- *   the buffer is computed twice.
+ *   the buffer is computed twice. silu of bf16 with AVX-512 where there is, both ways.
  * Limits: a group is read before it is written, so output may be input as long as output column i
  *   lies at or before whatever later groups read, as it does for halves and for interleaved pairs.
  */
@@ -190,11 +190,10 @@ MOE_INLINE int64_t activate_typed(const struct moe_op_activation *op, const stru
 #if SILU_HAS_AVX512
 
 /* What runs with AVX-512 where the processor has it. */
-static int is_silu_avx512(const struct moe_op_activation *op, const struct row *row)
+static int is_silu_avx512(const struct moe_op_activation *op)
 {
     return op->has_avx512 && op->input_dtype == MOE_DTYPE_BF16 && !op->act.ungated &&
-           op->act.activation == MOE_ACTIVATION_SILU &&
-           (!op->streams || (uintptr_t)row->output % MOE_CONVERT_LINE_BYTES == 0);
+           op->act.activation == MOE_ACTIVATION_SILU;
 }
 
 #endif
@@ -207,7 +206,8 @@ static int64_t activate_plain(const struct moe_op_activation *op, const struct r
         return 0;
     }
 #if SILU_HAS_AVX512
-    if (is_silu_avx512(op, row)) {
+    if (is_silu_avx512(op) &&
+        (!op->streams || (uintptr_t)row->output % MOE_CONVERT_LINE_BYTES == 0)) {
         return silu_avx512(row->gate, row->up, row->output, op->inter, &row->ahead, op->streams);
     }
 #endif
@@ -220,10 +220,42 @@ static int64_t activate_plain(const struct moe_op_activation *op, const struct r
 
 /* ---------------------------------------------------------------- quantized */
 
+/* The values of columns first .. end - 1, and their largest magnitude where scales are dynamic.
+ * Returns how many of them are in the order of fp8_avx512_encode. */
+static int64_t fill_buffer(const struct moe_op_activation *op, const struct row *row, int64_t first,
+                           int64_t end, float *buffer, float *amax)
+{
+    int64_t num_wide = 0;
+#if SILU_HAS_AVX512
+    if (op->col_stride == 1 && is_silu_avx512(op)) {
+        num_wide =
+            silu_avx512_values(row->gate, row->up, buffer, first, end - first, &row->ahead, amax);
+    }
+#endif
+    activate_columns(op, row, first + num_wide, end, buffer + num_wide, MOE_DTYPE_FP32);
+    if (op->quant.is_dynamic) {
+        *amax = moe_quant_amax(buffer + num_wide, MOE_DTYPE_FP32, end - first - num_wide, *amax);
+    }
+    return num_wide;
+}
+
+/* Codes of `width` values, the first num_wide in the order of fp8_avx512_encode. */
+static void encode_buffer(const float *buffer, int64_t num_wide, int64_t width, float inverse,
+                          uint8_t *to)
+{
+#if SILU_HAS_AVX512
+    if (num_wide > 0) {
+        fp8_avx512_encode(buffer, num_wide, inverse, to);
+    }
+#endif
+    moe_quant_encode(buffer + num_wide, MOE_DTYPE_FP32, width - num_wide, inverse, to + num_wide);
+}
+
 /* Scale and codes of columns first .. first + width - 1, which are one group. */
 static void quantize_group(const struct moe_op_activation *op, const struct row *row, int64_t first,
                            int64_t width, float *buffer)
 {
+    int64_t num_wide = 0;
     const struct moe_op_quant *quant = &op->quant;
     const int64_t end = first + width;
     float inverse = 1.0f / moe_quant_static_scale(quant, row->idx);
@@ -231,8 +263,7 @@ static void quantize_group(const struct moe_op_activation *op, const struct row 
         float amax = 0.0f;
         for (int64_t col = first; col < end; col += BUFFER_COLUMNS) {
             const int64_t stop = end - col < BUFFER_COLUMNS ? end : col + BUFFER_COLUMNS;
-            activate_columns(op, row, col, stop, buffer, MOE_DTYPE_FP32);
-            amax = moe_quant_amax(buffer, MOE_DTYPE_FP32, stop - col, amax);
+            num_wide = fill_buffer(op, row, col, stop, buffer, &amax);
         }
         const float scale = moe_quant_scale(quant, amax);
         moe_quant_store_scale(quant, row->idx, first / quant->group_k,
@@ -242,9 +273,10 @@ static void quantize_group(const struct moe_op_activation *op, const struct row 
     for (int64_t col = first; col < end; col += BUFFER_COLUMNS) {
         const int64_t stop = end - col < BUFFER_COLUMNS ? end : col + BUFFER_COLUMNS;
         if (!quant->is_dynamic || width > BUFFER_COLUMNS) {
-            activate_columns(op, row, col, stop, buffer, MOE_DTYPE_FP32);
+            float ignored = 0.0f;
+            num_wide = fill_buffer(op, row, col, stop, buffer, &ignored);
         }
-        moe_quant_encode(buffer, MOE_DTYPE_FP32, stop - col, inverse, (uint8_t *)row->output + col);
+        encode_buffer(buffer, num_wide, stop - col, inverse, (uint8_t *)row->output + col);
     }
 }
 

@@ -8,6 +8,7 @@
 #define MOE_QUANT_H
 
 #include "convert.h"
+#include "fp8_avx512.h"
 #include "ops.h"
 
 #include <float.h>
@@ -78,6 +79,9 @@ MOE_INLINE struct moe_vec8 moe_quant_load(const void *from, int32_t dtype, int64
 /* Largest magnitude of `width` elements and `amax`; a NaN counts as nothing. */
 MOE_INLINE float moe_quant_amax(const void *from, int32_t dtype, int64_t width, float amax)
 {
+    if (width == 0) {
+        return amax;
+    }
     struct moe_vec8 largest = moe_vec8_set1(amax);
     for (int64_t col = 0; col < width; col += MOE_VEC8_LANES) {
         largest = moe_vec8_max(moe_vec8_abs(moe_quant_load(from, dtype, col, width)), largest);
@@ -105,14 +109,45 @@ MOE_INLINE void moe_quant_encode(const void *from, int32_t dtype, int64_t width,
     }
 }
 
+/* Largest magnitude of a group, with AVX-512 where the row is of bf16 and the processor has it. */
+MOE_INLINE float moe_quant_group_amax(const struct moe_op_quant *quant, const void *from,
+                                      int32_t dtype, int64_t width)
+{
+    int64_t done = 0;
+    float amax = 0.0f;
+#if FP8_HAS_AVX512
+    if (quant->has_avx512 && dtype == MOE_DTYPE_BF16) {
+        done = width - width % BF16_AVX512_COLUMNS;
+        amax = fp8_avx512_amax_bf16(from, done, amax);
+    }
+#endif
+    (void)quant;
+    return moe_quant_amax(moe_convert_at(from, dtype, done), dtype, width - done, amax);
+}
+
+/* Codes of a group, in the same way. */
+MOE_INLINE void moe_quant_group_encode(const struct moe_op_quant *quant, const void *from,
+                                       int32_t dtype, int64_t width, float inverse, uint8_t *to)
+{
+    int64_t done = 0;
+#if FP8_HAS_AVX512
+    if (quant->has_avx512 && dtype == MOE_DTYPE_BF16) {
+        done = width - width % BF16_AVX512_COLUMNS;
+        fp8_avx512_encode_bf16(from, done, inverse, to);
+    }
+#endif
+    (void)quant;
+    moe_quant_encode(moe_convert_at(from, dtype, done), dtype, width - done, inverse, to + done);
+}
+
 /* Scale and codes of one group that lies in memory. */
 MOE_INLINE void moe_quant_group(const struct moe_op_quant *quant, int64_t row, int64_t group,
                                 int64_t num_groups, const void *from, int32_t dtype, int64_t width,
                                 uint8_t *to)
 {
-    const float scale = moe_quant_scale(quant, moe_quant_amax(from, dtype, width, 0.0f));
+    const float scale = moe_quant_scale(quant, moe_quant_group_amax(quant, from, dtype, width));
     moe_quant_store_scale(quant, row, group, num_groups, scale);
-    moe_quant_encode(from, dtype, width, 1.0f / scale, to);
+    moe_quant_group_encode(quant, from, dtype, width, 1.0f / scale, to);
 }
 
 MOE_INLINE void moe_quant_typed_row(const struct moe_op_quant *quant, int64_t row,
@@ -120,7 +155,7 @@ MOE_INLINE void moe_quant_typed_row(const struct moe_op_quant *quant, int64_t ro
                                     int64_t width, uint8_t *to)
 {
     if (!quant->is_dynamic) {
-        moe_quant_encode(from, dtype, width, 1.0f / static_scale, to);
+        moe_quant_group_encode(quant, from, dtype, width, 1.0f / static_scale, to);
         return;
     }
     const int64_t num_groups = moe_quant_num_groups(quant, width);

@@ -6,7 +6,7 @@
  *   rows that come from memory.
  * Pipeline: row by row, group by group: 1 largest magnitude. 2 its scale, stored in its layout. 3
  *   times the reciprocal, 4 to fp8, store. The second reading of a group comes from the first-level
- *   cache; static scales need no first one.
+ *   cache; static scales need no first one. bf16 with AVX-512 where there is.
  * Limits: none on group_k; the last group of a row may be narrower.
  */
 #include "cpu_ops.h"

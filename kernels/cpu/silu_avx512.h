@@ -8,6 +8,7 @@
 #define MOE_SILU_AVX512_H
 
 #include "bf16_avx512.h"
+#include "fp8_avx512.h"
 
 #define SILU_HAS_AVX512 BF16_HAS_AVX512
 
@@ -57,6 +58,32 @@ BF16_AVX512_INLINE void silu_denominators(__m512 x[SILU_VECTORS])
     }
 }
 
+/* silu(gate) * up of columns col .. col + 63: even and odd ones of the first 32, then of the
+ * others. */
+BF16_AVX512_INLINE void silu_group(const uint16_t *gate, const uint16_t *up, int64_t col,
+                                   const struct silu_ahead *ahead, __m512 products[SILU_VECTORS])
+{
+    __m512 gates[SILU_VECTORS], denominators[SILU_VECTORS];
+    MOE_UNROLL for (int half = 0; half < SILU_VECTORS / 2; half++)
+    {
+        const int64_t at = col + half * BF16_AVX512_COLUMNS;
+        const int64_t ahead_bytes = ahead->pace * at * (int64_t)sizeof(*gate);
+        __builtin_prefetch(ahead->gate + ahead_bytes);
+        __builtin_prefetch(ahead->up + ahead_bytes);
+        bf16_avx512_load(gate + at, gates + 2 * half);
+        bf16_avx512_load(up + at, products + 2 * half);
+    }
+    MOE_UNROLL for (int i = 0; i < SILU_VECTORS; i++)
+    {
+        denominators[i] = gates[i];
+    }
+    silu_denominators(denominators);
+    MOE_UNROLL for (int i = 0; i < SILU_VECTORS; i++)
+    {
+        products[i] = _mm512_mul_ps(_mm512_div_ps(gates[i], denominators[i]), products[i]);
+    }
+}
+
 /*
  * Whole groups of 64 columns; returns how many columns. A group is read before it is written.
  * `streams`: around the caches, for an output at the begin of a line; moe_convert_finish_streams must
@@ -68,35 +95,48 @@ BF16_AVX512_TARGET_ static int64_t silu_avx512(const uint16_t *gate, const uint1
 {
     int64_t col = 0;
     for (; col + SILU_COLUMNS <= num_columns; col += SILU_COLUMNS) {
-        __m512 gates[SILU_VECTORS], denominators[SILU_VECTORS], ups[SILU_VECTORS];
+        __m512 products[SILU_VECTORS];
         __m512i packed[SILU_VECTORS / 2];
+        silu_group(gate, up, col, ahead, products);
         MOE_UNROLL for (int half = 0; half < SILU_VECTORS / 2; half++)
         {
-            const int64_t at = col + half * (SILU_COLUMNS / 2);
-            const int64_t ahead_bytes = ahead->pace * at * (int64_t)sizeof(*gate);
-            __builtin_prefetch(ahead->gate + ahead_bytes);
-            __builtin_prefetch(ahead->up + ahead_bytes);
-            bf16_avx512_load(gate + at, gates + 2 * half);
-            bf16_avx512_load(up + at, ups + 2 * half);
-        }
-        MOE_UNROLL for (int i = 0; i < SILU_VECTORS; i++)
-        {
-            denominators[i] = gates[i];
-        }
-        silu_denominators(denominators);
-        MOE_UNROLL for (int i = 0; i < SILU_VECTORS; i++)
-        {
-            ups[i] = _mm512_mul_ps(_mm512_div_ps(gates[i], denominators[i]), ups[i]);
-        }
-        MOE_UNROLL for (int half = 0; half < SILU_VECTORS / 2; half++)
-        {
-            packed[half] = bf16_avx512_pack(ups[2 * half], ups[2 * half + 1]);
+            packed[half] = bf16_avx512_pack(products[2 * half], products[2 * half + 1]);
         }
         MOE_UNROLL for (int half = 0; half < SILU_VECTORS / 2; half++)
         {
             bf16_avx512_store(output + col + half * BF16_AVX512_COLUMNS, packed[half], streams);
         }
     }
+    return col;
+}
+
+/*
+ * The same to fp32 values in the order of silu_group, which fp8_avx512_encode reads, for columns
+ * first .. first + num_columns - 1; returns how many. *amax becomes the largest magnitude of them
+ * and *amax; a NaN counts as nothing.
+ */
+BF16_AVX512_TARGET_ static int64_t silu_avx512_values(const uint16_t *gate, const uint16_t *up,
+                                                      float *values, int64_t first,
+                                                      int64_t num_columns,
+                                                      const struct silu_ahead *ahead, float *amax)
+{
+    __m512 largest[SILU_VECTORS];
+    MOE_UNROLL for (int i = 0; i < SILU_VECTORS; i++)
+    {
+        largest[i] = _mm512_set1_ps(*amax);
+    }
+    int64_t col = 0;
+    for (; col + SILU_COLUMNS <= num_columns; col += SILU_COLUMNS) {
+        __m512 products[SILU_VECTORS];
+        silu_group(gate, up, first + col, ahead, products);
+        MOE_UNROLL for (int i = 0; i < SILU_VECTORS; i++)
+        {
+            _mm512_storeu_ps(values + col + i * (SILU_COLUMNS / SILU_VECTORS), products[i]);
+            largest[i] = fp8_avx512_larger(products[i], largest[i]);
+        }
+    }
+    *amax = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(largest[0], largest[1]),
+                                               _mm512_max_ps(largest[2], largest[3])));
     return col;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* quantize: codes and scales bit for bit against the reference, in every form, type, group size and
  * instruction set; every other byte untouched. */
+#include "cpu_isa.h"
 #include "kernel_quant.h"
 
 static const int64_t token_counts[] = {0, 1, 5, 70};
@@ -28,18 +29,19 @@ static void run_case(struct support_random *random, int64_t num_tokens, int64_t 
         ref_load_all(dtype, tokens.data + t * token_stride * bytes, hidden, values);
         quant_expect_row(&quant, values, t, t, expected + t * output_stride);
     }
-    const struct moe_op_quantize op = {.num_tokens = num_tokens,
-                                       .hidden = (int32_t)hidden,
-                                       .dtype = kernel_dtype(dtype),
-                                       .tokens = tokens.data,
-                                       .token_stride = token_stride,
-                                       .output = output.data,
-                                       .output_stride = output_stride,
-                                       .quant = quant_op(&quant)};
-    for (int v = 0; v < num_variants; v++) {
+    struct moe_op_quantize op = {.num_tokens = num_tokens,
+                                 .hidden = (int32_t)hidden,
+                                 .dtype = kernel_dtype(dtype),
+                                 .tokens = tokens.data,
+                                 .token_stride = token_stride,
+                                 .output = output.data,
+                                 .output_stride = output_stride,
+                                 .quant = quant_op(&quant)};
+    for (int v = 0; v < 2 * num_variants; v++) {
         support_guard_poison(&output);
         support_guard_poison(&quant.scales);
-        kernel_run(&variants[v].kernels->quantize, &variants[v].tile, &op);
+        op.quant.has_avx512 = v % 2 && moe_cpu_isa_has_avx512_vbmi();
+        kernel_run(&variants[v / 2].kernels->quantize, &variants[v / 2].tile, &op);
         assert_bits_equal(expected, output.data, num_tokens * output_stride, 1);
         assert_guard_intact(&output);
         quant_check_scales(&quant);
@@ -94,19 +96,63 @@ static void every_amax_gives_its_scale(void **state)
             ref_load_all(REF_BF16, tokens + t * HIDDEN, HIDDEN, values);
             quant_expect_row(&quant, values, t, t, expected + t * HIDDEN);
         }
-        const struct moe_op_quantize op = {.num_tokens = NUM_TOKENS,
-                                           .hidden = HIDDEN,
-                                           .dtype = MOE_DTYPE_BF16,
-                                           .tokens = tokens,
-                                           .token_stride = HIDDEN,
-                                           .output = output,
-                                           .output_stride = HIDDEN,
-                                           .quant = quant_op(&quant)};
-        for (int v = 0; v < num_variants; v++) {
+        struct moe_op_quantize op = {.num_tokens = NUM_TOKENS,
+                                     .hidden = HIDDEN,
+                                     .dtype = MOE_DTYPE_BF16,
+                                     .tokens = tokens,
+                                     .token_stride = HIDDEN,
+                                     .output = output,
+                                     .output_stride = HIDDEN,
+                                     .quant = quant_op(&quant)};
+        for (int v = 0; v < 2 * num_variants; v++) {
             support_guard_poison(&quant.scales);
-            kernel_run(&variants[v].kernels->quantize, &variants[v].tile, &op);
+            op.quant.has_avx512 = v % 2 && moe_cpu_isa_has_avx512_vbmi();
+            kernel_run(&variants[v / 2].kernels->quantize, &variants[v / 2].tile, &op);
             assert_bits_equal(expected, output, COUNT, 1);
             quant_check_scales(&quant);
+        }
+        quant_finish(&quant);
+    }
+    free(output);
+    free(expected);
+    free(tokens);
+}
+
+/* Every bf16 in a row that vectors of all widths take whole, times many factors. */
+static void every_bf16_has_its_code(void **state)
+{
+    (void)state;
+    enum { NUM_TOKENS = 64, HIDDEN = 1024, COUNT = NUM_TOKENS * HIDDEN, NUM_SCALES = 5 };
+    struct kernel_variant variants[KERNEL_MAX_VARIANTS];
+    const int num_variants = kernel_list_variants(MOE_OP_QUANTIZE, variants);
+    uint16_t *tokens = kernel_array(COUNT, sizeof(uint16_t));
+    uint8_t *expected = kernel_array(COUNT, 1);
+    uint8_t *output = kernel_array(COUNT, 1);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        tokens[i] = (uint16_t)i;
+    }
+    for (int s = 0; s < NUM_SCALES; s++) {
+        struct support_random random;
+        struct quant_fixture quant;
+        double values[HIDDEN];
+        support_random_seed(&random, 33 + (uint64_t)s);
+        quant_init(&quant, &random, quant_forms[3], NUM_TOKENS, HIDDEN, 0, 0);
+        for (int64_t t = 0; t < NUM_TOKENS; t++) {
+            ref_load_all(REF_BF16, tokens + t * HIDDEN, HIDDEN, values);
+            quant_expect_row(&quant, values, t, t, expected + t * HIDDEN);
+        }
+        struct moe_op_quantize op = {.num_tokens = NUM_TOKENS,
+                                     .hidden = HIDDEN,
+                                     .dtype = MOE_DTYPE_BF16,
+                                     .tokens = tokens,
+                                     .token_stride = HIDDEN,
+                                     .output = output,
+                                     .output_stride = HIDDEN,
+                                     .quant = quant_op(&quant)};
+        for (int v = 0; v < 2 * num_variants; v++) {
+            op.quant.has_avx512 = v % 2 && moe_cpu_isa_has_avx512_vbmi();
+            kernel_run(&variants[v / 2].kernels->quantize, &variants[v / 2].tile, &op);
+            assert_bits_equal(expected, output, COUNT, 1);
         }
         quant_finish(&quant);
     }
@@ -120,6 +166,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(grid_matches_reference),
         cmocka_unit_test(every_amax_gives_its_scale),
+        cmocka_unit_test(every_bf16_has_its_code),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
 /* pre_reorder and activation with quantized output, and activation's masked rows: codes and scales
  * bit for bit, in every form, group size and instruction set; rows and scales that are nobody's
  * untouched. */
+#include "cpu_isa.h"
 #include "kernel_quant.h"
 
 static const int64_t token_counts[] = {0, 1, 5, 40};
@@ -65,7 +66,7 @@ static void run_reorder(struct support_random *random, const struct reorder_case
                              expected + src2dst[route] * row_stride);
         }
     }
-    const struct moe_op_pre_reorder op = {
+    struct moe_op_pre_reorder op = {
         .num_tokens = test->num_tokens,
         .top_k = (int32_t)test->top_k,
         .hidden = (int32_t)test->hidden,
@@ -80,10 +81,11 @@ static void run_reorder(struct support_random *random, const struct reorder_case
         .topk_ids = by_expert ? ids : NULL,
         .ids_dtype = MOE_IDS_INT64,
         .filter = {.num_ids = num_experts, .expert_end = num_experts, .num_experts = num_experts}};
-    for (int v = 0; v < num_variants; v++) {
+    for (int v = 0; v < 2 * num_variants; v++) {
         support_guard_poison(&rows);
         support_guard_poison(&quant.scales);
-        kernel_run(&variants[v].kernels->pre_reorder, &variants[v].tile, &op);
+        op.quant.has_avx512 = v % 2 && moe_cpu_isa_has_avx512_vbmi();
+        kernel_run(&variants[v / 2].kernels->pre_reorder, &variants[v / 2].tile, &op);
         assert_bits_equal(expected, rows.data, num_rows * row_stride, 1);
         assert_guard_intact(&rows);
         quant_check_scales(&quant);
@@ -185,10 +187,11 @@ static void run_activation(struct support_random *random, int64_t num_rows, int6
             ref_store_all(dtype, expected + r * row_bytes, inter, values);
         }
     }
-    for (int v = 0; v < num_variants; v++) {
+    for (int v = 0; v < 2 * num_variants; v++) {
         support_guard_poison(&output);
         support_guard_poison(&quant.scales);
-        kernel_run(&variants[v].kernels->activation, &variants[v].tile, &op);
+        op.has_avx512 = v % 2 && moe_cpu_isa_has_avx512_vbmi();
+        kernel_run(&variants[v / 2].kernels->activation, &variants[v / 2].tile, &op);
         assert_bits_equal(expected, output.data, num_rows * row_bytes, 1);
         assert_guard_intact(&output);
         if (form != NULL) {
@@ -207,7 +210,7 @@ static void activated_rows_are_quantized(void **state)
 {
     (void)state;
     /* 1100 and 2100 exceed the kernel's buffer, once within a group. */
-    static const int64_t inters[] = {1, 7, 33, 129, 1100, 2100};
+    static const int64_t inters[] = {1, 7, 33, 129, 256, 1100, 2100};
     const int levels[] = {KERNEL_COUNT(inters), KERNEL_COUNT(dtypes), QUANT_NUM_BASIC_FORMS,
                           KERNEL_COUNT(quant_group_ks), 2 /* masked */};
     struct support_grid grid;
