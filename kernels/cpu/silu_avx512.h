@@ -86,8 +86,8 @@ BF16_AVX512_INLINE void silu_group(const uint16_t *gate, const uint16_t *up, int
 
 /*
  * Whole groups of 64 columns; returns how many columns. A group is read before it is written.
- * `streams`: around the caches, for an output at the begin of a line; moe_convert_finish_streams must
- * follow.
+ * `streams`: around the caches, for an output at the begin of a line; moe_convert_finish_streams
+ * must follow.
  */
 BF16_AVX512_TARGET_ static int64_t silu_avx512(const uint16_t *gate, const uint16_t *up,
                                                uint16_t *output, int64_t num_columns,
