@@ -10,7 +10,12 @@
 
 #include <stdint.h>
 
-enum { FAKE_MAX_LAUNCHES = 128, FAKE_MAX_CALLS = 4096, FAKE_MAX_STACK = 16, FAKE_ARGS_BYTES = 1024 };
+enum {
+    FAKE_MAX_LAUNCHES = 128,
+    FAKE_MAX_CALLS = 4096,
+    FAKE_MAX_STACK = 16,
+    FAKE_ARGS_BYTES = 1024
+};
 
 /* What cuLaunchKernelEx was asked for last. */
 struct fake_launch {

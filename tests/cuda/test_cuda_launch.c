@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* CUDA run calls: what they call in the driver, how every tile launches on every device, and launches
- * that fail. */
+/* CUDA run calls: what they call in the driver, how every tile launches on every device, and
+ * launches that fail. */
 #include "cuda_args.h"
 #include "cuda_calls.h"
 
@@ -134,23 +134,40 @@ static int is_wide(const struct moe_tile_info *tile, const struct shape *shape)
            shape->num_tokens * shape->top_k * row_bytes > driver->l2_bytes;
 }
 
-/* Shared memory of the wide launches holds their tokens, and what it holds is not much more. */
+/* One of the launches that hold `num_tokens` in shared memory, and not much more. */
+static void check_wide_launch(const struct fake_launch *launch, int64_t row_bytes,
+                              int64_t num_tokens)
+{
+    const int64_t held_bytes = (int64_t)launch->grid[0] * launch->smem_bytes;
+    assert_int_equal(strncmp(launch->symbol, "form1_", 6), 0);
+    assert_true(launch->smem_bytes <= (uint32_t)driver->smem_bytes);
+    assert_true(num_tokens > 0 && held_bytes >= num_tokens * row_bytes);
+    assert_true(held_bytes <= num_tokens * row_bytes / 2 * 3);
+    assert_int_equal(launch->grid[1] * launch->grid[2], 1);
+}
+
+/* Launches that hold as many tokens as they can, each those behind the one before. */
 static void check_wide(const struct moe_tile_info *tile, const struct shape *shape)
 {
-    const int64_t bytes =
-        shape->num_tokens * shape->hidden * (shape->dtype == MOE_DTYPE_FP32 ? 4 : 2);
-    int64_t held_bytes = 0;
+    const int64_t row_bytes = (int64_t)shape->hidden * (shape->dtype == MOE_DTYPE_FP32 ? 4 : 2);
+    int64_t next = 0, most = 0;
     for (int i = 0; i < driver->num_launches; i++) {
         const struct fake_launch *launch = &driver->launches[i];
-        assert_int_equal(strncmp(launch->symbol, "form1_", 6), 0);
+        struct moe_cuda_pre_reorder args;
+        memcpy(&args, launch->args, sizeof(args));
         assert_int_equal(launch->block[0], tile->block_size);
         assert_int_equal(launch->is_chained, 0);
-        assert_true(launch->smem_bytes > 0 && launch->smem_bytes <= (uint32_t)driver->smem_bytes);
-        held_bytes += (int64_t)launch->grid[0] * launch->smem_bytes;
+        assert_int_equal(args.wide.first_token, next);
+        const int64_t num_tokens = args.wide.end_token - next;
+        most = i == 0 ? num_tokens : most;
+        check_wide_launch(launch, row_bytes, num_tokens);
+        next += num_tokens;
+        assert_true(num_tokens == most || (next == shape->num_tokens && num_tokens < most));
     }
-    assert_true(held_bytes >= bytes);
-    assert_true(held_bytes <= bytes / 2 * 3);
+    assert_int_equal(next, shape->num_tokens);
 }
+_Static_assert(sizeof(struct moe_cuda_pre_reorder) <= FAKE_ARGS_BYTES,
+               "the driver keeps all of it");
 
 /* Form of the kernel that a launch is of: form2_moe_... */
 static int32_t form_of(const struct fake_launch *launch)
@@ -341,6 +358,8 @@ static int play(const struct device *device)
     driver->smem_bytes = device->smem_bytes;
     driver->l2_bytes = device->l2_bytes;
     driver->needs_code = 1;
+    driver->args_of = "PRE_REORDER";
+    driver->args_bytes = sizeof(struct moe_cuda_pre_reorder);
     if (built_code(device->sm) == 0) {
         expect_refusal(MOE_STATUS_UNSUPPORTED, "209");
         return 0;

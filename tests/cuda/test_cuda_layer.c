@@ -363,8 +363,8 @@ static void every_call_fails_once(void **state)
     assert_true(fail_at < MAX_FAIL_AT);
 }
 
-/* Each launch of the longest chain fails, in each way: what lies in front of it runs, nothing behind
- * it does, and the sentence says so with the kernel; then the layer runs. */
+/* Each launch of the longest chain fails, in each way: what lies in front of it runs, nothing
+ * behind it does, and the sentence says so with the kernel; then the layer runs. */
 static void every_launch_fails_once(void **state)
 {
     (void)state;
