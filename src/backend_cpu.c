@@ -370,14 +370,19 @@ static int32_t cpu_grouped_gemm(const struct moe_run *run, int32_t op_id,
     return run_single(run, op_id, KERNEL(gemm), &own);
 }
 
+void moe_cpu_prepare_post_reorder(const struct moe_run *run, struct moe_op_post_reorder *op)
+{
+    const int64_t num_out = op->num_tokens * op->hidden;
+    op->streams = is_streamed(run, num_out * op->top_k, op->dtype, num_out, op->dtype);
+    op->has_avx512 = moe_cpu_isa_has_avx512_vbmi();
+}
+
 static int32_t cpu_post_reorder(const struct moe_run *run, int32_t op_id,
                                 const struct moe_op_post_reorder *op, struct moe_error *error)
 {
     (void)error;
     struct moe_op_post_reorder own = *op;
-    const int64_t num_out = op->num_tokens * op->hidden;
-    own.streams = is_streamed(run, num_out * op->top_k, op->dtype, num_out, op->dtype);
-    own.has_avx512 = moe_cpu_isa_has_avx512_vbmi();
+    moe_cpu_prepare_post_reorder(run, &own);
     return run_single(run, op_id, KERNEL(post_reorder), &own);
 }
 

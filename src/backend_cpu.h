@@ -33,6 +33,10 @@ static inline uint64_t moe_cpu_align(uint64_t bytes)
 /* Threads of the pool behind a plan, and the pool. */
 struct moe_cpu_pool *moe_cpu_plan_pool(const struct moe_plan *plan);
 
+/* What only a CPU decides about a post_reorder: instructions, and whether its output is written
+ * around the caches. */
+void moe_cpu_prepare_post_reorder(const struct moe_run *run, struct moe_op_post_reorder *op);
+
 /* Scratch per thread of one tiled operation with a tile; dimensions come from the plan's
  * problem. */
 uint64_t moe_cpu_op_scratch(const struct moe_plan *plan, int32_t op, const struct moe_tile *tile);

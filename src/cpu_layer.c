@@ -307,8 +307,8 @@ static void run_combine(struct layer_run *layer)
         .residual_stride = op->residual_stride,
         .output = op->output,
         .output_stride = op->output_stride,
-        .has_avx512 = moe_cpu_isa_has_avx512_vbmi(),
     };
+    moe_cpu_prepare_post_reorder(layer->run, &combine);
     moe_cpu_run_kernel(&layer->cpu, &kernels_of(layer, MOE_OP_POST_REORDER)->post_reorder, &combine,
                        moe_cpu_tile_of(layer->run->bucket, MOE_OP_POST_REORDER));
 }

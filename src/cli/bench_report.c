@@ -204,6 +204,18 @@ static void print_limits(const struct moe_bench_session *session, FILE *out)
     fprintf(out, "; clock %.0f ns\n", 1e9 * session->timer_s);
 }
 
+/* Rounds whose `paired` has the limits of another time than its own. */
+static void print_shared_limits(const struct moe_bench_session *session, FILE *out)
+{
+    if (session->num_shared_limits > 0) {
+        fprintf(out,
+                "paired: %" PRId64 " of %" PRId64 " rounds were over within %.0f ms of the last "
+                "limits and share those; a longer --min-time measures new ones.\n",
+                session->num_shared_limits, session->num_paired_rounds,
+                1e3 * MOE_BENCH_LIMIT_INTERVAL_S);
+    }
+}
+
 int moe_bench_report_text(const struct moe_bench_session *session, FILE *out)
 {
     print_setting(session, out);
@@ -214,6 +226,7 @@ int moe_bench_report_text(const struct moe_bench_session *session, FILE *out)
         fprintf(out, "not measured: %s (%s)\n", moe_abi_op_name(session->refusals[i].op),
                 session->refusals[i].reason);
     }
+    print_shared_limits(session, out);
     fputc('\n', out);
     print_table(session, out, print_overheads);
     fprintf(out,
@@ -266,6 +279,8 @@ static void put_setting(const struct moe_bench_session *session, struct moe_cli_
     moe_cli_json_put_int(json, "num_active_fixed", options->routing.num_active);
     moe_cli_json_put_int(json, "seed", options->seed);
     moe_cli_json_put_int(json, "min_time_ms", options->min_time_ms);
+    moe_cli_json_put_int(json, "num_paired_rounds", session->num_paired_rounds);
+    moe_cli_json_put_int(json, "num_shared_limits", session->num_shared_limits);
     moe_cli_json_put_int(json, "num_weight_copies", session->data.weights.num_copies);
     moe_cli_json_put_int(json, "weight_copy_bytes", (int64_t)session->data.weights.copy_bytes);
     moe_cli_json_put_int(json, "input_bytes", (int64_t)session->data.inputs.num_bytes);

@@ -29,9 +29,8 @@ enum {
 
 /* The limits of a GPU are measured again between cases after this time: what else the machine does
  * must show in both. Those of CPUs, which others use as well, after each case, unless it is
- * short. */
+ * shorter than MOE_BENCH_LIMIT_INTERVAL_S. */
 static const double limit_interval_s = 0.1;
-static const double cpu_limit_interval_s = 0.05;
 
 /* ---------------------------------------------------------------- what is measured */
 
@@ -306,15 +305,14 @@ static int calibrate(struct moe_bench_session *session, struct moe_bench_case *b
 
 static int measure_limits(struct moe_bench_session *session, struct moe_cli_error *error)
 {
+    int status = 0;
     if (session->gpu != NULL) {
-        const int status =
-            moe_bench_gpu_measure_limits(&session->gpu_bench, session->limits.samples, error);
-        session->limits_s = moe_terminal_now_s();
-        return status;
+        status = moe_bench_gpu_measure_limits(&session->gpu_bench, session->limits.samples, error);
+    } else {
+        moe_bench_limits_measure(&session->limits);
     }
-    moe_bench_limits_measure(&session->limits);
     session->limits_s = moe_terminal_now_s();
-    return 0;
+    return status;
 }
 
 /* One round of one case on a GPU. */
@@ -379,8 +377,10 @@ static int measure_case(struct moe_bench_session *session, struct moe_bench_case
         moe_bench_samples_add(&bench_case->samples, seconds);
         moe_bench_samples_add(&round, seconds);
     } while (moe_terminal_now_s() - start_s < share_s);
-    if (moe_terminal_now_s() - session->limits_s > cpu_limit_interval_s &&
-        measure_limits(session, error) != 0) {
+    session->num_paired_rounds += 1;
+    if (moe_terminal_now_s() - session->limits_s <= MOE_BENCH_LIMIT_INTERVAL_S) {
+        session->num_shared_limits += 1;
+    } else if (measure_limits(session, error) != 0) {
         return -1;
     }
     const struct rates after = last_rates(session);

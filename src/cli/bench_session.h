@@ -36,8 +36,13 @@ struct moe_bench_result {
     double floor_s;                  /* how long that takes */
     double ratio;                    /* floor_s to the median: 1 is the limit */
     struct moe_bench_summary paired; /* CPU: the same of each round alone, by the mean of the limits
-                                        measured right before and right after */
+                                        measured right before and right after; rounds that are over
+                                        MOE_BENCH_LIMIT_INTERVAL_S after the last limits share
+                                        those */
 };
+
+/* Seconds. Measuring the limits of a CPU takes as long. */
+#define MOE_BENCH_LIMIT_INTERVAL_S 0.05
 
 struct moe_bench_session {
     const struct moe_bench_options *options;
@@ -63,9 +68,11 @@ struct moe_bench_session {
     size_t num_cases; /* by operation, then by number of tokens; after them num_ops cases of no
                       token */
     struct moe_bench_case *cases;
-    struct moe_bench_result *results;                 /* [num_cases] */
-    struct moe_bench_samples *host_samples;           /* GPU: [num_cases], of host_s */
-    struct moe_bench_samples *paired;                 /* CPU: [num_cases], a ratio per round */
+    struct moe_bench_result *results;       /* [num_cases] */
+    struct moe_bench_samples *host_samples; /* GPU: [num_cases], of host_s */
+    struct moe_bench_samples *paired;       /* CPU: [num_cases], a ratio per round */
+    int64_t num_paired_rounds;              /* CPU: of all cases */
+    int64_t num_shared_limits; /* CPU: of those, that were too short for limits after them */
     struct moe_bench_overhead overheads[MOE_NUM_OPS]; /* [num_ops] */
 };
 
