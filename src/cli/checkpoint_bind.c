@@ -44,10 +44,16 @@ int moe_binding_refuse_missing(const struct moe_binding *binding, const char *na
     return -1;
 }
 
+/* Rows of one expert in the tensor, those of all parts. */
+static int64_t count_stored_rows(const struct moe_wanted *want)
+{
+    return want->num_rows * want->num_parts;
+}
+
 /* The shape that the tensor must have. Returns its rank. */
 static int expect_shape(const struct moe_wanted *want, int is_stacked, int64_t *shape)
 {
-    const int64_t stored_rows = want->num_rows * want->num_parts;
+    const int64_t stored_rows = count_stored_rows(want);
     int rank = 0;
     if (is_stacked && !want->is_one_matrix) {
         shape[rank++] = want->num_experts;
@@ -135,7 +141,7 @@ static int find_tensor(const struct moe_binding *binding, const struct moe_wante
 /* Strides of the wanted part inside of the stored tensor, and the place of its first element. */
 static int64_t set_strides(const struct moe_wanted *want, struct moe_operand *operand)
 {
-    const int64_t stored_rows = want->num_rows * want->num_parts;
+    const int64_t stored_rows = count_stored_rows(want);
     const int64_t num_cols = want->num_cols > 0 ? want->num_cols : 1;
     const int64_t row_stride = want->is_transposed ? 1 : num_cols;
     const int64_t step = want->is_interleaved ? want->num_parts : 1;
@@ -293,7 +299,7 @@ int moe_binding_scale(const struct moe_binding *binding, const struct moe_wanted
             moe_checkpoint_folder(binding->checkpoint), binding->prefix, want->name, want->num_rows,
             want->is_interleaved ? "row by row" : "one after the other", MOE_FP8_BLOCK);
     }
-    const int64_t expert_height = want->is_transposed ? want->num_cols : want->num_rows;
+    const int64_t expert_height = want->is_transposed ? want->num_cols : count_stored_rows(want);
     if (want->is_one_matrix && expert_height % MOE_FP8_BLOCK != 0) {
         return MOE_CLI_FAIL(
             binding->error,

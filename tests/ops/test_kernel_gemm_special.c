@@ -283,50 +283,55 @@ static void test_fp8(void **state)
 
 /* ---------------------------------------------------------------- by pairs alone */
 
-enum { CHANNELS = 8, LANES = 8, MAX_K = 320, MAX_ROWS = 9, PITCH = MAX_K + 32 };
+enum { CHANNELS = 8, LANES = 8, MAX_K = 320, MAX_ROWS = 9, PITCH = MAX_K + GEMM_PAIRS_PAD };
 
-/* What the operands are: normal numbers around 1 or, with an exponent below 0, of exponents from
- * there to two above; and a special element in most channels. */
+/* What the operands are: normal numbers around 1 or, with an exponent below 0, of that one; and a
+ * special element in most channels. Rows and channels begin at lines of the caches, or beside them
+ * (is_odd), and rows as far apart as a panel has them. */
 struct pairs_case {
     int64_t k, num_rows;
+    bool is_odd;
     int weight_exponent, input_exponent;
     uint16_t special; /* 0: none */
     bool is_taken;
 };
 
 #if MOE_HAVE_AVX2
-static void fill(struct support_random *random, uint16_t *to, int64_t count, int exponent)
+static void fill(struct gemm_fixture *fixture, uint16_t *to, int64_t count, int exponent)
 {
-    for (int64_t i = 0; i < count; i++) {
-        const double value = support_random_normal(random);
-        const int above = (int)support_random_below(random, 3);
-        const double mantissa = 1.0 + (double)support_random_below(random, 128) / 128.0;
-        ref_store(REF_BF16, to, i,
-                  exponent == 0 ? value : copysign(ldexp(mantissa, exponent + above), value));
+    double values[MAX_K];
+    fixture_fill(fixture, values, count, MOE_DTYPE_BF16, 1.0);
+    if (exponent != 0) {
+        fixture_make_rare(fixture, values, count, MOE_DTYPE_BF16, ldexp(1.0, exponent), 0.0);
+        values[count / 2] = ldexp(1.0, exponent); /* the least is there */
     }
-    if (exponent != 0) { /* the least is there */
-        ref_store(REF_BF16, to, count / 2, ldexp(1.0, exponent));
-    }
+    ref_store_all(REF_BF16, to, count, values);
 }
 
 /* Are the sums made, and are they the canonical ones? NaN need only be NaN before it is stored. */
 static void check_pairs(const struct pairs_case *c)
 {
-    static uint16_t weights[CHANNELS][MAX_K], inputs[MAX_ROWS][MAX_K], packed_rows[MAX_ROWS][PITCH];
-    static uint16_t packed[CHANNELS * (MAX_K + 64)];
+    static _Alignas(64) uint16_t memory[3][(MAX_ROWS + CHANNELS) * PITCH];
+    static _Alignas(64) uint16_t packed[CHANNELS * (MAX_K + 64)];
     static float sums[MAX_ROWS][CHANNELS][LANES];
-    struct support_random random;
+    struct gemm_fixture fixture;
     int32_t least = GEMM_PAIRS_NO_EXPONENT;
-    support_random_seed(&random, (uint64_t)(c->k * 64 + c->num_rows));
+    const int64_t pitch = gemm_pairs_columns(c->k) + GEMM_PAIRS_PAD;
+    const int64_t channel_elements = c->is_odd ? c->k + 1 : pitch;
+    uint16_t *weights = memory[0] + c->is_odd;
+    uint16_t *inputs = memory[1] + c->is_odd;
+    uint16_t *packed_rows = memory[2] + c->is_odd;
+    support_random_seed(&fixture.random, (uint64_t)(c->k * 64 + c->num_rows));
     for (int64_t n = 0; n < CHANNELS; n++) {
-        fill(&random, weights[n], c->k, c->weight_exponent);
+        fill(&fixture, weights + n * channel_elements, c->k, c->weight_exponent);
         if (c->special != 0) {
-            put_in_line(weights[n], MOE_DTYPE_BF16, 0, n, c->k, c->special);
+            put_in_line(weights, MOE_DTYPE_BF16, n * channel_elements, n, c->k, c->special);
         }
     }
     for (int64_t row = 0; row < c->num_rows; row++) {
-        fill(&random, inputs[row], c->k, c->input_exponent);
-        const int32_t exponent = moe_gemm_pairs_pack_row_avx2(packed_rows[row], inputs[row],
+        uint16_t *input = inputs + row * channel_elements;
+        fill(&fixture, input, c->k, c->input_exponent);
+        const int32_t exponent = moe_gemm_pairs_pack_row_avx2(packed_rows + row * pitch, input,
                                                               MOE_DTYPE_BF16, false, c->k);
         least = exponent < least ? exponent : least;
     }
@@ -335,7 +340,7 @@ static void check_pairs(const struct pairs_case *c)
     }
     struct gemm_pairs pairs = {
         .channels = {.from = (const unsigned char *)weights,
-                     .channel_bytes = sizeof(weights[0]),
+                     .channel_bytes = channel_elements * (int64_t)sizeof(*weights),
                      .count = CHANNELS},
         .dtype = MOE_DTYPE_BF16,
         .scaling = GEMM_SCALE_NONE,
@@ -343,8 +348,8 @@ static void check_pairs(const struct pairs_case *c)
         .least_exponent = least,
         .k = c->k,
         .num_rows = c->num_rows,
-        .rows = packed_rows[0],
-        .pitch = PITCH,
+        .rows = packed_rows,
+        .pitch = pitch,
         .sums = &sums[0][0][0],
         .sums_pitch = CHANNELS * LANES,
         .packed = packed,
@@ -354,8 +359,9 @@ static void check_pairs(const struct pairs_case *c)
         float lanes[LANES] = {0};
         for (int64_t j = 0; j < c->k; j++) {
             lanes[j % LANES] =
-                fmaf((float)ref_load(REF_BF16, inputs[i / CHANNELS], j),
-                     (float)ref_load(REF_BF16, weights[i % CHANNELS], j), lanes[j % LANES]);
+                fmaf((float)ref_load(REF_BF16, inputs, i / CHANNELS * channel_elements + j),
+                     (float)ref_load(REF_BF16, weights, i % CHANNELS * channel_elements + j),
+                     lanes[j % LANES]);
         }
         for (int lane = 0; lane < LANES; lane++) {
             assert_int_equal(bits_of(sums[i / CHANNELS][i % CHANNELS][lane]), bits_of(lanes[lane]));
@@ -389,6 +395,7 @@ static void test_least(void **state)
             for (int e = 0; e < COUNT(exponents); e++) {
                 struct pairs_case exact = {.k = columns[c],
                                            .num_rows = rows[r],
+                                           .is_odd = (c + r + e) % 2 != 0,
                                            .weight_exponent = exponents[e][0],
                                            .input_exponent = exponents[e][1],
                                            .is_taken = true};
@@ -413,6 +420,7 @@ static void test_pairs(void **state)
             for (int r = 0; r < COUNT(rows); r++) {
                 check_pairs(&(struct pairs_case){.k = columns[c],
                                                  .num_rows = rows[r],
+                                                 .is_odd = (c + s + r) % 2 != 0,
                                                  .special = specials[s].bits,
                                                  .is_taken = specials[s].is_taken});
             }
