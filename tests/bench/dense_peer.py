@@ -4,10 +4,8 @@
 
 `dense`: a layer of R = tokens x k rows does what R x 2I x H and R x H x I do when all rows meet one expert: torch.matmul.
 `grouped`: torch's grouped_mm, rows in the order of their experts, uniform routing without repetition inside a token; no gather,
-no activation and no combine (torch._grouped_mm; the same rows each time, and each call allocates its output).
-`deep_gemm`: DeepGEMM's contiguous grouped GEMM, if it is installed: the same rows, each expert's padded to its alignment.
-In CUDA graphs under sustained clocks, random data, weights in turn beyond the L2; the median of 11 replays. Needs torch and a
-GPU. Writes a JSON list that layer_report.py takes beside the benchmark's own.
+no activation and no combine (torch._grouped_mm; the same rows each time, and each call allocates its output). In CUDA graphs under sustained clocks, random data, weights in turn beyond the L2; the median of 11
+replays. Needs torch and a GPU. Writes a JSON list that layer_report.py takes beside the benchmark's own.
 
 usage: dense_peer.py FILE.json
 """
@@ -45,19 +43,6 @@ def time_grouped(torch, ends, rows, columns, depth):
     return time_calls(torch, [lambda right=right: torch._grouped_mm(left, right.transpose(1, 2), offs=ends) for right in sets])
 
 
-def time_deep_gemm(torch, deep_gemm, ends, rows, columns, depth):
-    alignment = deep_gemm.get_mk_alignment_for_contiguous_layout()
-    counts = torch.diff(ends, prepend=ends.new_zeros(1))
-    padded = (counts + alignment - 1) // alignment * alignment
-    experts = torch.arange(len(ends), device="cuda", dtype=torch.int32).repeat_interleave(padded.long())
-    num_sets = min(8, ROTATION_BYTES // (2 * len(ends) * columns * depth) + 1)
-    left = draw(torch, len(experts), depth)
-    output = torch.empty(len(experts), columns, device="cuda", dtype=torch.bfloat16)
-    sets = [draw(torch, len(ends), columns, depth) for _ in range(num_sets)]
-    return time_calls(torch, [lambda right=right: deep_gemm.m_grouped_bf16_gemm_nt_contiguous(left, right, output, experts)
-                              for right in sets])
-
-
 def time_calls(torch, calls):
     """Microseconds of one call, all of them being one replay."""
     stream = torch.cuda.Stream()
@@ -88,25 +73,18 @@ def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     import torch
-    try:
-        import deep_gemm
-    except ImportError:
-        deep_gemm = None
-    timers = {"dense": lambda ends, rows, *shape: time_matmul(torch, rows, *shape),
-              "grouped": lambda ends, rows, *shape: time_grouped(torch, ends, rows, *shape)}
-    if deep_gemm is not None:
-        timers["deep_gemm"] = lambda ends, rows, *shape: time_deep_gemm(torch, deep_gemm, ends, rows, *shape)
     results = []
     for name, experts, top_k, hidden, inter in MODELS:
         for tokens in TOKENS:
             rows = tokens * top_k
             ends = segment_ends(torch, tokens, experts, top_k)
             flops = 6.0 * rows * hidden * inter
-            for kind, timer in timers.items():
-                first, second = [timer(ends, rows, *shape) for shape in ((2 * inter, hidden), (hidden, inter))]
+            for kind in ("dense", "grouped"):
+                first, second = [time_matmul(torch, rows, *shape) if kind == "dense" else time_grouped(torch, ends, rows, *shape)
+                                 for shape in ((2 * inter, hidden), (hidden, inter))]
                 results.append({"set": kind, "model": name, "tokens": tokens, "gemm1_us": first, "gemm2_us": second,
                                 "us": first + second, "flops": flops})
-                print("%-9s %-14s T %5d: %8.1f + %8.1f us, %.0f TFLOP/s" %
+                print("%-7s %-14s T %5d: %8.1f + %8.1f us, %.0f TFLOP/s" %
                       (kind, name, tokens, first, second, flops / (first + second) / 1e6), flush=True)
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         json.dump(results, file, indent=1)
