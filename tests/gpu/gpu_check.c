@@ -2,7 +2,9 @@
 /*
  * Every CUDA operation against the CPU backend, bit for bit, on random cases: the CPU backend is
  * held to the independent references by the other tests. Outputs are poisoned and stand between
- * guard bands; every variant of the tile table is forced in turn.
+ * guard bands; every variant of the tile table is forced in turn. Calls reach the device on three
+ * kinds of streams, at once or captured (gpu_check_ways.c). Then bits of gating across tiles, runs
+ * and batches (gpu_check_bits.c).
  *
  *   gpu_check [cases per operation and variant, default 150] [check_seed]
  */
@@ -77,6 +79,13 @@ int main(int argc, char **argv)
                check_num_checked - checked_before, check_num_failed - failed_before);
         fflush(stdout);
     }
+    const int failed_before = check_num_failed, checked_before = check_num_checked;
+    for (int64_t c = 0; c < num_cases; c++) {
+        check_gating_bits();
+    }
+    printf("%-18s %-28s %5d comparisons, %d failed\n", "gating and route", "bits of all tiles",
+           check_num_checked - checked_before, check_num_failed - failed_before);
+    check_report_ways();
     gpu_host_finish(&check_host);
     printf("%d passed, %d failed\n", check_num_checked - check_num_failed, check_num_failed);
     return check_num_failed > 0 ? 1 : 0;

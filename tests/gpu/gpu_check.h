@@ -38,6 +38,14 @@ struct check_case {
     char text[512];
 };
 
+/* call.num_tokens_device: given in every third case. The device may have a number that is out of
+ * range, which counts as the nearest one that is not; a CPU refuses those. */
+struct check_count {
+    struct check_mirror mirror;
+    int is_given;
+    int32_t value; /* -1: not given */
+};
+
 void check_mirror_init(struct check_mirror *mirror, size_t bytes, size_t misalignment);
 void check_mirror_finish(struct check_mirror *mirror);
 void *check_on_host(const struct check_mirror *mirror);
@@ -49,6 +57,16 @@ void check_mirror_compare(const struct check_mirror *mirror, const char *what, c
 /* 0 to limit - 1 */
 int64_t check_draw(int64_t limit);
 int64_t check_pick(const int64_t *values, int64_t num_values);
+/* The rows of a masked layout, and the most rows of an expert; or 0, and rows of the contiguous
+ * one, sometimes fewer than routes. Sets the problem's max_tokens. */
+int64_t check_draw_masked(struct check_case *test, int64_t *num_rows);
+/* Destinations in `num_rows` rows: some of a permutation of the routes, or (most > 0) the next row
+ * of a random expert of `most` rows. Every ninth and those beyond are negative. */
+void check_fill_destinations(int32_t *out, int64_t num_routes, int64_t num_rows, int64_t most);
+/* The device gets rows that do not exist, 0x7fffffff among them, where some of those are
+ * negative. */
+void check_send_destinations(const struct check_mirror *src2dst, int64_t num_routes,
+                             int64_t num_rows);
 /* Finite random elements of any of the three types: random signs and mantissas, moderate
  * exponents. */
 void check_fill_elements(void *out, int32_t dtype, int64_t count);
@@ -58,13 +76,34 @@ void check_fill_ids(void *out, int32_t ids_dtype, int64_t count, int32_t num_exp
                     int64_t pattern);
 void check_case_init(struct check_case *test, int32_t op);
 void check_case_finish(struct check_case *test);
+/* num_tokens, workspace and stream. On the device the call that follows is queued on the test's own
+ * stream, or on that of the thread or the default one, at once or into a capture of any mode: the
+ * arguments are complete but for numbers of this side, and check_wait comes after the call. */
 void check_set_call(const struct check_case *test, int is_cuda, struct moe_call *call);
+CUstream check_begin_way(void); /* which stream that is */
+/* What was queued has run when this returns. A captured call is replayed twice, first with all
+ * memory rotated, where nothing may be written outside it, then with the case's own. */
+void check_wait(void);
+/* Prints how many calls went which way; ways that none of many went count as failed. */
+void check_report_ways(void);
+
+/* As the operation's number of tokens; what `finish` frees. */
+void check_count_init(struct check_count *count, int64_t num_tokens);
+void check_count_finish(struct check_count *count);
+const int32_t *check_count_at(const struct check_count *count, int is_cuda);
 void check_draw_routes(struct check_case *test);
 /* So many tokens and slots that their rows are more than the L2 of a device holds. */
 void check_draw_wide(struct check_case *test);
 void check_set_filter(struct moe_route_filter *filter, const struct moe_problem *problem,
                       int64_t kind, const int32_t *map);
-void check_fill_map(int32_t *map, const struct moe_problem *problem);
+/* Of ids below num_ids: every third to no local expert. */
+void check_fill_map(int32_t *map, const struct moe_problem *problem, int32_t num_ids);
+/* A problem for gating, without redundant and appended experts, and a number of tokens. */
+void check_draw_gating(struct check_case *test);
+/* Random logits; some rows of equal values, of few values, of NaN and infinities of both signs,
+ * mixed or one alone, with zeros of both signs, and of values that only their last bits tell
+ * apart. */
+void check_fill_logits(void *out, int32_t dtype, int64_t num_tokens, int64_t stride);
 
 #define PICK(...) \
     check_pick((const int64_t[]){__VA_ARGS__}, sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t))
@@ -80,5 +119,7 @@ void check_post_reorder(int is_sum);
 void check_gating(void);
 void check_router(void); /* with fp32 tokens or weights */
 void check_route(void);
+/* Not by tile: one token's ids and weights by all tiles, alone and among others. */
+void check_gating_bits(void);
 
 #endif

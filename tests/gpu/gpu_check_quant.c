@@ -102,23 +102,6 @@ static size_t element_bytes(int32_t dtype)
     return dtype == MOE_DTYPE_FP32 ? 4 : 2;
 }
 
-/* Destinations: a permutation of the routes, every ninth without a row. */
-static void fill_rows(int32_t *out, int64_t num_routes)
-{
-    for (int64_t i = 0; i < num_routes; i++) {
-        out[i] = (int32_t)i;
-    }
-    for (int64_t i = num_routes - 1; i > 0; i--) {
-        const int64_t j = check_draw(i + 1);
-        const int32_t swap = out[i];
-        out[i] = out[j];
-        out[j] = swap;
-    }
-    for (int64_t i = 0; i < num_routes; i += 1 + check_draw(17)) {
-        out[i] = (int32_t)PICK(-1, INT32_MIN);
-    }
-}
-
 static void draw_width(struct check_case *test)
 {
     check_draw_routes(test);
@@ -134,6 +117,7 @@ void check_quantize(void)
     struct check_case test;
     struct quant_case quant;
     struct moe_error error;
+    char more[160];
     MOE_INIT(error);
     draw_width(&test);
     check_case_init(&test, MOE_OP_QUANTIZE);
@@ -142,6 +126,8 @@ void check_quantize(void)
     const int64_t token_stride = hidden + PICK(0, 0, 8, 3),
                   output_stride = hidden + PICK(0, 0, 16, 8, 5);
     struct check_mirror tokens, output;
+    struct check_count real;
+    check_count_init(&real, num_tokens);
     check_mirror_init(&tokens, (size_t)(num_tokens * token_stride) * element_bytes(dtype),
                       (size_t)PICK(0, 0, 1) * element_bytes(dtype));
     check_mirror_init(&output, (size_t)(num_tokens * output_stride), (size_t)PICK(0, 0, 1, 8));
@@ -155,6 +141,7 @@ void check_quantize(void)
         struct moe_quantize_args args;
         MOE_INIT_CALL(args);
         check_set_call(&test, is_cuda, &args.call);
+        args.call.num_tokens_device = check_count_at(&real, is_cuda);
         args.tokens = at(&tokens);
         args.token_stride = token_stride;
         args.output = at(&output);
@@ -163,12 +150,14 @@ void check_quantize(void)
         gpu_host_check(check_host.api->quantize(is_cuda ? test.cuda : test.cpu, &args, &error),
                        &error, "quantize");
     }
-    gpu_synchronize(check_host.stream);
-    describe(&test, "quantize", &quant, num_tokens, hidden, "");
+    check_wait();
+    snprintf(more, sizeof(more), " real %d", real.value);
+    describe(&test, "quantize", &quant, num_tokens, hidden, more);
     check_mirror_compare(&output, "output", test.text);
     quant_finish(&quant, test.text);
     check_mirror_finish(&tokens);
     check_mirror_finish(&output);
+    check_count_finish(&real);
     check_case_finish(&test);
 }
 
@@ -177,11 +166,14 @@ void check_pre_reorder_quantized(void)
     struct check_case test;
     struct quant_case quant;
     struct moe_error error;
+    char more[160];
     MOE_INIT(error);
     draw_width(&test);
     if (check_draw(10) == 0) {
         check_draw_wide(&test);
     }
+    int64_t num_rows;
+    const int64_t most = check_draw_masked(&test, &num_rows);
     check_case_init(&test, MOE_OP_PRE_REORDER);
     const struct moe_problem *problem = &test.problem;
     const int32_t dtype = problem->tokens.dtype;
@@ -190,16 +182,18 @@ void check_pre_reorder_quantized(void)
                   row_stride = hidden + PICK(0, 0, 16, 8, 5);
     const int32_t ids_dtype = (int32_t)PICK(MOE_IDS_INT32, MOE_IDS_INT64);
     struct check_mirror tokens, src2dst, rows, ids;
+    struct check_count real;
+    check_count_init(&real, test.num_tokens);
     check_mirror_init(&tokens, (size_t)(test.num_tokens * token_stride) * element_bytes(dtype),
                       (size_t)PICK(0, 0, 1) * element_bytes(dtype));
     check_mirror_init(&src2dst, (size_t)num_routes * 4, 0);
-    check_mirror_init(&rows, (size_t)(num_routes * row_stride), (size_t)PICK(0, 0, 1, 8));
+    check_mirror_init(&rows, (size_t)(num_rows * row_stride), (size_t)PICK(0, 0, 1, 8));
     check_mirror_init(&ids, (size_t)num_routes * 8, 0);
     check_fill_elements(check_on_host(&tokens), dtype, test.num_tokens * token_stride);
     add_specials(check_on_host(&tokens), dtype, test.num_tokens * token_stride);
-    fill_rows(check_on_host(&src2dst), num_routes);
+    check_fill_destinations(check_on_host(&src2dst), num_routes, num_rows, most);
     check_fill_ids(check_on_host(&ids), ids_dtype, num_routes, problem->num_experts, PICK(0, 3));
-    quant_init(&quant, num_routes, hidden,
+    quant_init(&quant, num_rows, hidden,
                test.num_tokens > problem->num_experts ? test.num_tokens : problem->num_experts);
     const int is_by_expert = quant.recipe.dynamic == 0 && quant.recipe.group_rows == 0 &&
                              test.num_tokens > 0 && check_draw(2);
@@ -207,30 +201,35 @@ void check_pre_reorder_quantized(void)
     for (size_t i = 0; i < 4; i++) {
         check_mirror_send(all[i]);
     }
+    check_send_destinations(&src2dst, num_routes, num_rows);
     for (int is_cuda = 0; is_cuda < 2; is_cuda++) {
         void *(*at)(const struct check_mirror *) = is_cuda ? check_on_device : check_on_host;
         struct moe_pre_reorder_args args;
         MOE_INIT_CALL(args);
         check_set_call(&test, is_cuda, &args.call);
+        args.call.num_tokens_device = check_count_at(&real, is_cuda);
         args.tokens = at(&tokens);
         args.token_stride = token_stride;
         args.src2dst = at(&src2dst);
         args.rows = at(&rows);
         args.row_stride = row_stride;
-        args.num_rows = num_routes;
+        args.num_rows = num_rows;
         args.topk_ids = is_by_expert ? at(&ids) : NULL;
         args.ids_dtype = is_by_expert ? ids_dtype : 0;
         SET_QUANT(args, quant, at);
         gpu_host_check(check_host.api->pre_reorder(is_cuda ? test.cuda : test.cpu, &args, &error),
                        &error, "pre_reorder");
     }
-    gpu_synchronize(check_host.stream);
-    describe(&test, "pre_reorder", &quant, num_routes, hidden, is_by_expert ? ", by expert" : "");
+    check_wait();
+    snprintf(more, sizeof(more), " T %lld k %d masked %lld real %d%s", (long long)test.num_tokens,
+             problem->top_k, (long long)most, real.value, is_by_expert ? ", by expert" : "");
+    describe(&test, "pre_reorder", &quant, num_rows, hidden, more);
     check_mirror_compare(&rows, "rows", test.text);
     quant_finish(&quant, test.text);
     for (size_t i = 0; i < 4; i++) {
         check_mirror_finish(all[i]);
     }
+    check_count_finish(&real);
     check_case_finish(&test);
 }
 
@@ -377,7 +376,7 @@ void check_activation(void)
         gpu_host_check(check_host.api->activation(is_cuda ? test.cuda : test.cpu, &args, &error),
                        &error, "activation");
     }
-    gpu_synchronize(check_host.stream);
+    check_wait();
     snprintf(more, sizeof(more),
              ", activation %d flags %u limit %g output %d col %lld up %lld masked %lld in place %d",
              test.problem.activation, test.problem.flags, (double)test.problem.act_limit,

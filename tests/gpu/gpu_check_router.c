@@ -8,8 +8,8 @@ struct router_case {
     struct check_case base;
     int32_t weight_dtype, bias_dtype; /* bias 0: none */
     int64_t token_stride, row_stride, logits_stride;
-    struct check_mirror tokens, weights, bias, logits, num_tokens;
-    int32_t has_device_count;
+    struct check_mirror tokens, weights, bias, logits;
+    struct check_count count;
 };
 
 static size_t element_bytes(int32_t dtype)
@@ -40,12 +40,11 @@ static void draw_router(struct router_case *router)
     router->token_stride = problem->hidden + PICK(0, 0, 8);
     router->row_stride = problem->hidden + PICK(0, 0, 16);
     router->logits_stride = problem->num_experts + PICK(0, 0, 3);
-    router->has_device_count = (int32_t)PICK(0, 0, 1);
     snprintf(router->base.text, sizeof(router->base.text),
-             "router T %lld E %d H %d tokens %d weights %d bias %d logits %d%s",
+             "router T %lld E %d H %d tokens %d weights %d bias %d logits %d",
              (long long)router->base.num_tokens, problem->num_experts, problem->hidden,
-             problem->tokens.dtype, router->weight_dtype, router->bias_dtype, problem->logits_dtype,
-             router->has_device_count ? ", counted on the device" : "");
+             problem->tokens.dtype, router->weight_dtype, router->bias_dtype,
+             problem->logits_dtype);
 }
 
 static void make_tensors(struct router_case *router)
@@ -60,14 +59,12 @@ static void make_tensors(struct router_case *router)
                       (size_t)(router->base.num_tokens * router->logits_stride) *
                           element_bytes(problem->logits_dtype),
                       0);
-    check_mirror_init(&router->num_tokens, 4, 0);
+    check_count_init(&router->count, router->base.num_tokens);
     check_fill_elements(check_on_host(&router->tokens), problem->tokens.dtype, tokens);
     check_fill_elements(check_on_host(&router->weights), router->weight_dtype, weights);
     if (router->bias_dtype != 0) {
         check_fill_elements(check_on_host(&router->bias), router->bias_dtype, problem->num_experts);
     }
-    const int32_t used = (int32_t)check_draw(router->base.num_tokens + 1);
-    memcpy(check_on_host(&router->num_tokens), &used, 4);
 }
 
 static void run_router(const struct router_case *router, int is_cuda)
@@ -94,7 +91,7 @@ static void run_router(const struct router_case *router, int is_cuda)
                                                 &weights, &error),
                    &error, router->base.text);
     check_set_call(&router->base, is_cuda, &args.call);
-    args.call.num_tokens_device = router->has_device_count ? at(&router->num_tokens) : NULL;
+    args.call.num_tokens_device = check_count_at(&router->count, is_cuda);
     args.weights = weights;
     args.tokens = at(&router->tokens);
     args.token_stride = router->token_stride;
@@ -104,7 +101,7 @@ static void run_router(const struct router_case *router, int is_cuda)
         check_host.api->router(is_cuda ? router->base.cuda : router->base.cpu, &args, &error),
         &error, router->base.text);
     if (is_cuda) {
-        gpu_synchronize(check_host.stream);
+        check_wait();
     }
     check_host.api->weights_destroy(weights);
 }
@@ -115,8 +112,7 @@ void check_router(void)
     draw_router(&router);
     make_tensors(&router);
     check_case_init(&router.base, MOE_OP_ROUTER);
-    struct check_mirror *all[] = {&router.tokens, &router.weights, &router.bias, &router.logits,
-                                  &router.num_tokens};
+    struct check_mirror *all[] = {&router.tokens, &router.weights, &router.bias, &router.logits};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         check_mirror_send(all[i]);
     }
@@ -128,5 +124,6 @@ void check_router(void)
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         check_mirror_finish(all[i]);
     }
+    check_count_finish(&router.count);
     check_case_finish(&router.base);
 }

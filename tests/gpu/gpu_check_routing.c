@@ -56,7 +56,7 @@ static void check_align_batched(void)
             check_host.api->align_block_size(is_cuda ? test.cuda : test.cpu, &args, &error), &error,
             "batched align");
     }
-    gpu_synchronize(check_host.stream);
+    check_wait();
     snprintf(test.text, sizeof(test.text), "batched align E %d block %d most %lld", num_experts,
              block_size, (long long)most);
     check_mirror_compare(&sorted, "sorted_ids", test.text);
@@ -92,21 +92,20 @@ void check_align(void)
                    &error, "align_capacity");
     sorted_capacity += extra;
     expert_capacity += extra;
-    struct check_mirror ids, map, sorted, experts, post_pad, counts, real;
+    struct check_mirror ids, map, sorted, experts, post_pad, counts;
+    struct check_count real;
     check_mirror_init(&ids, (size_t)num_routes * (ids_dtype == MOE_IDS_INT64 ? 8 : 4), 0);
     check_mirror_init(&map, (size_t)problem->num_experts_global * 4, 0);
     check_mirror_init(&sorted, (size_t)sorted_capacity * 4, 0);
     check_mirror_init(&experts, (size_t)expert_capacity * 4, 0);
     check_mirror_init(&post_pad, 4, 0);
     check_mirror_init(&counts, (size_t)problem->num_experts * 4, 0);
-    check_mirror_init(&real, 4, 0);
-    const int has_real = check_draw(3) == 0;
-    *(int32_t *)check_on_host(&real) = (int32_t)check_draw(test.num_tokens + 1);
+    check_count_init(&real, test.num_tokens);
     check_fill_ids(check_on_host(&ids), ids_dtype, num_routes, problem->num_experts_global,
                    pattern);
-    check_fill_map(check_on_host(&map), problem);
-    struct check_mirror *all[] = {&ids, &map, &sorted, &experts, &post_pad, &counts, &real};
-    for (size_t i = 0; i < 7; i++) {
+    check_fill_map(check_on_host(&map), problem, problem->num_experts_global);
+    struct check_mirror *all[] = {&ids, &map, &sorted, &experts, &post_pad, &counts};
+    for (size_t i = 0; i < 6; i++) {
         check_mirror_send(all[i]);
     }
     for (int is_cuda = 0; is_cuda < 2; is_cuda++) {
@@ -114,7 +113,7 @@ void check_align(void)
         struct moe_align_args args;
         MOE_INIT_CALL(args);
         check_set_call(&test, is_cuda, &args.call);
-        args.call.num_tokens_device = has_real ? at(&real) : NULL;
+        args.call.num_tokens_device = check_count_at(&real, is_cuda);
         args.topk_ids = at(&ids);
         args.ids_dtype = ids_dtype;
         args.block_size = block_size;
@@ -132,18 +131,21 @@ void check_align(void)
             check_host.api->align_block_size(is_cuda ? test.cuda : test.cpu, &args, &error), &error,
             "align");
     }
-    gpu_synchronize(check_host.stream);
-    snprintf(test.text, sizeof(test.text),
-             "align T %lld E %d of %d k %d block %d mode %d ids %d pattern %lld filter %lld",
-             (long long)test.num_tokens, problem->num_experts, problem->num_experts_global,
-             problem->top_k, block_size, mode, ids_dtype, (long long)pattern, (long long)filter);
+    check_wait();
+    snprintf(
+        test.text, sizeof(test.text),
+        "align T %lld E %d of %d k %d block %d mode %d ids %d pattern %lld filter %lld real %d",
+        (long long)test.num_tokens, problem->num_experts, problem->num_experts_global,
+        problem->top_k, block_size, mode, ids_dtype, (long long)pattern, (long long)filter,
+        real.value);
     check_mirror_compare(&sorted, "sorted_ids", test.text);
     check_mirror_compare(&experts, "expert_ids", test.text);
     check_mirror_compare(&post_pad, "num_tokens_post_pad", test.text);
     check_mirror_compare(&counts, "expert_counts", test.text);
-    for (size_t i = 0; i < 7; i++) {
+    for (size_t i = 0; i < 6; i++) {
         check_mirror_finish(all[i]);
     }
+    check_count_finish(&real);
     check_case_finish(&test);
 }
 
@@ -166,7 +168,8 @@ void check_ep_preprocess(void)
                   : num_routes + (int64_t)problem->num_experts * (alignment - 1)) +
         PICK(0, 9);
     const int wants_all = check_draw(2) == 0;
-    struct check_mirror ids, map, indptr, src2dst, dst2src, reorder, m_indices, masked, real;
+    struct check_mirror ids, map, indptr, src2dst, dst2src, reorder, m_indices, masked;
+    struct check_count real;
     check_mirror_init(&ids, (size_t)num_routes * (ids_dtype == MOE_IDS_INT64 ? 8 : 4), 0);
     check_mirror_init(&map, (size_t)problem->num_experts_global * 4, 0);
     check_mirror_init(&indptr, ((size_t)problem->num_experts + 1) * 8, 0);
@@ -175,15 +178,13 @@ void check_ep_preprocess(void)
     check_mirror_init(&reorder, (size_t)num_routes * 4, 0);
     check_mirror_init(&m_indices, (size_t)capacity * 4, 0);
     check_mirror_init(&masked, (size_t)problem->num_experts * 4, 0);
-    check_mirror_init(&real, 4, 0);
-    const int has_real = check_draw(3) == 0;
-    *(int32_t *)check_on_host(&real) = (int32_t)check_draw(test.num_tokens + 1);
+    check_count_init(&real, test.num_tokens);
     check_fill_ids(check_on_host(&ids), ids_dtype, num_routes, problem->num_experts_global,
                    pattern);
-    check_fill_map(check_on_host(&map), problem);
-    struct check_mirror *all[] = {&ids,     &map,       &indptr, &src2dst, &dst2src,
-                                  &reorder, &m_indices, &masked, &real};
-    for (size_t i = 0; i < 9; i++) {
+    check_fill_map(check_on_host(&map), problem, problem->num_experts_global);
+    struct check_mirror *all[] = {&ids,     &map,     &indptr,    &src2dst,
+                                  &dst2src, &reorder, &m_indices, &masked};
+    for (size_t i = 0; i < 8; i++) {
         check_mirror_send(all[i]);
     }
     for (int is_cuda = 0; is_cuda < 2; is_cuda++) {
@@ -193,7 +194,7 @@ void check_ep_preprocess(void)
         check_set_call(&test, is_cuda, &args.call);
         args.topk_ids = at(&ids);
         args.ids_dtype = ids_dtype;
-        args.call.num_tokens_device = has_real ? at(&real) : NULL;
+        args.call.num_tokens_device = check_count_at(&real, is_cuda);
         args.segment_alignment = most > 0 ? 0 : alignment;
         args.max_masked_rows = most;
         args.masked_m = most > 0 ? at(&masked) : NULL;
@@ -209,19 +210,21 @@ void check_ep_preprocess(void)
         gpu_host_check(check_host.api->ep_preprocess(is_cuda ? test.cuda : test.cpu, &args, &error),
                        &error, "ep_preprocess");
     }
-    gpu_synchronize(check_host.stream);
-    snprintf(test.text, sizeof(test.text),
-             "ep_preprocess T %lld E %d of %d k %d alignment %d ids %d pattern %lld filter %lld",
-             (long long)test.num_tokens, problem->num_experts, problem->num_experts_global,
-             problem->top_k, alignment, ids_dtype, (long long)pattern, (long long)filter);
+    check_wait();
+    snprintf(
+        test.text, sizeof(test.text),
+        "ep_preprocess T %lld E %d of %d k %d alignment %d ids %d pattern %lld filter %lld real %d",
+        (long long)test.num_tokens, problem->num_experts, problem->num_experts_global,
+        problem->top_k, alignment, ids_dtype, (long long)pattern, (long long)filter, real.value);
     check_mirror_compare(&indptr, "seg_indptr", test.text);
     check_mirror_compare(&src2dst, "src2dst", test.text);
     check_mirror_compare(&dst2src, "dst2src", test.text);
     check_mirror_compare(&reorder, "reorder_ids", test.text);
     check_mirror_compare(&m_indices, "m_indices", test.text);
     check_mirror_compare(&masked, "masked_m", test.text);
-    for (size_t i = 0; i < 9; i++) {
+    for (size_t i = 0; i < 8; i++) {
         check_mirror_finish(all[i]);
     }
+    check_count_finish(&real);
     check_case_finish(&test);
 }

@@ -26,23 +26,22 @@ void check_draw_wide(struct check_case *test)
     problem->max_tokens = test->num_tokens;
 }
 
-/* Destinations: a permutation of the routes with holes and values that mean no row. */
-static void fill_destinations(int32_t *out, int64_t num_routes)
+int64_t check_draw_masked(struct check_case *test, int64_t *num_rows)
 {
-    for (int64_t i = 0; i < num_routes; i++) {
-        out[i] = (int32_t)i;
+    struct moe_problem *problem = &test->problem;
+    const int64_t num_routes = test->num_tokens * problem->top_k;
+    const int64_t most = test->num_tokens + PICK(0, 3);
+    *num_rows = num_routes;
+    if (check_draw(4) == 0 && most > 0 && problem->num_experts * most * problem->hidden < 4000000) {
+        *num_rows = problem->num_experts * most;
+        problem->max_tokens = *num_rows / problem->top_k + 1 > test->num_tokens
+                                  ? *num_rows / problem->top_k + 1
+                                  : test->num_tokens;
+        return most;
     }
-    for (int64_t i = num_routes - 1; i > 0; i--) {
-        int64_t j = check_draw(i + 1);
-        int32_t swap = out[i];
-        out[i] = out[j];
-        out[j] = swap;
-    }
-    for (int64_t i = 0; i < num_routes; i++) {
-        if (check_draw(9) == 0) {
-            out[i] = (int32_t)PICK(-1, -7, INT32_MIN);
-        }
-    }
+    const int64_t num_missing = PICK(0, 0, 3);
+    *num_rows -= num_routes > num_missing ? num_missing : 0;
+    return 0;
 }
 
 void check_pre_reorder(void)
@@ -61,6 +60,8 @@ void check_pre_reorder(void)
                                                   .group_rows = 1};
         test.problem.output_dtype = MOE_DTYPE_BF16;
     }
+    int64_t num_rows;
+    const int64_t most = check_draw_masked(&test, &num_rows);
     check_case_init(&test, MOE_OP_PRE_REORDER);
     const struct moe_problem *problem = &test.problem;
     const int32_t dtype = problem->tokens.dtype;
@@ -69,40 +70,45 @@ void check_pre_reorder(void)
     const int64_t token_stride = problem->hidden + PICK(0, 0, 8, 3),
                   row_stride = problem->hidden + PICK(0, 0, 8, 5);
     struct check_mirror tokens, src2dst, rows;
+    struct check_count real;
+    check_count_init(&real, test.num_tokens);
     check_mirror_init(&tokens, (size_t)(test.num_tokens * token_stride) * element,
                       (size_t)PICK(0, 0, 1, 2) * element);
     check_mirror_init(&src2dst, (size_t)num_routes * 4, 0);
-    check_mirror_init(&rows, (size_t)(num_routes * row_stride) * element,
+    check_mirror_init(&rows, (size_t)(num_rows * row_stride) * element,
                       (size_t)PICK(0, 0, 1, 8) * element);
     check_fill_elements(check_on_host(&tokens), element == 1 ? MOE_DTYPE_BF16 : dtype,
                         test.num_tokens * token_stride / (element == 1 ? 2 : 1));
-    fill_destinations(check_on_host(&src2dst), num_routes);
+    check_fill_destinations(check_on_host(&src2dst), num_routes, num_rows, most);
     check_mirror_send(&tokens);
-    check_mirror_send(&src2dst);
+    check_send_destinations(&src2dst, num_routes, num_rows);
     check_mirror_send(&rows);
     for (int is_cuda = 0; is_cuda < 2; is_cuda++) {
         void *(*at)(const struct check_mirror *) = is_cuda ? check_on_device : check_on_host;
         struct moe_pre_reorder_args args;
         MOE_INIT_CALL(args);
         check_set_call(&test, is_cuda, &args.call);
+        args.call.num_tokens_device = check_count_at(&real, is_cuda);
         args.tokens = at(&tokens);
         args.token_stride = token_stride;
         args.src2dst = at(&src2dst);
         args.rows = at(&rows);
         args.row_stride = row_stride;
-        args.num_rows = num_routes;
+        args.num_rows = num_rows;
         gpu_host_check(check_host.api->pre_reorder(is_cuda ? test.cuda : test.cpu, &args, &error),
                        &error, "pre_reorder");
     }
-    gpu_synchronize(check_host.stream);
-    snprintf(test.text, sizeof(test.text),
-             "pre_reorder T %lld k %d H %d dtype %d strides %lld %lld", (long long)test.num_tokens,
-             problem->top_k, problem->hidden, dtype, (long long)token_stride,
-             (long long)row_stride);
+    check_wait();
+    snprintf(
+        test.text, sizeof(test.text),
+        "pre_reorder T %lld k %d H %d dtype %d strides %lld %lld rows %lld masked %lld real %d",
+        (long long)test.num_tokens, problem->top_k, problem->hidden, dtype, (long long)token_stride,
+        (long long)row_stride, (long long)num_rows, (long long)most, real.value);
     check_mirror_compare(&rows, "rows", test.text);
     check_mirror_finish(&tokens);
     check_mirror_finish(&src2dst);
     check_mirror_finish(&rows);
+    check_count_finish(&real);
     check_case_finish(&test);
 }
 
@@ -119,10 +125,15 @@ void check_post_reorder(int is_sum)
     const int32_t dtype = problem->output_dtype;
     const size_t element = dtype == MOE_DTYPE_FP32 ? 4 : 2;
     const int64_t num_routes = test.num_tokens * problem->top_k, hidden = problem->hidden;
-    const int64_t output_stride = hidden + PICK(0, 0, 8, 3);
+    const int64_t num_rows = num_routes > 3 ? num_routes - PICK(0, 0, 3) : num_routes;
     const int64_t token_stride = problem->top_k * hidden + PICK(0, 0, 8, 5);
     const int has_weights = check_draw(4) != 0, has_shared = check_draw(2) == 0,
               has_factor = check_draw(2) == 0, has_residual = check_draw(2) == 0;
+    /* Into residual or shared, of equal strides. */
+    const int is_in_place = !is_sum && (has_residual || has_shared) && check_draw(3) == 0;
+    const int64_t output_stride = hidden + (is_in_place ? 0 : PICK(0, 0, 8, 3));
+    struct check_count real;
+    check_count_init(&real, test.num_tokens);
     struct check_mirror rows, src2dst, weights, shared, factor, residual, output;
     check_mirror_init(
         &rows, (size_t)(is_sum ? test.num_tokens * token_stride : num_routes * hidden) * element,
@@ -139,11 +150,13 @@ void check_post_reorder(int is_sum)
     check_fill_elements(check_on_host(&shared), dtype, test.num_tokens * hidden);
     check_fill_elements(check_on_host(&factor), MOE_DTYPE_FP32, test.num_tokens);
     check_fill_elements(check_on_host(&residual), dtype, test.num_tokens * hidden);
-    fill_destinations(check_on_host(&src2dst), num_routes);
+    check_fill_destinations(check_on_host(&src2dst), num_routes, num_rows, 0);
+    const struct check_mirror *target = !is_in_place ? &output : has_residual ? &residual : &shared;
     struct check_mirror *all[] = {&rows, &src2dst, &weights, &shared, &factor, &residual, &output};
     for (size_t i = 0; i < 7; i++) {
         check_mirror_send(all[i]);
     }
+    check_send_destinations(&src2dst, num_routes, num_rows);
     for (int is_cuda = 0; is_cuda < 2; is_cuda++) {
         void *(*at)(const struct check_mirror *) = is_cuda ? check_on_device : check_on_host;
         const struct moe_plan *plan = is_cuda ? test.cuda : test.cpu;
@@ -151,6 +164,7 @@ void check_post_reorder(int is_sum)
             struct moe_sum_reduce_args args;
             MOE_INIT_CALL(args);
             check_set_call(&test, is_cuda, &args.call);
+            args.call.num_tokens_device = check_count_at(&real, is_cuda);
             args.input = at(&rows);
             args.token_stride = token_stride;
             args.output = at(&output);
@@ -161,25 +175,32 @@ void check_post_reorder(int is_sum)
         struct moe_post_reorder_args args;
         MOE_INIT_CALL(args);
         check_set_call(&test, is_cuda, &args.call);
+        args.call.num_tokens_device = check_count_at(&real, is_cuda);
         args.rows = at(&rows);
-        args.num_rows = num_routes;
+        args.num_rows = num_rows;
         args.src2dst = at(&src2dst);
         args.topk_weights = has_weights ? at(&weights) : NULL;
         args.shared = has_shared ? at(&shared) : NULL;
         args.shared_factor = has_shared && has_factor ? at(&factor) : NULL;
         args.residual = has_residual ? at(&residual) : NULL;
-        args.output = at(&output);
+        args.output = at(target);
         args.output_stride = output_stride;
         gpu_host_check(check_host.api->post_reorder(plan, &args, &error), &error, "post_reorder");
     }
-    gpu_synchronize(check_host.stream);
-    snprintf(test.text, sizeof(test.text),
-             "%s T %lld k %d H %lld dtype %d weights %d shared %d factor %d residual %d",
-             is_sum ? "sum_reduce" : "post_reorder", (long long)test.num_tokens, problem->top_k,
-             (long long)hidden, dtype, has_weights, has_shared, has_factor, has_residual);
+    check_wait();
+    snprintf(
+        test.text, sizeof(test.text),
+        "%s T %lld k %d H %lld dtype %d weights %d shared %d factor %d residual %d in place %d "
+        "real %d",
+        is_sum ? "sum_reduce" : "post_reorder", (long long)test.num_tokens, problem->top_k,
+        (long long)hidden, dtype, has_weights, has_shared, has_factor, has_residual, is_in_place,
+        real.value);
     check_mirror_compare(&output, "output", test.text);
+    check_mirror_compare(&residual, "residual", test.text);
+    check_mirror_compare(&shared, "shared", test.text);
     for (size_t i = 0; i < 7; i++) {
         check_mirror_finish(all[i]);
     }
+    check_count_finish(&real);
     check_case_finish(&test);
 }

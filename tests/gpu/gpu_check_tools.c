@@ -1,21 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "gpu_check.h"
 
-void check_mirror_init(struct check_mirror *mirror, size_t bytes, size_t misalignment)
-{
-    mirror->bytes = bytes;
-    mirror->offset = GUARD_BYTES + misalignment;
-    mirror->host = malloc(bytes + 2 * GUARD_BYTES + misalignment);
-    mirror->device = gpu_alloc(bytes + 2 * GUARD_BYTES + misalignment);
-    memset(mirror->host, POISON, bytes + 2 * GUARD_BYTES + misalignment);
-}
-
-void check_mirror_finish(struct check_mirror *mirror)
-{
-    free(mirror->host);
-    gpu_free(mirror->device);
-}
-
 void *check_on_host(const struct check_mirror *mirror)
 {
     return mirror->host + mirror->offset;
@@ -97,6 +82,9 @@ void check_fill_ids(void *out, int32_t ids_dtype, int64_t count, int32_t num_exp
         }
         if (ids_dtype == MOE_IDS_INT64) {
             int64_t wide = id < 0 && check_draw(2) ? id - (INT64_C(1) << 40) : id;
+            if (id == num_experts && check_draw(2)) { /* an expert's in its low word */
+                wide = check_draw(num_experts) + (INT64_C(1) << 32);
+            }
             memcpy((char *)out + 8 * i, &wide, 8);
         } else {
             int32_t narrow = (int32_t)id;
@@ -145,7 +133,7 @@ void check_set_call(const struct check_case *test, int is_cuda, struct moe_call 
     call->num_tokens = test->num_tokens;
     call->workspace = is_cuda ? test->cuda_workspace : test->workspace;
     call->workspace_bytes = is_cuda ? test->cuda_workspace_bytes : test->info.workspace_bytes;
-    call->stream = is_cuda ? check_host.stream : NULL;
+    call->stream = is_cuda ? check_begin_way() : NULL;
 }
 
 void check_draw_routes(struct check_case *test)
@@ -176,10 +164,80 @@ void check_set_filter(struct moe_route_filter *filter, const struct moe_problem 
     }
 }
 
-void check_fill_map(int32_t *map, const struct moe_problem *problem)
+void check_fill_map(int32_t *map, const struct moe_problem *problem, int32_t num_ids)
 {
-    for (int32_t e = 0; e < problem->num_experts_global; e++) {
+    for (int32_t e = 0; e < num_ids; e++) {
         map[e] = check_draw(3) == 0 ? (int32_t)PICK(-1, INT32_MAX, problem->num_experts)
                                     : (int32_t)check_draw(problem->num_experts);
     }
+}
+
+void check_count_init(struct check_count *count, int64_t num_tokens)
+{
+    check_mirror_init(&count->mirror, 4, 0);
+    count->is_given = check_draw(3) == 0;
+    const int32_t real = (int32_t)PICK(0, num_tokens, check_draw(num_tokens + 1));
+    int32_t sent = real;
+    if (real == num_tokens) {
+        sent = (int32_t)PICK(real, real + 1, INT32_MAX);
+    } else if (real == 0) {
+        sent = (int32_t)PICK(0, -1, INT32_MIN);
+    }
+    memcpy(check_on_host(&count->mirror), &sent, sizeof(sent));
+    check_mirror_send(&count->mirror);
+    memcpy(check_on_host(&count->mirror), &real, sizeof(real));
+    count->value = count->is_given ? real : -1;
+}
+
+void check_count_finish(struct check_count *count)
+{
+    check_mirror_finish(&count->mirror);
+}
+
+const int32_t *check_count_at(const struct check_count *count, int is_cuda)
+{
+    if (!count->is_given) {
+        return NULL;
+    }
+    return is_cuda ? check_on_device(&count->mirror) : check_on_host(&count->mirror);
+}
+
+void check_fill_destinations(int32_t *out, int64_t num_routes, int64_t num_rows, int64_t most)
+{
+    const int64_t num_experts = most > 0 ? num_rows / most : 0;
+    int32_t *counts = calloc((size_t)num_experts + 1, sizeof(*counts));
+    for (int64_t i = 0; i < num_routes; i++) {
+        out[i] = (int32_t)i;
+        if (most > 0) {
+            const int64_t expert = check_draw(num_experts);
+            out[i] = counts[expert] < most ? (int32_t)(expert * most + counts[expert]++) : -1;
+        }
+    }
+    for (int64_t i = num_routes - 1; i > 0 && most == 0; i--) {
+        const int64_t j = check_draw(i + 1);
+        const int32_t swap = out[i];
+        out[i] = out[j];
+        out[j] = swap;
+    }
+    for (int64_t i = 0; i < num_routes; i++) {
+        if (out[i] >= num_rows || check_draw(9) == 0) {
+            out[i] = (int32_t)PICK(-1, -7, INT32_MIN);
+        }
+    }
+    free(counts);
+}
+
+void check_send_destinations(const struct check_mirror *src2dst, int64_t num_routes,
+                             int64_t num_rows)
+{
+    const int32_t *given = check_on_host(src2dst);
+    int32_t *sent = malloc((size_t)num_routes * sizeof(*sent) + 1);
+    for (int64_t i = 0; i < num_routes; i++) {
+        sent[i] = given[i] < 0 && check_draw(2)
+                      ? (int32_t)PICK(num_rows, num_rows + 1 + check_draw(1000), INT32_MAX)
+                      : given[i];
+    }
+    check_mirror_send(src2dst);
+    gpu_upload(check_on_device(src2dst), sent, (size_t)num_routes * sizeof(*sent));
+    free(sent);
 }

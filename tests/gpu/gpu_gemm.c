@@ -4,7 +4,9 @@
  * element came from, on random problems against a float64 reference, bit equality of all tiles,
  * grids and batches; then times.
  *
- *   gpu_gemm [check] [time TOKENS]    TOKENS 0: all sizes
+ *   gpu_gemm [check] [problem TEXT] [time TOKENS]
+ *
+ * check: all problems; problem: those whose name contains the text. TOKENS 0: all sizes
  */
 #include "gpu_gemm.h"
 #include "gpu_gemm_problems.h"
@@ -434,7 +436,11 @@ int main(int argc, char **argv)
 {
     int wants_check = argc < 2;
     int64_t only = -1;
+    const char *text = NULL;
     for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "problem") == 0 && i + 1 < argc) {
+            text = argv[++i];
+        }
         wants_check |= strcmp(argv[i], "check") == 0;
         if (strcmp(argv[i], "time") == 0 && i + 1 < argc) {
             only = atoll(argv[++i]);
@@ -448,6 +454,17 @@ int main(int argc, char **argv)
         }
         check_batches();
         printf("%d failed\n", num_failed);
+    }
+    if (text != NULL) {
+        int num_problems = 0;
+        for (size_t i = 0; i < sizeof(problems) / sizeof(problems[0]); i++) {
+            if (strstr(problems[i].name, text) != NULL) {
+                check_problem(&problems[i]);
+                num_problems++;
+            }
+        }
+        num_failed += num_problems == 0;
+        printf("%d problems, %d failed\n", num_problems, num_failed);
     }
     if (only >= 0) {
         gemm_time_models(only);

@@ -121,7 +121,7 @@ void gpu_host_init(struct gpu_host *host, const char *program)
     check(cuda.cuDeviceGet(&device, 0), "cuDeviceGet");
     check(cuda.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain");
     check(cuda.cuCtxSetCurrent(context), "cuCtxSetCurrent");
-    check(cuda.cuStreamCreate(&host->stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+    host->stream = gpu_stream();
 
     beside(program, "../lib/libmoe_plugin.so", path, sizeof(path));
     void *plugin = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -212,6 +212,7 @@ void gpu_free(void *memory)
 void gpu_upload(void *device, const void *host, size_t bytes)
 {
     check(cuda.cuMemcpyHtoD((CUdeviceptr)(uintptr_t)device, host, bytes), "cuMemcpyHtoD");
+    check(cuda.cuStreamSynchronize(NULL), "cuMemcpyHtoD"); /* pageable memory may lag behind */
 }
 
 void gpu_download(void *host, const void *device, size_t bytes)
@@ -229,6 +230,54 @@ void gpu_poison(void *device, int byte, size_t bytes)
 void gpu_synchronize(CUstream stream)
 {
     check(cuda.cuStreamSynchronize(stream), "cuStreamSynchronize");
+}
+
+struct gpu_graph {
+    CUgraph graph;
+    CUgraphExec exec;
+};
+
+void gpu_graph_begin(CUstream stream, CUstreamCaptureMode mode)
+{
+    check(cuda.cuStreamBeginCapture(stream, mode), "cuStreamBeginCapture");
+}
+
+struct gpu_graph *gpu_graph_end(CUstream stream)
+{
+    struct gpu_graph *graph = calloc(1, sizeof(*graph));
+    if (graph == NULL) {
+        stop("graph", "no memory");
+    }
+    check(cuda.cuStreamEndCapture(stream, &graph->graph), "cuStreamEndCapture");
+    check(cuda.cuGraphInstantiateWithFlags(&graph->exec, graph->graph, 0), "cuGraphInstantiate");
+    return graph;
+}
+
+struct gpu_graph *gpu_graph_make(CUstream stream, CUstreamCaptureMode mode, gpu_record_fn *record,
+                                 void *self)
+{
+    gpu_graph_begin(stream, mode);
+    record(self, stream);
+    return gpu_graph_end(stream);
+}
+
+void gpu_graph_launch(struct gpu_graph *graph, CUstream stream)
+{
+    check(cuda.cuGraphLaunch(graph->exec, stream), "cuGraphLaunch");
+}
+
+void gpu_graph_free(struct gpu_graph *graph)
+{
+    check(cuda.cuGraphExecDestroy(graph->exec), "cuGraphExecDestroy");
+    check(cuda.cuGraphDestroy(graph->graph), "cuGraphDestroy");
+    free(graph);
+}
+
+CUstream gpu_stream(void)
+{
+    CUstream stream = NULL;
+    check(cuda.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+    return stream;
 }
 
 static int compare_doubles(const void *a, const void *b)
@@ -274,8 +323,6 @@ static double time_replay(CUstream stream, CUgraphExec exec, CUevent begin, CUev
 struct gpu_timing gpu_time_graph_paced(CUstream stream, gpu_record_fn *record, void *self,
                                        int num_replays, const struct gpu_pace *pace)
 {
-    CUgraph graph;
-    CUgraphExec exec;
     CUevent begin, end;
     double *samples = calloc((size_t)num_replays, sizeof(*samples));
     void *flush = pace->flush_bytes > 0 ? gpu_alloc(pace->flush_bytes) : NULL;
@@ -284,11 +331,8 @@ struct gpu_timing gpu_time_graph_paced(CUstream stream, gpu_record_fn *record, v
     }
     check(cuda.cuEventCreate(&begin, CU_EVENT_DEFAULT), "cuEventCreate");
     check(cuda.cuEventCreate(&end, CU_EVENT_DEFAULT), "cuEventCreate");
-    check(cuda.cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_GLOBAL), "cuStreamBeginCapture");
-    record(self, stream);
-    check(cuda.cuStreamEndCapture(stream, &graph), "cuStreamEndCapture");
-    check(cuda.cuGraphInstantiateWithFlags(&exec, graph, 0), "cuGraphInstantiate");
-    warm_up(stream, exec, pace->warm_ms);
+    struct gpu_graph *graph = gpu_graph_make(stream, CU_STREAM_CAPTURE_MODE_GLOBAL, record, self);
+    warm_up(stream, graph->exec, pace->warm_ms);
     for (int i = -pace->num_untimed; i < num_replays; i++) {
         if (flush != NULL) {
             gpu_limits_write(stream, flush, pace->flush_bytes);
@@ -297,7 +341,7 @@ struct gpu_timing gpu_time_graph_paced(CUstream stream, gpu_record_fn *record, v
             gpu_synchronize(stream);
             idle(pace->idle_ms);
         }
-        const double us = time_replay(stream, exec, begin, end);
+        const double us = time_replay(stream, graph->exec, begin, end);
         if (i >= 0) {
             samples[i] = us;
         }
@@ -307,8 +351,7 @@ struct gpu_timing gpu_time_graph_paced(CUstream stream, gpu_record_fn *record, v
                                 samples[num_replays - 1 - num_replays / 10]};
     check(cuda.cuEventDestroy(begin), "cuEventDestroy");
     check(cuda.cuEventDestroy(end), "cuEventDestroy");
-    check(cuda.cuGraphExecDestroy(exec), "cuGraphExecDestroy");
-    check(cuda.cuGraphDestroy(graph), "cuGraphDestroy");
+    gpu_graph_free(graph);
     gpu_free(flush);
     free(samples);
     return timing;

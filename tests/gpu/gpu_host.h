@@ -62,6 +62,17 @@ struct gpu_pace {
 struct gpu_timing gpu_time_graph_paced(CUstream stream, gpu_record_fn *record, void *self,
                                        int num_replays, const struct gpu_pace *pace);
 
+/* What `record` queues, captured in a mode on a stream that is not the default one, as a graph. */
+struct gpu_graph;
+struct gpu_graph *gpu_graph_make(CUstream stream, CUstreamCaptureMode mode, gpu_record_fn *record,
+                                 void *self);
+/* The same in two steps: what is queued between them is captured. */
+void gpu_graph_begin(CUstream stream, CUstreamCaptureMode mode);
+struct gpu_graph *gpu_graph_end(CUstream stream);
+void gpu_graph_launch(struct gpu_graph *graph, CUstream stream);
+void gpu_graph_free(struct gpu_graph *graph);
+CUstream gpu_stream(void);
+
 /* A fatbin beside the program, its kernels, and a launch. */
 void *gpu_module_open(const char *program, const char *name);
 CUfunction gpu_module_function(void *module, const char *symbol);

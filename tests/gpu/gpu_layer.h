@@ -65,8 +65,9 @@ struct layer_call {
     int64_t output_stride;
     void *workspace;
     uint64_t workspace_bytes;
-    void *ids_out; /* int32 [num_tokens, k]; NULL: not wanted */
-    CUstream stream;
+    void *ids_out;             /* int32 [num_tokens, k]; NULL: not wanted */
+    CUstream stream;           /* NULL: the CPU backend, */
+    int32_t is_default_stream; /* or the default stream of the driver */
     int32_t wants_residual;
     int32_t wants_logits; /* from logits although there is a router */
     const int32_t *num_tokens_device;
@@ -96,17 +97,11 @@ void layer_reference(const struct layer_case *test, int64_t token, double *out);
 /* Plans of the CUDA context take this GEMM tile from now on; NULL: the built-in configuration. */
 void layer_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile);
 
-/* A capture of `record`, replayed as often as wanted. */
-struct layer_graph;
-struct layer_graph *layer_graph_make(CUstream stream, gpu_record_fn *record, void *self);
-void layer_graph_launch(struct layer_graph *graph, CUstream stream);
-void layer_graph_free(struct layer_graph *graph);
-CUstream layer_stream(void);
-
 /* experts with the case's weights and its tokens as rows; how many of two forms are wrong. */
 int layer_check_experts(const struct gpu_host *host, const struct layer_case *test, uint64_t *seed);
 
-int layer_check(const struct gpu_host *host, uint64_t seed, const char *filter);
+/* The exit status. is_brief: one number of tokens, and captures. */
+int layer_check(const struct gpu_host *host, uint64_t seed, const char *filter, int is_brief);
 
 /* The exit status. `json_path` NULL or "": no report. `kind_names`: what to record, all without. */
 int layer_bench(const struct gpu_host *host, const char *json_path, const char *filter,

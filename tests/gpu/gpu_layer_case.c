@@ -370,7 +370,7 @@ int32_t layer_run(const struct layer_case *test, const struct gpu_host *host,
                   const struct layer_call *call, struct moe_error *error)
 {
     const struct layer_shape *shape = &test->shape;
-    const int is_cpu = call->stream == NULL;
+    const int is_cpu = call->stream == NULL && !call->is_default_stream;
     const int64_t routes = call->first * shape->top_k;
     struct moe_layer_args args;
     MOE_INIT_CALL(args);

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GAP = 8, POISON = 0xff, MAX_TILES = 4096, MAX_REFERENCE = 3 };
+enum { GAP = 8, POISON = 0xff, MAX_TILES = 4096, MAX_REFERENCE = 3, BRIEF_TOKENS = 65 };
 static const double max_relative = 5e-3;
 
 #define BF16           MOE_DTYPE_BF16
@@ -218,13 +218,16 @@ static void check_reference(const struct layer_case *test, const struct outputs 
 }
 
 /* Tokens whose experts are the same on both sides, when the router's own logits choose them. */
-static double check_counts(struct layer_case *test, struct outputs *outputs)
+static double check_counts(struct layer_case *test, struct outputs *outputs, int is_brief)
 {
     double largest = 0.0;
     struct side side = make_cuda_side(test, 0);
     for (int i = 0; i < NUM_COUNTS; i++) {
         double worst;
         const int64_t num_tokens = token_counts[i];
+        if (is_brief && num_tokens != BRIEF_TOKENS) {
+            continue;
+        }
         const int pattern = test->shape.gating == MOE_GATING_NONE
                                 ? (int)(gpu_random(&seed) % LAYER_NUM_PATTERNS)
                                 : LAYER_UNIFORM;
@@ -296,11 +299,13 @@ static void record_layer(void *self, CUstream stream)
     struct moe_error error;
     struct recorded *recorded = self;
     recorded->call.stream = stream;
+    recorded->call.is_default_stream = stream == NULL;
     MOE_INIT(error);
     gpu_host_check(layer_run(recorded->test, host, &recorded->call, &error), &error, "captured");
 }
 
-/* Capture once, replay with the inputs of the moment. */
+/* Captures of each mode on two kinds of streams, replayed with the inputs of the moment; then the
+ * streams of the driver without a capture. */
 static void check_replay(struct layer_case *test, struct outputs *outputs, int64_t num_tokens)
 {
     struct side side = make_cuda_side(test, 0);
@@ -312,20 +317,32 @@ static void check_replay(struct layer_case *test, struct outputs *outputs, int64
                                  .output_stride = outputs->stride,
                                  .workspace = side.workspace,
                                  .workspace_bytes = side.workspace_bytes}};
-    struct layer_graph *graph = layer_graph_make(host->stream, record_layer, &recorded);
-    for (int i = 0; i < 3; i++) {
+    static const CUstreamCaptureMode modes[] = {CU_STREAM_CAPTURE_MODE_GLOBAL,
+                                                CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+                                                CU_STREAM_CAPTURE_MODE_RELAXED};
+    for (int i = 0; i < 6; i++) {
+        const CUstream stream = i < 3 ? host->stream : CU_STREAM_PER_THREAD;
+        struct gpu_graph *graph = gpu_graph_make(stream, modes[i % 3], record_layer, &recorded);
         layer_draw_inputs(test, LAYER_UNIFORM, &seed);
         run_cuda(test, &side, outputs, 0, num_tokens, 0);
         memcpy(expected, outputs->cuda, outputs->bytes);
         gpu_poison(outputs->device, POISON, outputs->bytes);
         gpu_poison(side.workspace, POISON, side.workspace_bytes);
-        layer_graph_launch(graph, host->stream);
-        layer_graph_launch(graph, host->stream);
-        gpu_synchronize(host->stream);
+        gpu_graph_launch(graph, stream);
+        gpu_graph_launch(graph, stream);
+        gpu_synchronize(stream);
         gpu_download(outputs->cuda, outputs->device, outputs->bytes);
         expect_bits(test, outputs, expected, 0, num_tokens, "replayed");
+        gpu_graph_free(graph);
     }
-    layer_graph_free(graph);
+    const CUstream eager[] = {NULL, CU_STREAM_PER_THREAD};
+    for (int i = 0; i < 2; i++) {
+        gpu_poison(outputs->device, POISON, outputs->bytes);
+        record_layer(&recorded, eager[i]);
+        gpu_synchronize(eager[i]);
+        gpu_download(outputs->cuda, outputs->device, outputs->bytes);
+        expect_bits(test, outputs, expected, 0, num_tokens, "on the streams of the driver");
+    }
     free_cuda_side(&side);
     free(expected);
 }
@@ -412,9 +429,9 @@ static void check_bits(struct layer_case *test, struct outputs *outputs, CUstrea
     free(expected);
 }
 
-int layer_check(const struct gpu_host *gpu, uint64_t first_seed, const char *filter)
+int layer_check(const struct gpu_host *gpu, uint64_t first_seed, const char *filter, int is_brief)
 {
-    CUstream other = layer_stream();
+    CUstream other = gpu_stream();
     host = gpu;
     seed = first_seed;
     for (int i = 0; i < NUM_SHAPES; i++) {
@@ -423,12 +440,16 @@ int layer_check(const struct gpu_host *gpu, uint64_t first_seed, const char *fil
         if (strstr(shapes[i].name, filter) == NULL) {
             continue;
         }
-        layer_case_init(&test, host, &shapes[i], MAX_TOKENS, &seed);
+        layer_case_init(&test, host, &shapes[i], is_brief ? BRIEF_TOKENS : MAX_TOKENS, &seed);
         struct outputs outputs = make_outputs(&test);
-        const double largest = check_counts(&test, &outputs);
-        check_bits(&test, &outputs, other);
-        num_failed += layer_check_experts(host, &test, &seed);
-        num_checked += 2;
+        const double largest = check_counts(&test, &outputs, is_brief);
+        if (is_brief) {
+            check_replay(&test, &outputs, BRIEF_TOKENS);
+        } else {
+            check_bits(&test, &outputs, other);
+            num_failed += layer_check_experts(host, &test, &seed);
+            num_checked += 2;
+        }
         printf("%-16s %4d comparisons, %d failed, relative L2 up to %.2e\n", shapes[i].name,
                num_checked - checked_before, num_failed - failed_before, largest);
         fflush(stdout);

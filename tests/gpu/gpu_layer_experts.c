@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* experts on the GPU against the CPU backend: contiguous and masked rows, and windows of rows when
- * the workspace is capped, which have the same bits. */
+/* experts on the GPU against the CPU backend: contiguous and masked rows; then windows of rows when
+ * the workspace is capped, and replayed captures of every mode, which have the same bits. */
 #include "gpu_layer.h"
 
 #include <math.h>
@@ -22,7 +22,10 @@ struct experts_case {
     size_t bytes;
 };
 
-static int run_side(const struct experts_case *experts, int is_cpu, uint64_t cap)
+enum { NO_CAPTURE = -1 };
+
+/* `mode`: CU_STREAM_CAPTURE_MODE_* of a capture that is replayed twice, or NO_CAPTURE. */
+static int run_side(const struct experts_case *experts, int is_cpu, uint64_t cap, int mode)
 {
     const struct gpu_host *host = experts->host;
     const struct layer_case *test = experts->test;
@@ -67,9 +70,19 @@ static int run_side(const struct experts_case *experts, int is_cpu, uint64_t cap
         gpu_poison(output, POISON, experts->bytes);
         gpu_poison(workspace, POISON, bytes);
     }
+    if (mode != NO_CAPTURE) {
+        gpu_graph_begin(host->stream, (CUstreamCaptureMode)mode);
+    }
     const int32_t status = host->api->experts(plan, &args, &error);
     if (status != MOE_STATUS_OK) {
         printf("%s\n", error.message);
+    }
+    if (mode != NO_CAPTURE) {
+        struct gpu_graph *graph = gpu_graph_end(host->stream);
+        gpu_graph_launch(graph, host->stream);
+        gpu_graph_launch(graph, host->stream);
+        gpu_synchronize(host->stream);
+        gpu_graph_free(graph);
     }
     if (is_cpu) {
         free(workspace);
@@ -105,7 +118,7 @@ static double compare(const struct experts_case *experts)
 static int check_case(struct experts_case *experts, const char *what)
 {
     unsigned char *whole = malloc(experts->bytes);
-    int is_right = run_side(experts, 1, 0) && run_side(experts, 0, 0);
+    int is_right = run_side(experts, 1, 0, NO_CAPTURE) && run_side(experts, 0, 0, NO_CAPTURE);
     const double relative = compare(experts);
     is_right = is_right && relative < max_relative;
     memcpy(whole, experts->cuda, experts->bytes);
@@ -113,7 +126,14 @@ static int check_case(struct experts_case *experts, const char *what)
     for (int64_t divisor = 3; is_right && divisor <= 300; divisor *= 100) {
         const uint64_t row_bytes = (uint64_t)experts->test->shape.inter * 2;
         const uint64_t cap = row_bytes * (uint64_t)(experts->num_rows / divisor) + 16384;
-        is_right = run_side(experts, 0, cap) && memcmp(whole, experts->cuda, experts->bytes) == 0;
+        is_right = run_side(experts, 0, cap, NO_CAPTURE) &&
+                   memcmp(whole, experts->cuda, experts->bytes) == 0;
+    }
+    const int modes[] = {CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+                         CU_STREAM_CAPTURE_MODE_RELAXED};
+    for (int i = 0; is_right && i < 3; i++) {
+        is_right =
+            run_side(experts, 0, 0, modes[i]) && memcmp(whole, experts->cuda, experts->bytes) == 0;
     }
     if (!is_right) {
         printf("FAILED %s: experts, %s rows (relative L2 %.3g)\n", experts->test->shape.name, what,
