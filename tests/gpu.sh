@@ -8,8 +8,9 @@
 #   large     T 4096 and 65536, offsets beyond 2^31 bytes, against naive float64 kernels
 #   layer     whole layers against the CPU backend and double arithmetic, and what has to be the same bits
 #   golden    moectl run --backend cuda on the layers of tests/data/golden
-#   sanitize  check with few cases under compute-sanitizer: memcheck, initcheck, synccheck, racecheck
-#   sass      the machine code: no local memory, 128-bit loads and stores where rows move
+#   sanitize  check with few cases, the GEMM and a layer under compute-sanitizer: memcheck, initcheck, synccheck; racecheck: the
+#             first alone
+#   sass      the machine code: no local memory, 128-bit loads and stores where rows move, warp-group MMA and TMA in the GEMM
 #   bench     times, as table and bench.json, with the limits of the device measured in the same run
 #   wide      the same for 8 to 512 experts, k 1 to 10 and skewed routing, as wide.json
 #   layer_bench  times of whole layers with their parts, as table and layer.json
@@ -75,7 +76,24 @@ stage_large() {
     fi
 }
 
-# A tool that cannot work on the machine says so before the first kernel runs.
+# sanitized LOG TOOL PROGRAM [ARGUMENT...]: 0 passed, 1 failed, 2 the tool does not support the device, 3 no time is left.
+sanitized() {
+    log=$1
+    tool=$2
+    shift 2
+    options="--tool $tool"
+    # A kernel is looked up in one module after the other; that one has it not is no error.
+    [ "$tool" != memcheck ] || options="$options --report-api-errors no"
+    left=$((120 - $(date +%s) + sanitize_started))
+    [ "$left" -ge 5 ] || return 3
+    # shellcheck disable=SC2086
+    timeout "$left" compute-sanitizer $options --error-exitcode 1 "$@" >"$log" 2>&1 && return 0
+    ! grep -q "Device not supported" "$log" || return 2
+    return 1
+}
+
+# A tool that cannot work on the machine says so before the first kernel runs. racecheck knows nothing of the copies that the GEMM's
+# barriers wait for, so it sees the other kernels alone.
 stage_sanitize() {
     if ! command -v compute-sanitizer >/dev/null 2>&1; then
         result sanitize skipped "compute-sanitizer is not installed"
@@ -83,30 +101,53 @@ stage_sanitize() {
     fi
     verdict=passed
     text=
-    started=$(date +%s)
+    sanitize_started=$(date +%s)
     for tool in memcheck initcheck synccheck racecheck; do
-        log=$out_dir/sanitize-$tool.log
-        options="--tool $tool"
-        # A kernel is looked up in one module after the other; that one has it not is no error.
-        [ "$tool" != memcheck ] || options="$options --report-api-errors no"
-        left=$((120 - $(date +%s) + started))
-        if [ "$left" -lt 5 ]; then
-            verdict=failed
-            text="$text $tool:NO-TIME-LEFT"
-            continue
-        fi
-        # shellcheck disable=SC2086
-        if timeout "$left" compute-sanitizer $options --error-exitcode 1 "$bin_dir/gpu_check" 2 >"$log" 2>&1; then
-            text="$text $tool"
-        elif grep -q "Device not supported" "$log"; then
-            result sanitize skipped "compute-sanitizer does not support this machine's device"
-            return
-        else
-            verdict=failed
-            text="$text $tool:FAILED"
-        fi
+        for part in ops gemm layer; do
+            log=$out_dir/sanitize-$tool-$part.log
+            case $tool,$part in
+            racecheck,gemm | racecheck,layer) continue ;;
+            *,ops) sanitized "$log" "$tool" "$bin_dir/gpu_check" 2 ;;
+            *,gemm) sanitized "$log" "$tool" "$bin_dir/gpu_gemm" problem pattern ;;
+            *,layer) sanitized "$log" "$tool" "$bin_dir/gpu_layer" check 1 router brief ;;
+            esac
+            case $? in
+            0) text="$text $tool:$part" ;;
+            2)
+                result sanitize skipped "compute-sanitizer does not support this machine's device"
+                return
+                ;;
+            3)
+                verdict=failed
+                text="$text $tool:$part:NO-TIME-LEFT"
+                ;;
+            *)
+                verdict=failed
+                text="$text $tool:$part:FAILED"
+                ;;
+            esac
+        done
     done
-    result sanitize "$verdict" "${text# }"
+    result sanitize "$verdict" "${text# } in $(($(date +%s) - sanitize_started)) s"
+}
+
+# lacking LISTING FUNCTIONS PATTERN: the functions of a listing, of those whose name matches, that have no such instruction.
+lacking() {
+    awk -v functions="$2" -v pattern="[ \t]$3" '
+        /Function :/ { name = $3; if (name ~ functions) { all[name] = 1 } }
+        $0 ~ pattern { has[name] = 1 }
+        END { for (name in all) { if (!(name in has)) { printf " %s", name }; count++ }; if (!count) { printf " none-there" } }' "$1"
+}
+
+# need NAME LISTING FUNCTIONS INSTRUCTION PATTERN: adds to `problems`.
+need() {
+    missing=$(lacking "$2" "$3" "$5")
+    [ -z "$missing" ] || problems="$problems $1:no-$4-in:$(echo "$missing" | tr ' ' ',')"
+}
+
+# need_somewhere NAME LISTING INSTRUCTION PATTERN: a file has scalar kernels for odd widths beside the wide ones.
+need_somewhere() {
+    grep -Eq "[[:space:]]$4" "$2" || problems="$problems $1:no-$3"
 }
 
 # Reads the fatbins that the build left.
@@ -130,20 +171,32 @@ stage_sass() {
             problems="$problems $name:local-memory"
         fi
         case $name in
-        pre_reorder | post_reorder)
-            for instruction in LDG STG; do
-                grep -Eq "[[:space:]]$instruction[A-Z0-9.]*\\.128" "$listing" ||
-                    problems="$problems $name:no-128-bit-$instruction"
-            done
+        pre_reorder | post_reorder | quantize | activation)
+            need_somewhere "$name" "$listing" 128-bit-loads 'LDG[A-Z0-9.]*\.128'
+            need_somewhere "$name" "$listing" 128-bit-stores 'STG[A-Z0-9.]*\.128'
+            ;;
+        gemm) # every tile: warp-group MMA, weights by TMA, wide stores
+            need "$name" "$listing" SM90 warp-group-MMA 'HGMMA[. ]'
+            need "$name" "$listing" SM90 TMA 'UTMALDG[. ]'
+            need "$name" "$listing" SM90 128-bit-stores 'STG[A-Z0-9.]*[.]128'
+            ;;
+        router)
+            need "$name" "$listing" "^moe_ROUTER" MMA 'HMMA[. ]'
+            need_somewhere "$name" "$listing" 128-bit-loads 'LDG[A-Z0-9.]*\.128'
             ;;
         esac
+        if [ "$name" = pre_reorder ] && grep -q "arch = sm_90" "$listing"; then
+            need_somewhere "$name" "$listing" bulk-copies UBLKCP
+        fi
     done
     if [ "$num_files" -eq 0 ]; then
         result sass skipped "no fatbins beside the programs (carry BUILD_DIR/cuda too)"
+    elif [ ! -f "$out_dir/gemm.sass" ]; then
+        result sass failed "no gemm.fatbin among $num_files files"
     elif [ -n "$problems" ]; then
         result sass failed "${problems# }"
     else
-        result sass passed "$num_files files: no local memory, 128-bit loads and stores"
+        result sass passed "$num_files files: no local memory, 128-bit loads and stores, warp-group MMA and TMA in the GEMM"
     fi
 }
 
