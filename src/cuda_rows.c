@@ -13,9 +13,10 @@
 /* Shared memory of a multiprocessor that every CTA takes beside its own. */
 #define CTA_SMEM_BYTES 1024
 
-/* pre_reorder: parts of a row at most and slots at least of its wide forms, and tokens from which
- * on two vectors a thread are faster than one (docs/performance-h200.md). */
-enum { MAX_PARTS = 8, WIDE_MIN_SLOTS = 4, PAIRS_MIN_TOKENS = 512 };
+/* pre_reorder: parts of a row at most and slots at least of its wide forms; of the tokens that are
+ * resident at once, the share (1 / so much) below which LANES is faster than its wide form; and
+ * tokens from which on two vectors a thread are faster than one (docs/performance-h200.md). */
+enum { MAX_PARTS = 8, WIDE_MIN_SLOTS = 4, WIDE_MIN_SHARE = 3, PAIRS_MIN_TOKENS = 512 };
 
 /* Do all of these addresses and distances in bytes divide by `bytes`? */
 static bool all_aligned(const uintptr_t *values, size_t num_values, uintptr_t bytes)
@@ -112,9 +113,9 @@ static void shape_copy(const struct moe_op_pre_reorder *op, struct moe_cuda_pre_
     args->row_vectors = (int32_t)(row_bytes / (uintptr_t)args->vector_bytes);
 }
 
-/* Form and grid of a quantized pre_reorder. */
-static void shape_quantized(const struct moe_op_pre_reorder *op, int32_t num_threads,
-                            struct moe_cuda_pre_reorder *args, struct moe_cuda_launch *launch)
+/* Form of a quantized pre_reorder. */
+static void shape_quantized(const struct moe_op_pre_reorder *op, struct moe_cuda_pre_reorder *args,
+                            struct moe_cuda_launch *launch)
 {
     const uintptr_t element_bytes = (uintptr_t)moe_dtype_bytes(op->dtype);
     const uintptr_t inputs[] = {(uintptr_t)op->tokens, (uintptr_t)op->token_stride * element_bytes};
@@ -125,13 +126,12 @@ static void shape_quantized(const struct moe_op_pre_reorder *op, int32_t num_thr
     args->num_groups = num_groups(&op->quant, op->hidden);
     if (is_by_lanes(&op->quant, op->hidden, op->num_tokens,
                     all_aligned(inputs, 2, 16) && all_aligned(outputs, 2, 16), &args->units)) {
-        launch->form = MOE_CUDA_PRE_REORDER_LANES;
-        launch->grid_x = unit_ctas(&args->units, op->num_tokens, num_threads);
+        const bool is_k8_bf16 =
+            op->top_k == 8 && op->dtype == MOE_DTYPE_BF16 && (uintptr_t)op->src2dst % 16 == 0;
+        launch->form = is_k8_bf16 ? MOE_CUDA_PRE_REORDER_LANES_K8_BF16 : MOE_CUDA_PRE_REORDER_LANES;
         return;
     }
     launch->form = MOE_CUDA_PRE_REORDER_OTHER;
-    launch->grid_x = quant_ctas(&op->quant, op->hidden, num_threads);
-    launch->grid_y = grid_rows(op->num_tokens);
 }
 
 /*
@@ -172,8 +172,9 @@ static bool is_worth_wide(const struct moe_run *run, const struct moe_op_pre_reo
            op->num_tokens * op->top_k * row_bytes > run->plan->context->device.l2_bytes;
 }
 
-/* Launches of as many tokens as are resident at once, where `wide` says how much. */
-static int32_t launch_wide(const struct moe_run *run, int64_t num_resident,
+/* Launches of as many tokens as are resident at once, where `wide` says how much, until less than
+ * `min_tokens` are left, from wide.first_token on. */
+static int32_t launch_wide(const struct moe_run *run, int64_t num_resident, int64_t min_tokens,
                            struct moe_cuda_pre_reorder *args, struct moe_cuda_launch *launch,
                            struct moe_error *error)
 {
@@ -181,36 +182,57 @@ static int32_t launch_wide(const struct moe_run *run, int64_t num_resident,
     struct moe_cuda_wide *wide = &args->wide;
     const int32_t num_warps = (int32_t)launch->num_threads / 32;
     launch->smem_bytes = (uint32_t)(num_warps * (wide->part_bytes + wide->side_bytes));
-    launch->grid_y = 1;
-    for (int64_t first = 0; first < num_tokens; first += num_resident) {
-        const int64_t left = num_tokens - first;
-        wide->first_token = first;
-        wide->end_token = first + (left < num_resident ? left : num_resident);
+    while (num_tokens - wide->first_token >= min_tokens) {
+        const int64_t left = num_tokens - wide->first_token;
+        wide->end_token = wide->first_token + (left < num_resident ? left : num_resident);
         launch->grid_x =
             ceil_div((wide->end_token - wide->first_token) * wide->num_parts, num_warps);
-        launch->is_chained = first == 0 ? run->is_chained : 0;
         MOE_TRY(moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, launch, error));
+        launch->is_chained = 0;
+        wide->first_token = wide->end_token;
     }
     return MOE_STATUS_OK;
 }
 
-static int32_t reorder_quantized(const struct moe_run *run, struct moe_cuda_pre_reorder *args,
-                                 struct moe_cuda_launch *launch, struct moe_error *error)
+/* Groups that lanes share: wide forms, and LANES for all tokens that they leave. */
+static int32_t reorder_lanes(const struct moe_run *run, struct moe_cuda_pre_reorder *args,
+                             struct moe_cuda_launch *launch, struct moe_error *error)
 {
     const struct moe_cuda_state *state = moe_cuda_state_of(run);
     const struct moe_op_pre_reorder *op = &args->op;
     const int32_t num_threads = (int32_t)launch->num_threads;
-    shape_quantized(op, num_threads, args, launch);
-    if (launch->form == MOE_CUDA_PRE_REORDER_LANES && is_worth_wide(run, op, op->hidden)) {
+    const int32_t form = launch->form;
+    if (is_worth_wide(run, op, op->hidden)) {
         args->wide.row_bytes = op->hidden;
         args->wide.row_stride_bytes = op->row_stride;
         const int64_t num_resident = shape_wide(state, num_threads, op->quant.group_k, &args->wide);
         if (num_resident > 0) {
             launch->form = MOE_CUDA_PRE_REORDER_WIDE_LANES;
-            return launch_wide(run, num_resident, args, launch, error);
+            MOE_TRY(launch_wide(run, num_resident, ceil_div(num_resident, WIDE_MIN_SHARE), args,
+                                launch, error));
         }
     }
+    const int64_t num_left = op->num_tokens - args->wide.first_token;
+    if (num_left == 0) {
+        return MOE_STATUS_OK;
+    }
+    launch->form = form;
+    launch->smem_bytes = 0;
+    launch->grid_x = unit_ctas(&args->units, num_left, num_threads);
     return moe_cuda_state_launch(state, run->stream, launch, error);
+}
+
+static int32_t reorder_quantized(const struct moe_run *run, struct moe_cuda_pre_reorder *args,
+                                 struct moe_cuda_launch *launch, struct moe_error *error)
+{
+    const struct moe_op_pre_reorder *op = &args->op;
+    shape_quantized(op, args, launch);
+    if (launch->form != MOE_CUDA_PRE_REORDER_OTHER) {
+        return reorder_lanes(run, args, launch, error);
+    }
+    launch->grid_x = quant_ctas(&op->quant, op->hidden, (int32_t)launch->num_threads);
+    launch->grid_y = grid_rows(op->num_tokens);
+    return moe_cuda_state_launch(moe_cuda_state_of(run), run->stream, launch, error);
 }
 
 static int32_t reorder_copies(const struct moe_run *run, struct moe_cuda_pre_reorder *args,
@@ -232,7 +254,7 @@ static int32_t reorder_copies(const struct moe_run *run, struct moe_cuda_pre_reo
                                          : 0;
         if (num_resident > 0) {
             launch->form = MOE_CUDA_PRE_REORDER_WIDE;
-            return launch_wide(run, num_resident, args, launch, error);
+            return launch_wide(run, num_resident, 1, args, launch, error);
         }
     }
     launch->grid_x = ceil_div(args->row_vectors, num_units * num_threads);

@@ -173,8 +173,9 @@ struct moe_cuda_units {
 };
 
 /* pre_reorder. Not quantized: a 16-byte vector of a token a thread, two, or what smaller alignment
- * allows. Quantized: in groups that lanes share, or any other way. WIDE and WIDE_LANES: COPY and
- * LANES where many rows are written (reorder_wide.cuh). */
+ * allows. Quantized: in groups that lanes share, or any other way. LANES_K8_BF16: LANES of bf16
+ * with eight slots. WIDE and WIDE_LANES: COPY and LANES where many rows are written
+ * (reorder_wide.cuh). */
 enum {
     MOE_CUDA_PRE_REORDER_COPY,
     MOE_CUDA_PRE_REORDER_WIDE,
@@ -183,6 +184,7 @@ enum {
     MOE_CUDA_PRE_REORDER_WIDE_LANES,
     MOE_CUDA_PRE_REORDER_COPY_PAIRS,
     MOE_CUDA_PRE_REORDER_COPY_NARROW,
+    MOE_CUDA_PRE_REORDER_LANES_K8_BF16,
     MOE_CUDA_PRE_REORDER_NUM_FORMS
 };
 
@@ -191,8 +193,8 @@ enum {
 #define MOE_CUDA_WIDE_THREADS       1024 /* that a multiprocessor holds */
 #define MOE_CUDA_WIDE_BARRIER_BYTES 8
 struct moe_cuda_wide {
-    int64_t first_token;
-    int64_t end_token; /* the first that is not of this launch */
+    int64_t first_token; /* of this launch, also of LANES and LANES_K8_BF16 */
+    int64_t end_token;   /* the first that is not of this launch */
     int64_t row_stride_bytes;
     int32_t row_bytes;
     int32_t num_parts;

@@ -10,8 +10,8 @@
  *   once per destination; stores of a warp are contiguous. 5 scales: a lane per destination. CTAs
  *   of one token are neighbours, so that its destinations stay in the cache.
  * Forms: copies of 16-byte vectors, one or two a thread, and of smaller ones; groups of columns
- *   that lanes of a warp share; all other quantizations; copies and such groups where many rows are
- *   written (reorder_wide.cuh).
+ *   that lanes of a warp share, also for bf16 with eight slots alone; all other quantizations;
+ *   copies and such groups where many rows are written (reorder_wide.cuh).
  * Limits: none on H and k; rows only need the alignment of their elements.
  */
 #include "cuda_args.h"
@@ -227,21 +227,88 @@ struct Rows {
     }
 };
 
-template <bool kByLanes>
-__device__ __forceinline__ void pre_reorder_quantized(const struct moe_cuda_pre_reorder &args)
+/* The same of bf16 with eight destinations, all there at once. */
+struct EightRows {
+    const struct moe_cuda_pre_reorder &args;
+    int32_t destinations[8];
+
+    __device__ __forceinline__ void enter(int64_t token)
+    {
+        const int4 *from = reinterpret_cast<const int4 *>(args.op.src2dst) + 2 * token;
+        const int4 low = from[0], high = from[1];
+        const int32_t rows[] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int slot = 0; slot < 8; slot++) {
+            destinations[slot] = rows[slot];
+        }
+    }
+    __device__ __forceinline__ void load_unit(int64_t token, int32_t unit, float *values) const
+    {
+        const uint16_t *from =
+            static_cast<const uint16_t *>(args.op.tokens) + token * args.op.token_stride;
+        moe_rows_load16(from + 16 * unit, MOE_DTYPE_BF16, values);
+    }
+    __device__ __forceinline__ bool is_row(int32_t row) const
+    {
+        return row >= 0 && row < args.op.num_rows;
+    }
+    __device__ __forceinline__ void store_unit(int64_t token, int32_t unit, uint4 bytes) const
+    {
+        (void)token;
+#pragma unroll
+        for (int slot = 0; slot < 8; slot++) {
+            if (is_row(destinations[slot])) {
+                uint8_t *to =
+                    static_cast<uint8_t *>(args.op.rows) + destinations[slot] * args.op.row_stride;
+                reinterpret_cast<uint4 *>(to)[unit] = bytes;
+            }
+        }
+    }
+    __device__ __forceinline__ void store_scale(int64_t token, int32_t group, float scale,
+                                                int32_t lane, int32_t num_lanes) const
+    {
+        (void)token;
+#pragma unroll 1
+        for (int32_t slot = lane; slot < 8; slot += num_lanes) {
+            int32_t row = destinations[0];
+#pragma unroll
+            for (int other = 1; other < 8; other++) {
+                row = slot == other ? destinations[other] : row;
+            }
+            if (is_row(row)) {
+                moe_fp8_store_scale(args.op.quant, row, group, args.num_groups, scale);
+            }
+        }
+    }
+};
+
+/* Groups that lanes share: a unit a thread, tokens from the launch's first one on. */
+template <typename TokenRows>
+__device__ __forceinline__ void pre_reorder_lanes(const struct moe_cuda_pre_reorder &args)
 {
+    TokenRows rows = {args, {}};
+    int32_t unit;
+    moe_ptx_griddep_wait();
+    moe_ptx_griddep_launch();
+    const int64_t token = args.wide.first_token + moe_quant_find_unit(args.units, &unit);
+    const bool is_there =
+        token < moe_rows_num_tokens(args.op.num_tokens, args.op.num_tokens_device);
+    if (is_there) {
+        rows.enter(token);
+    }
+    moe_quant_unit(rows, args.units, args.op.quant.scale_layout, token, unit, is_there);
+}
+
+__device__ __forceinline__ void pre_reorder_other(const struct moe_cuda_pre_reorder &args)
+{
+    __shared__ float scratch[32];
     Rows rows = {args, {}};
     moe_ptx_griddep_wait();
     moe_ptx_griddep_launch();
     const int64_t num_tokens = moe_rows_num_tokens(args.op.num_tokens, args.op.num_tokens_device);
-    if constexpr (kByLanes) {
-        moe_quant_units(rows, args.units, args.op.quant.scale_layout, num_tokens);
-    } else {
-        __shared__ float scratch[32];
-        for (int64_t token = blockIdx.y; token < num_tokens; token += gridDim.y) {
-            rows.enter(token);
-            moe_quant_other(rows, args.op.quant, token, args.op.hidden, scratch);
-        }
+    for (int64_t token = blockIdx.y; token < num_tokens; token += gridDim.y) {
+        rows.enter(token);
+        moe_quant_other(rows, args.op.quant, token, args.op.hidden, scratch);
     }
 }
 
@@ -256,10 +323,11 @@ __device__ __forceinline__ void pre_reorder_quantized(const struct moe_cuda_pre_
 #define MOE_EMIT_CUDA_ROWS(symbol, size)                                          \
     MOE_EMIT_PRE_REORDER(symbol, size, pre_reorder<size, 1>)                      \
     MOE_EMIT_PRE_REORDER(MOE_FORM(1, symbol), size, moe_reorder_wide<size>)       \
-    MOE_EMIT_PRE_REORDER(MOE_FORM(2, symbol), size, pre_reorder_quantized<true>)  \
-    MOE_EMIT_PRE_REORDER(MOE_FORM(3, symbol), size, pre_reorder_quantized<false>) \
+    MOE_EMIT_PRE_REORDER(MOE_FORM(2, symbol), size, pre_reorder_lanes<Rows>)      \
+    MOE_EMIT_PRE_REORDER(MOE_FORM(3, symbol), size, pre_reorder_other)            \
     MOE_EMIT_PRE_REORDER(MOE_FORM(4, symbol), size, moe_reorder_wide_lanes<size>) \
     MOE_EMIT_PRE_REORDER(MOE_FORM(5, symbol), size, pre_reorder<size, 2>)         \
-    MOE_EMIT_PRE_REORDER(MOE_FORM(6, symbol), size, pre_reorder<size, 0>)
+    MOE_EMIT_PRE_REORDER(MOE_FORM(6, symbol), size, pre_reorder<size, 0>)         \
+    MOE_EMIT_PRE_REORDER(MOE_FORM(7, symbol), size, pre_reorder_lanes<EightRows>)
 #define MOE_INSTANTIATE_PRE_REORDER(kernel, size) MOE_EMIT_ROW(PRE_REORDER, kernel, size)
 #include "instantiate.cuh"
