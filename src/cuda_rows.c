@@ -194,6 +194,15 @@ static int32_t launch_wide(const struct moe_run *run, int64_t num_resident, int6
     return MOE_STATUS_OK;
 }
 
+/* Can the copy engine write scales, with the parts that `wide` has? */
+static bool copies_scales(const struct moe_cuda_pre_reorder *args)
+{
+    const struct moe_op_quant *quant = &args->op.quant;
+    const uintptr_t values[] = {(uintptr_t)quant->scales, (uintptr_t)quant->scale_stride * 4,
+                                (uintptr_t)args->num_groups * 4, (uintptr_t)args->wide.side_bytes};
+    return quant->scale_layout == MOE_SCALE_ROW_MAJOR && all_aligned(values, 4, 16);
+}
+
 /* Groups that lanes share: wide forms, and LANES for all tokens that they leave. */
 static int32_t reorder_lanes(const struct moe_run *run, struct moe_cuda_pre_reorder *args,
                              struct moe_cuda_launch *launch, struct moe_error *error)
@@ -207,6 +216,7 @@ static int32_t reorder_lanes(const struct moe_run *run, struct moe_cuda_pre_reor
         args->wide.row_stride_bytes = op->row_stride;
         const int64_t num_resident = shape_wide(state, num_threads, op->quant.group_k, &args->wide);
         if (num_resident > 0) {
+            args->wide.copies_scales = copies_scales(args);
             launch->form = MOE_CUDA_PRE_REORDER_WIDE_LANES;
             MOE_TRY(launch_wide(run, num_resident, ceil_div(num_resident, WIDE_MIN_SHARE), args,
                                 launch, error));

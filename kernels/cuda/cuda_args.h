@@ -200,6 +200,9 @@ struct moe_cuda_wide {
     int32_t num_parts;
     int32_t part_bytes; /* the last part of a row may have fewer */
     int32_t side_bytes; /* barrier or scales of a warp */
+    int32_t
+        copies_scales; /* the copy engine writes the scales too: rows of them, 16 bytes aligned */
+    int32_t reserved;
 };
 
 /* `vector_bytes` (16, 4, 2 or 1) divides every base address, stride and row; quantized: 16 where

@@ -270,6 +270,23 @@ static __device__ __forceinline__ void moe_ptx_bulk_store(void *to, uint32_t fro
                  : "memory");
 }
 
+/* 9.7.9.18 createpolicy: lines that are written are the first to leave the L2. */
+static __device__ __forceinline__ uint64_t moe_ptx_evict_first()
+{
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+static __device__ __forceinline__ void moe_ptx_bulk_store_hinted(void *to, uint32_t from,
+                                                                 uint32_t bytes, uint64_t policy)
+{
+    asm volatile(
+        "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(to),
+        "r"(from), "r"(bytes), "l"(policy)
+        : "memory");
+}
+
 /* 9.7.9.25.4 cp.async.bulk.commit_group, wait_group: until this thread's stores are done. */
 static __device__ __forceinline__ void moe_ptx_bulk_finish()
 {

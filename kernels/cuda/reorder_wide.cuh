@@ -193,6 +193,30 @@ static __device__ __forceinline__ void moe_reorder_write_scales(const struct moe
     }
 }
 
+#if __CUDA_ARCH__ >= 900
+/* Rows that all lanes have, and their scales where that is possible. What is written is not read
+ * soon: it leaves the L2 first. */
+static __device__ __forceinline__ void moe_reorder_copy_out(const struct moe_reorder_warp &warp,
+                                                            int32_t row, uint64_t policy)
+{
+    const struct moe_cuda_pre_reorder &args = warp.args;
+    if (row < 0) {
+        return;
+    }
+    uint8_t *rows = static_cast<uint8_t *>(args.op.rows) + warp.part_at;
+    moe_ptx_bulk_store_hinted(rows + row * args.wide.row_stride_bytes,
+                              moe_ptx_shared_address(warp.held),
+                              static_cast<uint32_t>(warp.part_bytes), policy);
+    if (args.wide.copies_scales) {
+        const int32_t group_log2 = args.units.lanes_log2 + 4;
+        float *scales = static_cast<float *>(args.op.quant.scales) +
+                        row * args.op.quant.scale_stride + (warp.part_at >> group_log2);
+        moe_ptx_bulk_store_hinted(scales, moe_ptx_shared_address(warp.side),
+                                  static_cast<uint32_t>(warp.part_bytes >> group_log2) * 4, policy);
+    }
+}
+#endif
+
 template <int kThreads>
 __device__ __forceinline__ void moe_reorder_wide_lanes(const struct moe_cuda_pre_reorder &args)
 {
@@ -211,14 +235,24 @@ __device__ __forceinline__ void moe_reorder_wide_lanes(const struct moe_cuda_pre
         moe_reorder_quantize<MOE_DTYPE_FP32>(warp);
     }
 #if __CUDA_ARCH__ >= 900
+    const uint64_t policy = moe_ptx_evict_first();
+    const bool copies_scales = args.wide.copies_scales != 0;
     moe_ptx_fence_async();
+#else
+    const bool copies_scales = false;
 #endif
     __syncwarp();
     for (int32_t first = 0; first < args.op.top_k; first += 32) {
         const int32_t left = args.op.top_k - first;
         row = first == 0 ? row : warp.load_row(first);
+#if __CUDA_ARCH__ >= 900
+        moe_reorder_copy_out(warp, row, policy);
+#else
         warp.write(row);
-        moe_reorder_write_scales(warp, left < 32 ? left : 32, row);
+#endif
+        if (!copies_scales) {
+            moe_reorder_write_scales(warp, left < 32 ? left : 32, row);
+        }
     }
     warp.finish();
 }

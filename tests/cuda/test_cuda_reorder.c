@@ -12,8 +12,7 @@ _Static_assert(RESIDENT % 3 == 0, "the least piece is a third");
 _Static_assert(sizeof(struct moe_cuda_pre_reorder) <= FAKE_ARGS_BYTES,
                "the driver keeps all of it");
 
-static int32_t run_quantized(const struct moe_plan *plan, const struct shape *shape,
-                             uintptr_t src2dst_offset, struct moe_error *error)
+static struct moe_pre_reorder_args make_args(const struct shape *shape, uintptr_t src2dst_offset)
 {
     struct moe_pre_reorder_args args;
     MOE_INIT_CALL(args);
@@ -29,7 +28,7 @@ static int32_t run_quantized(const struct moe_plan *plan, const struct shape *sh
     args.quantization.group_rows = 1;
     args.quantization.group_k = QUANT_COLUMNS;
     args.quantization.dynamic = 1;
-    return api->pre_reorder(plan, &args, error);
+    return args;
 }
 
 /* Form of a launch's kernel: form2_moe_... */
@@ -110,7 +109,8 @@ static void pieces_and_rest(void **state)
         MOE_INIT(error);
         struct moe_plan *plan = create_plan(context, &shape, MOE_OP_PRE_REORDER);
         driver->num_launches = 0;
-        if (run_quantized(plan, &shape, cases[i].src2dst_offset, &error) != MOE_STATUS_OK) {
+        const struct moe_pre_reorder_args args = make_args(&shape, cases[i].src2dst_offset);
+        if (api->pre_reorder(plan, &args, &error) != MOE_STATUS_OK) {
             fail_msg("case %d: %s", (int)i, error.message);
         }
         assert_int_equal(driver->num_launches, cases[i].num_launches);
@@ -121,9 +121,57 @@ static void pieces_and_rest(void **state)
     assert_nothing_left();
 }
 
+/* The copy engine writes scales that lie in rows, where all that it copies is a multiple of 16
+ * bytes at such an address; else lanes write them. */
+static void who_writes_scales(void **state)
+{
+    (void)state;
+    static const struct {
+        int32_t hidden, scale_dtype, scale_layout;
+        uintptr_t offset;
+        int64_t stride;
+        int32_t copies;
+    } cases[] = {
+        {HIDDEN, MOE_DTYPE_FP32, MOE_SCALE_ROW_MAJOR, 0, 0, 1},
+        {HIDDEN, MOE_DTYPE_FP32, MOE_SCALE_ROW_MAJOR, 16, 60, 1},
+        {HIDDEN, MOE_DTYPE_FP32, MOE_SCALE_ROW_MAJOR, 8, 0, 0},
+        {HIDDEN, MOE_DTYPE_FP32, MOE_SCALE_ROW_MAJOR, 0, 58, 0},
+        {HIDDEN - QUANT_COLUMNS, MOE_DTYPE_FP32, MOE_SCALE_ROW_MAJOR, 0, 60, 0},
+        {HIDDEN, MOE_DTYPE_FP32, MOE_SCALE_COLUMN_MAJOR_TMA, 0, 0, 0},
+        {HIDDEN, MOE_DTYPE_UE8M0, MOE_SCALE_UE8M0_PACKED, 0, 0, 0},
+    };
+    struct moe_context *context = create_context();
+    driver->args_of = "PRE_REORDER";
+    driver->args_bytes = sizeof(struct moe_cuda_pre_reorder);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const struct shape shape = {3000, 256, 8, cases[i].hidden, MOE_DTYPE_BF16};
+        struct moe_plan *plan = create_plan(context, &shape, MOE_OP_PRE_REORDER);
+        struct moe_pre_reorder_args args = make_args(&shape, 0);
+        struct moe_cuda_pre_reorder seen;
+        struct moe_error error;
+        MOE_INIT(error);
+        args.output_scales = (void *)((uintptr_t)ON_DEVICE(3) + cases[i].offset);
+        args.output_scale_stride = cases[i].stride;
+        args.quantization.scale_dtype = cases[i].scale_dtype;
+        args.quantization.scale_layout = cases[i].scale_layout;
+        if (api->pre_reorder(plan, &args, &error) != MOE_STATUS_OK) {
+            fail_msg("case %d: %s", (int)i, error.message);
+        }
+        assert_int_equal(form_of(&driver->launch), MOE_CUDA_PRE_REORDER_WIDE_LANES);
+        memcpy(&seen, driver->launch.args, sizeof(seen));
+        if (seen.wide.copies_scales != cases[i].copies) {
+            fail_msg("case %d: copies_scales is %d", (int)i, seen.wide.copies_scales);
+        }
+        destroy_plan(plan);
+    }
+    api->context_destroy(context);
+    assert_nothing_left();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(who_writes_scales, with_fresh_driver),
         cmocka_unit_test_setup(pieces_and_rest, with_fresh_driver),
     };
     return open_plugin() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
