@@ -31,7 +31,7 @@ struct moe_op_quant {
     int32_t group_k;            /* columns that share a scale; the row's width when it has one */
     int32_t scale_layout;       /* MOE_SCALE_* of `scales`; UE8M0_PACKED also rounds them up */
     int32_t static_per;         /* MOE_QUANT_PER_*: what an element of static_scales belongs to */
-    int32_t has_avx512;         /* CPU: as in moe_op_activation */
+    int32_t has_avx512;         /* CPU: may AVX-512 do it? (activation has a word of its own) */
     const float *static_scales; /* not dynamic */
     void *scales;               /* dynamic */
     int64_t scale_stride;       /* final, in elements of the layout */

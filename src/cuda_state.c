@@ -284,15 +284,16 @@ void moe_cuda_state_destroy(const struct moe_memory *memory, struct moe_cuda_sta
     moe_memory_free(memory, state, sizeof(*state));
 }
 
-/* The launches in front of it in its call run all the same, so no status of those that say that
- * nothing was touched. */
+/* Launches of the call that were queued before run all the same, so no status of those that say
+ * that nothing was touched, or that the host's memory is short. */
 static int32_t launch_error(const struct moe_cuda_driver *driver, CUresult result,
                             const char *symbol, struct moe_error *error)
 {
     char what[160];
-    (void)snprintf(what, sizeof(what), "cuda: the call failed midway, at %s", symbol);
+    (void)snprintf(what, sizeof(what),
+                   "cuda: a launch failed, and those of the call before it run: %s", symbol);
     const int32_t status = moe_cuda_driver_error(driver, result, what, error);
-    if (status == MOE_STATUS_OUT_OF_MEMORY || status == MOE_STATUS_DEVICE_LOST) {
+    if (status == MOE_STATUS_DEVICE_LOST) {
         return status;
     }
     if (error != NULL) {

@@ -83,7 +83,7 @@ int32_t moe_cuda_state_enter(const struct moe_cuda_state *state, struct moe_erro
 void moe_cuda_state_leave(const struct moe_cuda_state *state);
 
 /* Queue it on `stream`, between enter and leave. Legal during capture; no lock, no allocation, no
- * synchronization. DEVICE_ERROR, DEVICE_LOST, OUT_OF_MEMORY: the call's earlier launches run. */
+ * synchronization. DEVICE_ERROR, DEVICE_LOST: the call's earlier launches run. */
 int32_t moe_cuda_state_launch(const struct moe_cuda_state *state, void *stream,
                               const struct moe_cuda_launch *launch, struct moe_error *error);
 

@@ -200,8 +200,8 @@ struct moe_cuda_wide {
     int32_t num_parts;
     int32_t part_bytes; /* the last part of a row may have fewer */
     int32_t side_bytes; /* barrier or scales of a warp */
-    int32_t
-        copies_scales; /* the copy engine writes the scales too: rows of them, 16 bytes aligned */
+    /* The copy engine writes the scales too: rows of them, 16 bytes aligned. */
+    int32_t copies_scales;
     int32_t reserved;
 };
 

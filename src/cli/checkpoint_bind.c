@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "abi_names.h"
 #include "element.h"
 #include "fp8_recipe.h"
 
@@ -230,10 +231,10 @@ int moe_binding_append(const struct moe_binding *binding, int64_t num_experts,
 {
     if (more->dtype != operand->dtype) {
         return MOE_CLI_FAIL(binding->error,
-                            "%s: tensor '%s%s' is of another type than the matrices of the other "
-                            "experts",
-                            moe_checkpoint_folder(binding->checkpoint), binding->prefix,
-                            want->name);
+                            "%s: tensor '%s%s' is %s, the matrices of the other experts are %s; "
+                            "valid: one type for all",
+                            moe_checkpoint_folder(binding->checkpoint), binding->prefix, want->name,
+                            moe_abi_dtype_name(more->dtype), moe_abi_dtype_name(operand->dtype));
     }
     struct moe_checkpoint_layer_memory *memory = binding->layer->memory;
     const void **table = calloc((size_t)(num_experts + want->num_experts), sizeof *table);

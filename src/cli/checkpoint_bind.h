@@ -10,9 +10,10 @@
 
 enum {
     MOE_BINDING_NAME_BYTES = 256,
-    MOE_BINDING_TABLES = 9, /* gate, up, down, their biases and scales can be a tensor per expert,
-                             * or gate, up and down of two stacks */
-    MOE_BINDING_COPIES = 7  /* correction bias, and scales of experts and shared experts */
+    /* Gate, up, down, their biases and scales can be a tensor per expert, and gate, up and down be
+     * joined with those of appended experts. */
+    MOE_BINDING_TABLES = 12,
+    MOE_BINDING_COPIES = 7 /* correction bias, and scales of experts and shared experts */
 };
 
 struct moe_checkpoint_layer_memory {

@@ -52,6 +52,13 @@ static int bind_linear(const struct moe_binding *binding, const struct moe_famil
     if (linear->bias == NULL) {
         return 0;
     }
+    if (num_appended > 0) {
+        return MOE_CLI_FAIL(binding->error,
+                            "%s: model type '%s' has biases ('%s') and appended experts, whose own "
+                            "biases are not known",
+                            moe_checkpoint_folder(binding->checkpoint),
+                            binding->config->family->model_type, linear->bias);
+    }
     want.name = linear->bias;
     want.num_cols = 0;
     want.num_experts = linear->has_one_bias ? 0 : want.num_experts;

@@ -75,10 +75,9 @@ struct moe_family {
     const char *layer_kinds;  /* keys "a|b" of the kinds of layers, or NULL */
     const char *moe_kind;     /* in a list of texts */
     char moe_letter;          /* in one text */
-    const char
-        *layer_limits; /* keys "a|b", all of which are read, of lists with a number per layer:
-                                 layers whose number is neither null nor 0 clamp their activation,
-                                 and are refused; or NULL */
+    /* Keys "a|b", all of which are read, of lists with a number per layer: layers whose number is
+     * neither null nor 0 clamp their activation, and are refused; or NULL. */
+    const char *layer_limits;
 
     /* Gating. */
     int routing_is_given;                /* the model's router is none of the rules: ids and weights

@@ -53,8 +53,11 @@ static int read_layer_list(const struct moe_model_config *config, const char *ke
     }
     if (found < 0) {
         return MOE_CLI_FAIL(error,
-                            "%s:%" PRIu32 ":%" PRIu32 ": '%s' is not a list of layer numbers",
-                            config->path, (*out)->line, (*out)->column, name);
+                            "%s:%" PRIu32 ":%" PRIu32
+                            ": '%s' is not a list of layer numbers; valid: a list, or a text such "
+                            "as \"3,4,5\", of numbers from 0 to %d",
+                            config->path, (*out)->line, (*out)->column, name,
+                            (int)MOE_MODEL_MAX_LAYERS);
     }
     return 0;
 }

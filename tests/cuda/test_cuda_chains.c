@@ -170,7 +170,7 @@ static const struct {
     {CUDA_ERROR_INVALID_DEVICE, MOE_STATUS_DEVICE_ERROR},
     {CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, MOE_STATUS_DEVICE_ERROR},
     {CUDA_ERROR_ILLEGAL_ADDRESS, MOE_STATUS_DEVICE_LOST},
-    {CUDA_ERROR_OUT_OF_MEMORY, MOE_STATUS_OUT_OF_MEMORY},
+    {CUDA_ERROR_OUT_OF_MEMORY, MOE_STATUS_DEVICE_ERROR},
 };
 enum { NUM_FAILURES = sizeof(failures) / sizeof(failures[0]) };
 
@@ -188,7 +188,7 @@ static void fail_launch(const struct chain *chain, const struct moe_plan *plan, 
     assert_int_equal(status, failures[failure].status);
     assert_int_equal(error.status, status);
     assert_int_equal(error.native, failures[failure].result);
-    if (strstr(error.message, "failed midway") == NULL ||
+    if (strstr(error.message, "a launch failed") == NULL ||
         strstr(error.message, chain->words[num_before]) == NULL) {
         fail_msg("launch %d of %s: \"%s\"", num_before, chain->name, error.message);
     }
