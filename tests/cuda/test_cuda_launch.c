@@ -492,7 +492,7 @@ static void launches_that_fail(void **state)
         {"cuLaunchKernelEx", CUDA_ERROR_INVALID_VALUE, MOE_STATUS_DEVICE_ERROR, 3},
         {"cuLaunchKernelEx", CUDA_ERROR_ILLEGAL_ADDRESS, MOE_STATUS_DEVICE_LOST, 3},
         {"cuLaunchKernelEx", CUDA_ERROR_ECC_UNCORRECTABLE, MOE_STATUS_DEVICE_LOST, 3},
-        {"cuLaunchKernelEx", CUDA_ERROR_OUT_OF_MEMORY, MOE_STATUS_OUT_OF_MEMORY, 3},
+        {"cuLaunchKernelEx", CUDA_ERROR_OUT_OF_MEMORY, MOE_STATUS_DEVICE_ERROR, 3},
     };
     struct moe_context *context = create_context();
     for (int op = 0; op < NUM_OPS; op++) {
