@@ -266,15 +266,30 @@ fail:
     return status;
 }
 
+/* Also while another thread captures, as loading does. Modules are loaded in order, so there is none
+ * without the first one, and perhaps no driver. */
+static void unload_modules(struct moe_cuda_state *state)
+{
+    const struct moe_cuda_driver *driver = &state->driver;
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    const CUresult result = driver->cuThreadExchangeStreamCaptureMode(&mode);
+    for (int32_t i = 0; i < moe_cuda_num_modules; i++) {
+        if (state->libraries[i] != NULL) {
+            (void)driver->cuLibraryUnload(state->libraries[i]);
+        }
+    }
+    if (result == CUDA_SUCCESS) {
+        (void)driver->cuThreadExchangeStreamCaptureMode(&mode);
+    }
+}
+
 void moe_cuda_state_destroy(const struct moe_memory *memory, struct moe_cuda_state *state)
 {
     if (state == NULL) {
         return;
     }
-    for (int32_t i = 0; state->libraries != NULL && i < moe_cuda_num_modules; i++) {
-        if (state->libraries[i] != NULL) {
-            (void)state->driver.cuLibraryUnload(state->libraries[i]);
-        }
+    if (state->libraries != NULL && state->libraries[0] != NULL) {
+        unload_modules(state);
     }
     if (state->is_retained) {
         (void)state->driver.cuDevicePrimaryCtxRelease(state->device);

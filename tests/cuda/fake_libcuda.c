@@ -234,11 +234,14 @@ static CUresult CUDAAPI fake_cuCtxPopCurrent(CUcontext *context)
     return result;
 }
 
+static int is_strict; /* the thread asked for the relaxed mode last, and did not get it */
+
 /* To relax the mode is a step, to restore it is clean-up. */
 static CUresult CUDAAPI fake_cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode)
 {
     const CUresult result = enter("cuThreadExchangeStreamCaptureMode");
     const int32_t old = driver.capture_mode;
+    is_strict = result != CUDA_SUCCESS && *mode == CU_STREAM_CAPTURE_MODE_RELAXED;
     if (result == CUDA_SUCCESS || *mode != CU_STREAM_CAPTURE_MODE_RELAXED) {
         driver.capture_mode = (int32_t)*mode;
         *mode = (CUstreamCaptureMode)old;
@@ -272,7 +275,8 @@ static CUresult CUDAAPI fake_cuLibraryLoadData(CUlibrary *library, const void *c
 static CUresult CUDAAPI fake_cuLibraryUnload(CUlibrary library)
 {
     const CUresult result = enter("cuLibraryUnload");
-    if (library == NULL || driver.num_libraries < 1 || driver.num_retained < 1) {
+    const int is_bound = driver.capture_mode != CU_STREAM_CAPTURE_MODE_RELAXED && !is_strict;
+    if (library == NULL || driver.num_libraries < 1 || driver.num_retained < 1 || is_bound) {
         misuse("cuLibraryUnload");
     }
     driver.num_libraries--;
