@@ -266,8 +266,8 @@ fail:
     return status;
 }
 
-/* Also while another thread captures, as loading does. Modules are loaded in order, so there is none
- * without the first one, and perhaps no driver. */
+/* Also while another thread captures, as loading does. Modules are loaded in order, so without the
+ * first one there is none, and perhaps no driver. */
 static void unload_modules(struct moe_cuda_state *state)
 {
     const struct moe_cuda_driver *driver = &state->driver;
