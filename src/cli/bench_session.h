@@ -41,7 +41,7 @@ struct moe_bench_result {
                                         those */
 };
 
-/* Seconds. Measuring the limits of a CPU takes as long. */
+/* Seconds for which limits of a CPU hold; measuring them takes as long. */
 #define MOE_BENCH_LIMIT_INTERVAL_S 0.05
 
 struct moe_bench_session {

@@ -197,6 +197,17 @@ static inline int32_t run_post_reorder(const struct moe_plan *plan, const struct
     return api->post_reorder(plan, &args, error);
 }
 
+/* fp8 in groups of QUANT_COLUMNS, scales from the data and in rows. */
+static inline void set_dynamic_fp8(struct moe_recipe *recipe)
+{
+    recipe->dtype = MOE_DTYPE_FP8_E4M3;
+    recipe->scale_dtype = MOE_DTYPE_FP32;
+    recipe->scale_layout = MOE_SCALE_ROW_MAJOR;
+    recipe->group_rows = 1;
+    recipe->group_k = QUANT_COLUMNS;
+    recipe->dynamic = 1;
+}
+
 static inline int32_t run_quantize(const struct moe_plan *plan, const struct shape *shape,
                                    void *stream, struct moe_error *error)
 {
@@ -207,12 +218,7 @@ static inline int32_t run_quantize(const struct moe_plan *plan, const struct sha
     args.tokens = ON_DEVICE(0);
     args.output = ON_DEVICE(1);
     args.output_scales = ON_DEVICE(2);
-    args.quantization.dtype = MOE_DTYPE_FP8_E4M3;
-    args.quantization.scale_dtype = MOE_DTYPE_FP32;
-    args.quantization.scale_layout = MOE_SCALE_ROW_MAJOR;
-    args.quantization.group_rows = 1;
-    args.quantization.group_k = QUANT_COLUMNS;
-    args.quantization.dynamic = 1;
+    set_dynamic_fp8(&args.quantization);
     return api->quantize(plan, &args, error);
 }
 

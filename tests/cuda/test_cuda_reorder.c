@@ -22,12 +22,7 @@ static struct moe_pre_reorder_args make_args(const struct shape *shape, uintptr_
     args.rows = ON_DEVICE(2);
     args.num_rows = shape->num_tokens * shape->top_k;
     args.output_scales = ON_DEVICE(3);
-    args.quantization.dtype = MOE_DTYPE_FP8_E4M3;
-    args.quantization.scale_dtype = MOE_DTYPE_FP32;
-    args.quantization.scale_layout = MOE_SCALE_ROW_MAJOR;
-    args.quantization.group_rows = 1;
-    args.quantization.group_k = QUANT_COLUMNS;
-    args.quantization.dynamic = 1;
+    set_dynamic_fp8(&args.quantization);
     return args;
 }
 
