@@ -49,10 +49,12 @@ else()
 endif()
 
 # Machine code that goes into the plugin: one fatbin per operation and the architectures it has code for. nvcc's report on
-# registers and spills is kept beside it (build/cuda/<op>.ptxas.txt) and read by a test.
+# registers and spills is kept beside it (build/cuda/<op>.ptxas.txt) and read by the build and by a test.
 set(MOE_CUDA_ARCHITECTURES "80;90a;100;120" CACHE STRING "Architectures of the CUDA kernels")
 set(MOE_CUDA_DIR "${PROJECT_BINARY_DIR}/cuda")
 set(moe_cuda_flags -std=c++17 -O3 -fmad=false -Xfatbin -compress-all -Xptxas -v -lineinfo)
+# What ptxas calls a GEMM whose warp-group multiplications wait for each other: right, and far too slow. The build fails.
+set(moe_ptxas_serialized C7508 C7510 C7514 C7519)
 set(moe_cuda_identity "") # what, besides the sources, decides the machine code
 if(MOE_HAVE_CUDA)
   get_filename_component(moe_cuda_root "${MOE_NVCC}" DIRECTORY)
@@ -94,8 +96,14 @@ function(moe_add_cuda_modules result_var)
   endforeach()
   string(APPEND text "\nconst struct moe_cuda_module moe_cuda_modules[] = {\n${rows}};\n")
   string(APPEND text "const int32_t moe_cuda_num_modules = sizeof(moe_cuda_modules) / sizeof(moe_cuda_modules[0]);\n")
+  set(checked "${MOE_CUDA_DIR}/ptxas.checked")
+  list(JOIN moe_ptxas_serialized "|" serialized)
+  add_custom_command(OUTPUT "${checked}"
+    COMMAND sh -c "! grep -EH \"$1\" \"$0\"/*.ptxas.txt >&2 && touch \"$2\"" "${MOE_CUDA_DIR}" "${serialized}" "${checked}"
+    DEPENDS ${fatbins}
+    COMMENT "Looking for serialized warp-group multiplications" VERBATIM)
   set(output "${MOE_GENERATED_DIR}/moe_cuda_modules.c")
   file(CONFIGURE OUTPUT "${output}" CONTENT "${text}" @ONLY)
-  set_source_files_properties("${output}" PROPERTIES OBJECT_DEPENDS "${fatbins}")
+  set_source_files_properties("${output}" PROPERTIES OBJECT_DEPENDS "${fatbins};${checked}")
   set(${result_var} "${output}" PARENT_SCOPE)
 endfunction()

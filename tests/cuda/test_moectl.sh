@@ -32,6 +32,9 @@ small="--backend cuda --shape 8,2,72,40 -M 1,33 --min-time 5 --weight-mb 10"
 # shellcheck disable=SC2086
 "$moectl" bench $small --format table >"$folder/table" 2>"$folder/err" ||
     fail "bench --format table: $(cat "$folder/err")"
+# The layer and its stages in the shape of a checkpoint.
+"$moectl" bench --backend cuda --model "$MOE_TESTS_DATA_DIR/golden/mixtral" --op layer,router,gating,ep_preprocess,gemm1,gemm2,post_reorder \
+    -M 1,7 --min-time 5 --weight-mb 10 --json >"$folder/model.json" 2>"$folder/err" || fail "bench --model: $(cat "$folder/err")"
 # shellcheck disable=SC2086
 "$moectl" bench $small --format csv --json >"$folder/out" 2>"$folder/err" && fail "--format csv --json was taken"
 grep -q "choose one" "$folder/err" || fail "no sentence for --format csv --json: $(cat "$folder/err")"
@@ -82,6 +85,11 @@ for result in results.values():
 moves = results["pre_reorder", 33]
 assert moves["bytes"] == 2 * 33 * 72 * (1 + 2) and moves["limit"] == "memcpy", moves
 
+model = json.load(open(folder + "/model.json"))
+assert model["problem"]["model_type"] == "mixtral" and model["not_measured"] == [], model
+stages = ("layer", "router", "gating", "ep_preprocess", "gemm1", "gemm2", "post_reorder")
+assert sorted((r["op"], r["num_tokens"]) for r in model["results"]) == sorted((op, t) for op in stages for t in (1, 7)), model["results"]
+
 # CSV: the same cases, tiles and bytes; its numbers have four digits behind the point.
 rows = list(csv.DictReader(open(folder + "/all.csv")))
 assert sorted((row["op"], int(row["num_tokens"])) for row in rows) == cases, rows
@@ -107,7 +115,7 @@ assert any("limits (by the driver" in line for line in lines), lines
 split = lambda line: re.split(r" {2,}", line.strip())
 title = next(i for i, line in enumerate(lines) if line.startswith("op ") and line.endswith("tile"))
 columns = split(lines[title])
-assert {"op", "T", "us", "p10", "p90", "TB/s", "ratio", "host us", "limit", "tile"} <= set(columns), columns
+assert columns == ["op", "T", "active", "us", "p10", "p90", "floor us", "TB/s", "TFLOP/s", "ratio", "host us", "limit", "chosen by", "tile"], columns
 table = [dict(zip(columns, split(line))) for line in lines[title + 1:title + 1 + len(cases)]]
 assert sorted((row["op"], int(row["T"])) for row in table) == cases, table
 for row in table:
@@ -115,6 +123,9 @@ for row in table:
     assert len(row) == len(columns) and row["tile"] == result["tile"] and row["limit"] in keys, row
     assert float(row["p10"]) <= float(row["us"]) <= float(row["p90"]) and re.fullmatch(r"\d+\.\d{3}", row["TB/s"]), row
     assert re.fullmatch(r"\d+\.\d %", row["ratio"]), row
+    us, ratio = float(row["us"]), float(row["ratio"].split()[0]) / 100
+    assert abs(float(row["floor us"]) - ratio * us) <= 0.01 + 0.001 * us + 0.01 * ratio, row
+    assert (row["TFLOP/s"] == "-") == (result["flops"] == 0), (row, result)
 PYTHON
 
 [ "$failures" -eq 0 ] || exit 1

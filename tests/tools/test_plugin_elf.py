@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The built plugin exports moe_plugin_init and nothing else, and needs libc, libm and the dynamic linker at most."""
+"""The built plugin exports moe_plugin_init and nothing else, needs libc, libm and the dynamic linker at most, and is not too large."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 from source_tree import report
 
 EXPORTED = ["moe_plugin_init"]
+MAX_BYTES = 25_000_000  # with the kernels of all architectures
 NEEDED = re.compile(r"libc\.so\.6|libm\.so\.6|ld-linux[\w.-]*\.so\.\d+")
 
 
@@ -18,6 +19,9 @@ def output_of(*command):
 
 def problems(plugin):
     found = []
+    num_bytes = os.stat(plugin).st_size
+    if num_bytes > MAX_BYTES:
+        found.append(f"has {num_bytes} bytes; at most {MAX_BYTES} are allowed")
     symbols = [line.split()[-1].split("@")[0] for line in output_of("nm", "-D", "--defined-only", plugin).splitlines()]
     if symbols != EXPORTED:
         found.append(f"exports {symbols}; only {EXPORTED} may be")
