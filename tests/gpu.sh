@@ -7,6 +7,7 @@
 #   check     every operation and tile against the CPU backend, bit for bit
 #   large     T 4096 and 65536, offsets beyond 2^31 bytes, against naive float64 kernels
 #   layer     whole layers against the CPU backend and double arithmetic, and what has to be the same bits
+#   random    random layers, experts and grouped GEMMs against the CPU backend, T up to 65536: what `layer` does not combine
 #   golden    moectl run --backend cuda on the layers of tests/data/golden
 #   sanitize  check with few cases, the GEMM and a layer under compute-sanitizer: memcheck, initcheck, synccheck; racecheck: the
 #             first alone
@@ -19,7 +20,7 @@
 # tool is missing or refuses the machine is reported as skipped.
 set -u
 
-stages="check large layer golden sanitize sass bench wide layer_bench report"
+stages="check large layer random golden sanitize sass bench wide layer_bench report"
 if [ $# -lt 2 ]; then
     echo "usage: sh tests/gpu.sh BUILD_DIR OUT_DIR [STAGE...], stages: $stages" >&2
     exit 2
@@ -205,6 +206,14 @@ stage_layer() {
         result layer passed "$(last_line "$out_dir/layer.log")"
     else
         result layer failed "$(last_line "$out_dir/layer.log")"
+    fi
+}
+
+stage_random() {
+    if timeout "$stage_seconds" "$bin_dir/gpu_random" >"$out_dir/random.log" 2>&1; then
+        result random passed "$(last_line "$out_dir/random.log")"
+    else
+        result random failed "$(last_line "$out_dir/random.log")"
     fi
 }
 

@@ -107,9 +107,45 @@ static void beside(const char *program, const char *name, char *out, size_t out_
              slash != NULL ? program : ".", name);
 }
 
-void gpu_host_init(struct gpu_host *host, const char *program)
+/* The plugin beside the program, its table and its CPU context. */
+static void open_plugin(struct gpu_host *host, const char *program, struct moe_host *services)
 {
     char path[4096];
+    struct moe_error error;
+    struct moe_context_options options;
+    beside(program, "../lib/libmoe_plugin.so", path, sizeof(path));
+    void *plugin = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (plugin == NULL) {
+        stop(path, dlerror());
+    }
+    moe_plugin_init_fn *init = NULL;
+    void *address = dlsym(plugin, MOE_PLUGIN_INIT_SYMBOL);
+    memcpy((void *)&init, &address, sizeof(address));
+    MOE_INIT(error);
+    MOE_INIT(*services);
+    services->abi_major = MOE_ABI_MAJOR;
+    services->abi_minor = MOE_ABI_MINOR;
+    services->layout_hash = MOE_ABI_LAYOUT_HASH;
+    services->log = print_log;
+    host->api = init(services, &error);
+    if (host->api == NULL) {
+        stop(path, error.message);
+    }
+    MOE_INIT(options);
+    options.backend = MOE_BACKEND_CPU;
+    gpu_host_check(host->api->context_create(services, &options, &host->cpu, &error), &error,
+                   "cpu context");
+}
+
+void gpu_host_init_cpu(struct gpu_host *host, const char *program)
+{
+    struct moe_host services;
+    memset(host, 0, sizeof(*host));
+    open_plugin(host, program, &services);
+}
+
+void gpu_host_init(struct gpu_host *host, const char *program)
+{
     CUdevice device;
     CUcontext context;
     struct moe_error error;
@@ -122,29 +158,9 @@ void gpu_host_init(struct gpu_host *host, const char *program)
     check(cuda.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain");
     check(cuda.cuCtxSetCurrent(context), "cuCtxSetCurrent");
     host->stream = gpu_stream();
-
-    beside(program, "../lib/libmoe_plugin.so", path, sizeof(path));
-    void *plugin = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (plugin == NULL) {
-        stop(path, dlerror());
-    }
-    moe_plugin_init_fn *init = NULL;
-    void *address = dlsym(plugin, MOE_PLUGIN_INIT_SYMBOL);
-    memcpy((void *)&init, &address, sizeof(address));
+    open_plugin(host, program, &services);
     MOE_INIT(error);
-    MOE_INIT(services);
-    services.abi_major = MOE_ABI_MAJOR;
-    services.abi_minor = MOE_ABI_MINOR;
-    services.layout_hash = MOE_ABI_LAYOUT_HASH;
-    services.log = print_log;
-    host->api = init(&services, &error);
-    if (host->api == NULL) {
-        stop(path, error.message);
-    }
     MOE_INIT(options);
-    options.backend = MOE_BACKEND_CPU;
-    gpu_host_check(host->api->context_create(&services, &options, &host->cpu, &error), &error,
-                   "cpu context");
     options.backend = MOE_BACKEND_CUDA;
     gpu_host_check(host->api->context_create(&services, &options, &host->cuda, &error), &error,
                    "cuda context");
@@ -157,7 +173,9 @@ void gpu_host_init(struct gpu_host *host, const char *program)
 
 void gpu_host_finish(struct gpu_host *host)
 {
-    host->api->context_destroy(host->cuda);
+    if (host->cuda != NULL) {
+        host->api->context_destroy(host->cuda);
+    }
     host->api->context_destroy(host->cpu);
 }
 

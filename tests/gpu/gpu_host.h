@@ -23,6 +23,8 @@ struct gpu_host {
 
 /* `program` is argv[0]: the plugin is ../lib/libmoe_plugin.so from its folder. */
 void gpu_host_init(struct gpu_host *host, const char *program);
+/* Without a driver: the CPU context alone, and none of the functions below. */
+void gpu_host_init_cpu(struct gpu_host *host, const char *program);
 void gpu_host_finish(struct gpu_host *host);
 
 /* Ends the program with a sentence unless status is OK. */
