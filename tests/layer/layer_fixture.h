@@ -23,7 +23,11 @@ struct layer_case {
     enum op_layout layout;
     enum layer_target target;
     bool has_residual;
-    int64_t gap; /* between rows of every tensor that has a stride */
+    int64_t gap;          /* between rows of every tensor that has a stride */
+    int64_t num_padded;   /* last tokens that are padding; 0: no num_valid_tokens */
+    int64_t num_behind;   /* last tokens behind the device's number; 0: no num_tokens_device */
+    int32_t max_replicas; /* of the map of physical ids; 0: no map */
+    bool has_load;        /* load counters. This, padding and the map: not with given ids */
 };
 
 /* A problem with its inputs; num_experts is filled from the filter. */
@@ -38,14 +42,18 @@ struct layer_data {
     struct op_tensor logits;
     struct op_tensor weights; /* [T, k] fp32 */
     struct op_tensor residual;
+    struct support_guard physical_ids; /* [E_global, max_replicas] */
+    struct support_guard num_replicas; /* [E_global] */
 };
 
-/* What a call gives back, packed. */
+/* What a call gives back, packed. Of tokens behind the device's number it is what was there
+ * before. */
 struct layer_result {
     unsigned char *output;
     unsigned char *logits;
     unsigned char *ids; /* int32 or int64 */
     float *weights;
+    int64_t *load; /* [E_global]: what was added */
 };
 
 static inline int32_t layer_logits_dtype(const struct moe_problem *problem)
@@ -73,6 +81,25 @@ static inline void layer_tokens_init(struct layer_data *data, struct support_ran
     }
 }
 
+/* A map of logical to physical ids: the first replica of an expert has its own id, others any;
+ * entries behind its last replica are -1. */
+static inline void layer_map_init(struct layer_data *data, struct support_random *random,
+                                  const struct moe_problem *problem)
+{
+    const int64_t G = op_num_global(problem), R = data->test.max_replicas;
+    const int64_t P = op_num_ids(problem) - problem->num_appended_experts;
+    data->physical_ids = op_input(NULL, G * R * 4, 4);
+    data->num_replicas = op_input(NULL, R > 0 ? G * 4 : 0, 4);
+    for (int64_t e = 0; R > 0 && e < G; e++) {
+        const int64_t count = 1 + (int64_t)support_random_below(random, (uint64_t)R);
+        OP_INT32(data->num_replicas)[e] = (int32_t)count;
+        for (int64_t r = 0; r < R; r++) {
+            const int64_t id = r == 0 ? e : (int64_t)support_random_below(random, (uint64_t)P);
+            OP_INT32(data->physical_ids)[e * R + r] = r < count ? (int32_t)id : -1;
+        }
+    }
+}
+
 /* `problem` as the case wants it, but for num_experts, num_experts_global holding all experts, and
  * max_tokens. */
 static inline void layer_data_init(struct layer_data *data, uint64_t seed,
@@ -80,19 +107,21 @@ static inline void layer_data_init(struct layer_data *data, uint64_t seed,
 {
     struct support_random random;
     struct moe_problem own = *problem;
-    const int64_t T = test->num_tokens, E = problem->num_experts_global, H = problem->hidden;
+    const int64_t T = test->num_tokens, H = problem->hidden, k = op_num_slots(problem);
     support_random_seed(&random, seed);
     data->test = *test;
-    op_routes_init(&data->routes, &random, T, E, problem->top_k, test->traffic, test->filtering,
-                   test->wide);
+    op_routes_init(&data->routes, &random, T, op_num_ids(problem), k, test->traffic,
+                   test->filtering, test->wide);
     own.num_experts = (int32_t)data->routes.ref.num_local;
     own.max_tokens = T > 0 ? T : 1;
     op_model_init(&data->model, &random, &own);
     op_bound_init(&data->bound, &data->model, test->layout);
     layer_tokens_init(data, &random, &own);
-    op_tensor_init(&data->logits, &random, layer_logits_dtype(&own), T, E, test->gap, 2.0);
-    op_tensor_init(&data->weights, &random, MOE_DTYPE_FP32, T, own.top_k, 0, 0.5);
+    op_tensor_init(&data->logits, &random, layer_logits_dtype(&own), T, op_num_global(problem),
+                   test->gap, 2.0);
+    op_tensor_init(&data->weights, &random, MOE_DTYPE_FP32, T, k, 0, 0.5);
     op_tensor_init(&data->residual, &random, op_output_dtype(&own), T, H, test->gap, 1.0);
+    layer_map_init(data, &random, &own);
 }
 
 static inline void layer_data_finish(struct layer_data *data)
@@ -108,6 +137,8 @@ static inline void layer_data_finish(struct layer_data *data)
     op_tensor_finish(&data->logits);
     op_tensor_finish(&data->weights);
     op_tensor_finish(&data->residual);
+    support_guard_finish(&data->physical_ids);
+    support_guard_finish(&data->num_replicas);
 }
 
 static inline void layer_result_init(struct layer_result *result, const struct layer_data *data)
@@ -116,8 +147,9 @@ static inline void layer_result_init(struct layer_result *result, const struct l
     const int64_t T = data->test.num_tokens;
     result->output = op_array(T * problem->hidden, op_dtype_bytes(op_output_dtype(problem)));
     result->logits = op_array(T * op_num_global(problem), sizeof(float));
-    result->ids = op_array(T * problem->top_k, sizeof(int64_t));
-    result->weights = op_array(T * problem->top_k, sizeof(float));
+    result->ids = op_array(T * op_num_slots(problem), sizeof(int64_t));
+    result->weights = op_array(T * op_num_slots(problem), sizeof(float));
+    result->load = op_array(op_num_global(problem), sizeof(int64_t));
 }
 
 static inline void layer_result_finish(struct layer_result *result)
@@ -126,6 +158,7 @@ static inline void layer_result_finish(struct layer_result *result)
     free(result->logits);
     free(result->ids);
     free(result->weights);
+    free(result->load);
 }
 
 /* Guarded outputs of one call over `count` tokens. */
@@ -134,7 +167,12 @@ struct layer_outputs {
     struct support_guard logits;
     struct support_guard ids;
     struct support_guard weights;
+    struct support_guard load;
+    int32_t num_valid; /* of the tokens of this call */
+    int32_t num_device;
 };
+
+enum { LAYER_LOAD_BEFORE = 1000 }; /* what load counters have counted before, of expert 0 */
 
 static inline const unsigned char *layer_row(const struct op_tensor *tensor, int64_t row)
 {
@@ -149,6 +187,33 @@ static inline bool layer_is_in_place(const struct layer_data *data, enum layer_t
                                              : data->test.has_residual);
 }
 
+/* Of `count` tokens from `first` on, those before the last `num_last` of all. */
+static inline int32_t layer_num_before(const struct layer_data *data, int64_t first, int64_t count,
+                                       int64_t num_last)
+{
+    const int64_t before = data->test.num_tokens - num_last - first;
+    return (int32_t)(before < 0 ? 0 : before < count ? before : count);
+}
+
+/* What gating takes besides logits, and the counters that it adds to. */
+static inline void layer_fill_gating(const struct layer_data *data, struct layer_outputs *outputs,
+                                     struct moe_layer_args *args)
+{
+    const struct layer_case *test = &data->test;
+    const int64_t G = test->has_load ? op_num_global(&data->model.problem) : 0;
+    outputs->load = op_output(G * 8, 8, SUPPORT_POISON_INT);
+    for (int64_t e = 0; e < G; e++) {
+        OP_INT64(outputs->load)[e] = LAYER_LOAD_BEFORE + e;
+    }
+    args->num_valid_tokens = test->num_padded > 0 ? &outputs->num_valid : NULL;
+    args->load_counters = test->has_load ? OP_INT64(outputs->load) : NULL;
+    if (test->max_replicas > 0) {
+        args->physical_ids = OP_INT32(data->physical_ids);
+        args->num_replicas = OP_INT32(data->num_replicas);
+        args->max_replicas = test->max_replicas;
+    }
+}
+
 /* Arguments for the tokens [first, first + count); outputs are allocated, in-place inputs copied
  * into them. */
 static inline void layer_fill_args(const struct layer_data *data, int64_t first, int64_t count,
@@ -156,7 +221,7 @@ static inline void layer_fill_args(const struct layer_data *data, int64_t first,
 {
     const struct moe_problem *problem = &data->model.problem;
     const struct layer_case *test = &data->test;
-    const int64_t H = problem->hidden, k = problem->top_k, stride = H + test->gap;
+    const int64_t H = problem->hidden, k = op_num_slots(problem), stride = H + test->gap;
     const size_t bytes = op_dtype_bytes(op_output_dtype(problem));
     const size_t id_bytes = test->wide ? 8 : 4;
     const size_t logit_bytes = op_dtype_bytes(layer_logits_dtype(problem));
@@ -168,6 +233,9 @@ static inline void layer_fill_args(const struct layer_data *data, int64_t first,
     outputs->weights = op_output(count * k * 4, 4, SUPPORT_POISON_FLOAT);
     MOE_INIT_CALL(*args);
     args->call.num_tokens = count;
+    outputs->num_valid = layer_num_before(data, first, count, test->num_padded);
+    outputs->num_device = layer_num_before(data, first, count, test->num_behind);
+    args->call.num_tokens_device = test->num_behind > 0 ? &outputs->num_device : NULL;
     args->weights = data->bound.weights;
     args->tokens = layer_row(&data->tokens, first);
     args->token_stride = data->tokens.stride;
@@ -184,7 +252,9 @@ static inline void layer_fill_args(const struct layer_data *data, int64_t first,
     if (test->source == LAYER_FROM_IDS) {
         args->topk_ids = data->routes.memory.data + (size_t)(first * k) * id_bytes;
         args->topk_weights = OP_FLOAT(data->weights.memory) + first * k;
+        outputs->load = op_output(0, 8, SUPPORT_POISON_INT);
     } else {
+        layer_fill_gating(data, outputs, args);
         args->topk_ids_out = outputs->ids.data;
         args->topk_weights_out = OP_FLOAT(outputs->weights);
     }
@@ -203,12 +273,57 @@ static inline void layer_fill_args(const struct layer_data *data, int64_t first,
     }
 }
 
+static inline void layer_expect_poison(const struct support_guard *guard, size_t begin)
+{
+    assert_true(support_guard_is_poison(guard, begin, guard->size));
+}
+
+static inline void layer_outputs_finish(struct layer_outputs *outputs)
+{
+    support_guard_finish(&outputs->output);
+    support_guard_finish(&outputs->logits);
+    support_guard_finish(&outputs->ids);
+    support_guard_finish(&outputs->weights);
+    support_guard_finish(&outputs->load);
+}
+
+/* Nothing is written for tokens behind the device's number: poison, or what is computed in place.
+ */
+static inline void layer_check_behind(const struct layer_data *data, int64_t first, int64_t count,
+                                      const struct layer_outputs *outputs)
+{
+    const struct moe_problem *problem = &data->model.problem;
+    const size_t run = (size_t)outputs->num_device, slots = (size_t)op_num_slots(problem);
+    const size_t row_bytes =
+        (size_t)(problem->hidden + data->test.gap) * op_dtype_bytes(op_output_dtype(problem));
+    const size_t logit_bytes =
+        (size_t)op_num_global(problem) * op_dtype_bytes(layer_logits_dtype(problem));
+    const bool on_tokens = layer_is_in_place(data, LAYER_OUTPUT_IS_TOKENS);
+    if (data->test.num_behind == 0 || outputs->num_device == count) {
+        return;
+    }
+    if (on_tokens || layer_is_in_place(data, LAYER_OUTPUT_IS_RESIDUAL)) {
+        const struct op_tensor *input = on_tokens ? &data->tokens : &data->residual;
+        assert_memory_equal(outputs->output.data + run * row_bytes,
+                            layer_row(input, first + (int64_t)run),
+                            outputs->output.size - run * row_bytes);
+    } else {
+        layer_expect_poison(&outputs->output, run * row_bytes);
+    }
+    layer_expect_poison(&outputs->logits, run * logit_bytes);
+    layer_expect_poison(&outputs->ids, run * slots * (data->test.wide ? 8 : 4));
+    layer_expect_poison(&outputs->weights, run * slots * 4);
+}
+
 /* Packs the outputs, and frees them. */
 static inline void layer_take_outputs(const struct layer_data *data, int64_t count,
                                       struct layer_outputs *outputs, struct layer_result *result)
 {
     const struct moe_problem *problem = &data->model.problem;
     const int64_t H = problem->hidden;
+    for (int64_t e = 0; e < (int64_t)(outputs->load.size / 8); e++) {
+        result->load[e] = OP_INT64(outputs->load)[e] - LAYER_LOAD_BEFORE - e;
+    }
     op_pack_rows(&outputs->output, count, H, H + data->test.gap,
                  op_dtype_bytes(op_output_dtype(problem)), result->output);
     if (data->test.source == LAYER_FROM_ROUTER) {
@@ -221,10 +336,7 @@ static inline void layer_take_outputs(const struct layer_data *data, int64_t cou
         memcpy(result->ids, data->routes.memory.data, data->routes.memory.size);
         memcpy(result->weights, data->weights.memory.data, data->weights.memory.size);
     }
-    support_guard_finish(&outputs->output);
-    support_guard_finish(&outputs->logits);
-    support_guard_finish(&outputs->ids);
-    support_guard_finish(&outputs->weights);
+    layer_outputs_finish(outputs);
 }
 
 /* Runs a plan that the caller made over some tokens, under watch. */
@@ -235,14 +347,15 @@ static inline void layer_run_plan(const struct op_variant *variant, const struct
     struct layer_outputs outputs;
     struct moe_layer_args args;
     layer_fill_args(data, first, count, &outputs, &args);
-    const struct op_watch watch = {
-        .variant = variant,
-        .plan = plan,
-        .op = MOE_OP_LAYER,
-        .num_tokens = count,
-        .outputs = {&outputs.output, &outputs.logits, &outputs.ids, &outputs.weights},
-        .num_outputs = 4};
+    const struct op_watch watch = {.variant = variant,
+                                   .plan = plan,
+                                   .op = MOE_OP_LAYER,
+                                   .num_tokens = count,
+                                   .outputs = {&outputs.output, &outputs.logits, &outputs.ids,
+                                               &outputs.weights, &outputs.load},
+                                   .num_outputs = 5};
     op_run(&watch, op_invoke_layer, &args, &args.call);
+    layer_check_behind(data, first, count, &outputs);
     layer_take_outputs(data, count, &outputs, result);
 }
 
@@ -260,11 +373,12 @@ static inline void layer_compare(const struct layer_data *data, const struct lay
                                  const struct layer_result *b)
 {
     const struct moe_problem *problem = &data->model.problem;
-    const int64_t T = data->test.num_tokens, routes = T * problem->top_k;
+    const int64_t T = data->test.num_tokens, routes = T * op_num_slots(problem);
     assert_bits_equal(a->output, b->output, T * problem->hidden,
                       op_dtype_bytes(op_output_dtype(problem)));
     assert_bits_equal(a->ids, b->ids, routes, data->test.wide ? 8 : 4);
     assert_bits_equal(a->weights, b->weights, routes, 4);
+    assert_memory_equal(a->load, b->load, (size_t)op_num_global(problem) * sizeof(int64_t));
     if (data->test.source == LAYER_FROM_ROUTER) {
         assert_bits_equal(a->logits, b->logits, T * op_num_global(problem),
                           op_dtype_bytes(layer_logits_dtype(problem)));
@@ -308,7 +422,7 @@ static inline void layer_expect_token(const struct layer_data *data,
                                       double *tolerance)
 {
     const struct moe_problem *problem = &data->model.problem;
-    const int64_t H = problem->hidden, k = problem->top_k;
+    const int64_t H = problem->hidden, k = op_num_slots(problem);
     const bool on_input = (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0;
     const double *x = data->rows + token * H;
     double *rows = op_array(k * H, sizeof(double)), *slack = op_array(k * H, sizeof(double));
@@ -374,14 +488,14 @@ static inline void layer_expect_token(const struct layer_data *data,
     free(rows);
 }
 
-/* Every token by the reference; large cases check every nth token, the first and the last among
- * them. */
+/* Every token that was run, by the reference; large cases check every nth token, the first and the
+ * last among them. */
 static inline void layer_check(const struct layer_data *data, const struct layer_result *result)
 {
     const struct moe_problem *problem = &data->model.problem;
-    const int64_t T = data->test.num_tokens, H = problem->hidden;
+    const int64_t T = data->test.num_tokens - data->test.num_behind, H = problem->hidden;
     const int64_t work =
-        T * H * (problem->top_k * (int64_t)problem->inter + (int64_t)problem->shared_inter);
+        T * H * (op_num_slots(problem) * (int64_t)problem->inter + (int64_t)problem->shared_inter);
     const int64_t step = support_full_grids() || work < 4000000 ? 1 : work / 4000000 + 1;
     const enum ref_dtype dtype = op_ref_dtype(op_output_dtype(problem));
     double *out = op_array(2 * H, sizeof(double));

@@ -40,7 +40,7 @@ static void layouts_do_not_matter(void **state)
     (void)state;
     for (int d = 0; d < OP_COUNT(op_dtypes); d++) {
         const struct moe_problem problem = make_problem(op_dtypes[d]);
-        struct layer_result first;
+        struct layer_result first = {0};
         for (int layout = 0; layout < OP_NUM_LAYOUTS; layout++) {
             struct layer_case test = routed;
             struct layer_data data;
@@ -396,10 +396,7 @@ static void add_rank(const struct layer_data *whole, int32_t begin, int32_t end,
     }
     op_api()->plan_destroy(plan);
     op_api()->weights_destroy(weights);
-    support_guard_finish(&outputs.output);
-    support_guard_finish(&outputs.logits);
-    support_guard_finish(&outputs.ids);
-    support_guard_finish(&outputs.weights);
+    layer_outputs_finish(&outputs);
 }
 
 static void ranks_add_up_to_the_layer(void **state)

@@ -2,9 +2,11 @@
 /* ctest timeout: 600 */
 /*
  * Differential fuzzing of the layer: random problems, plain and fp8 (every kind and layout of
- * scales), batches, filters, layouts and destinations, each against the reference, in a random
- * variant (tiles and threads) and again in another, and a few tokens alone. A fixed set of seeds
- * runs in the suite;
+ * scales), batches, filters, layouts and destinations, physical maps, appended experts, padding,
+ * load counters and numbers of tokens on the device, each against the reference, in a random
+ * variant (tiles and threads) and again in another under a random cap of the workspace, a few
+ * tokens alone, and what is routed against the operation gating. A fixed set of seeds runs in the
+ * suite;
  *
  *   MOE_FUZZ_SECONDS=300 MOE_FUZZ_SEED=1 test_layer_layer_differential
  *
@@ -16,6 +18,8 @@
 
 #define NUM_FIXED_SEEDS 600
 #define MAX_WORK        ((int64_t)3000000) /* multiply-adds of one case */
+#define MAX_REPLICAS    3
+#define REPLICA_CYCLE   6 /* a multiple of every number of replicas */
 
 static int64_t draw(struct support_random *random, int64_t low, int64_t high)
 {
@@ -95,6 +99,13 @@ static void draw_problem(struct support_random *random, struct moe_problem *prob
     problem->output_dtype = draw_dtype(random);
     problem->logits_dtype = draw_dtype(random);
     problem->max_tokens = 1;
+    if (draw(random, 0, 2) == 0) {
+        problem->num_physical_experts = problem->num_experts_global + (int32_t)draw(random, 0, 5);
+    }
+    if (draw(random, 0, 3) == 0) {
+        problem->num_appended_experts = (int32_t)draw(random, 1, 2);
+        problem->appended_weight = 0.5f;
+    }
     if (draw(random, 0, 1)) {
         if (problem->num_experts <= 24) { /* several blocks of 128 */
             problem->hidden = (int32_t)draw(random, 1, 300);
@@ -120,12 +131,20 @@ static void draw_case(struct support_random *random, const struct moe_problem *p
         .target = (enum layer_target)draw(random, 0, LAYER_NUM_TARGETS - 1),
         .has_residual = draw(random, 0, 1) == 1,
         .gap = draw(random, 0, 5)};
+    const int64_t T = test->num_tokens;
+    test->num_behind = draw(random, 0, 3) == 0 ? draw(random, 0, T) : 0;
+    if (test->source != LAYER_FROM_IDS) {
+        test->num_padded = draw(random, 0, 2) == 0 ? draw(random, 0, T) : 0;
+        test->max_replicas = draw(random, 0, 2) == 0 ? (int32_t)draw(random, 1, MAX_REPLICAS) : 0;
+        test->has_load = draw(random, 0, 1) == 1;
+    }
     if (op_is_fp8(&problem->tokens) && test->source == LAYER_FROM_ROUTER) {
         test->source = LAYER_FROM_LOGITS; /* the router reads plain tokens */
     }
 }
 
-/* A few tokens alone give the rows that they gave in the batch. */
+/* A few tokens alone give the rows that they gave in the batch. A token's replicas depend on its
+ * place; alone, it is the first. */
 static void check_alone(const struct op_variant *variant, struct layer_data *data,
                         struct support_random *random, const struct layer_result *batch)
 {
@@ -134,12 +153,88 @@ static void check_alone(const struct op_variant *variant, struct layer_data *dat
     struct layer_result alone;
     layer_result_init(&alone, data);
     for (int i = 0; i < 3 && data->test.num_tokens > 0; i++) {
-        const int64_t token = draw(random, 0, data->test.num_tokens - 1);
+        int64_t token = draw(random, 0, data->test.num_tokens - 1);
+        token -= data->test.max_replicas > 0 ? token % REPLICA_CYCLE : 0;
         layer_run(variant, data, token, 1, &alone);
         assert_bits_equal(alone.output, batch->output + (size_t)token * row_bytes, problem->hidden,
                           op_dtype_bytes(op_output_dtype(problem)));
     }
     layer_result_finish(&alone);
+}
+
+/* Again with a workspace that may hold a part of the tokens only, if it holds any. */
+static void run_capped(const struct op_variant *variant, struct layer_data *data,
+                       struct support_random *random, struct layer_result *result)
+{
+    const struct moe_problem *problem = &data->model.problem;
+    struct moe_plan_info info;
+    struct moe_plan_options options;
+    struct moe_plan *plan = op_plan(variant->context, problem, OP_BIT(MOE_OP_LAYER)), *capped;
+    MOE_INIT(info);
+    MOE_INIT(options);
+    assert_int_equal(op_api()->plan_info(plan, &info, NULL), MOE_STATUS_OK);
+    options.ops = OP_BIT(MOE_OP_LAYER);
+    options.workspace_cap = (uint64_t)draw(random, 1, (int64_t)info.workspace_bytes);
+    const int32_t status =
+        op_api()->plan_create(variant->context, problem, &options, &capped, NULL);
+    op_bind(&data->bound, &data->model, variant->context);
+    if (status == MOE_STATUS_OK) {
+        op_api()->plan_destroy(plan);
+        plan = capped;
+    } else {
+        assert_int_equal(status, MOE_STATUS_WORKSPACE_TOO_SMALL);
+    }
+    layer_run_plan(variant, plan, data, 0, data->test.num_tokens, result);
+    op_api()->plan_destroy(plan);
+}
+
+/* Ids, weights and counters are those of the operation gating with the same members. */
+static void check_gating(const struct op_variant *variant, const struct layer_data *data,
+                         const struct layer_result *result)
+{
+    const struct moe_problem *problem = &data->model.problem;
+    const int64_t T = data->test.num_tokens, run = T - data->test.num_behind;
+    const int64_t G = op_num_global(problem), slots = op_num_slots(problem);
+    struct layer_outputs outputs;
+    struct moe_layer_args layer;
+    struct moe_gating_args gating;
+    layer_fill_args(data, 0, T, &outputs, &layer);
+    MOE_INIT_CALL(gating);
+    gating.call.num_tokens = T;
+    gating.call.num_tokens_device = layer.call.num_tokens_device;
+    gating.logits = layer.logits != NULL ? layer.logits : result->logits;
+    gating.logits_stride = layer.logits_stride;
+    if (problem->flags & MOE_PROBLEM_CORRECTION_BIAS) {
+        gating.correction_bias =
+            (const float *)(const void *)data->model.matrices[OP_CORRECTION_BIAS].native;
+    }
+    gating.topk_ids = outputs.ids.data;
+    gating.topk_weights = OP_FLOAT(outputs.weights);
+    gating.ids_dtype = layer.ids_dtype;
+    gating.num_valid_tokens = layer.num_valid_tokens;
+    gating.physical_ids = layer.physical_ids;
+    gating.num_replicas = layer.num_replicas;
+    gating.max_replicas = (int32_t)layer.max_replicas;
+    gating.load_counters = layer.load_counters;
+    const struct op_watch watch = {.variant = variant,
+                                   .plan =
+                                       op_plan(variant->context, problem, OP_BIT(MOE_OP_GATING)),
+                                   .op = MOE_OP_GATING,
+                                   .num_tokens = T,
+                                   .outputs = {&outputs.ids, &outputs.weights, &outputs.load},
+                                   .num_outputs = 3};
+    op_run(&watch, op_invoke_gating, &gating, &gating.call);
+    assert_bits_equal(result->ids, outputs.ids.data, run * slots, data->test.wide ? 8 : 4);
+    assert_bits_equal(result->weights, outputs.weights.data, run * slots, 4);
+    int64_t num_routes = 0;
+    for (int64_t e = 0; data->test.has_load && e < G; e++) {
+        assert_int_equal(result->load[e], OP_INT64(outputs.load)[e] - LAYER_LOAD_BEFORE - e);
+        num_routes += result->load[e];
+    }
+    const int64_t num_valid = T - data->test.num_padded < run ? T - data->test.num_padded : run;
+    assert_int_equal(num_routes, data->test.has_load ? num_valid * problem->top_k : 0);
+    op_api()->plan_destroy((struct moe_plan *)watch.plan);
+    layer_outputs_finish(&outputs);
 }
 
 static void run_seed(uint64_t seed)
@@ -161,9 +256,12 @@ static void run_seed(uint64_t seed)
     layer_result_init(&other, &data);
     layer_run(variants[a], &data, 0, test.num_tokens, &first);
     layer_check(&data, &first);
-    layer_run(variants[b], &data, 0, test.num_tokens, &other);
+    run_capped(variants[b], &data, &random, &other);
     layer_compare(&data, &first, &other);
     check_alone(variants[b], &data, &random, &first);
+    if (test.source != LAYER_FROM_IDS) {
+        check_gating(variants[b], &data, &first);
+    }
     layer_result_finish(&first);
     layer_result_finish(&other);
     layer_data_finish(&data);

@@ -225,10 +225,7 @@ static void contradictions_are_refused(void **state)
     }
     op_expect_success(&watch, op_invoke_layer, &good, &good.call);
     op_api()->plan_destroy((struct moe_plan *)(uintptr_t)watch.plan);
-    support_guard_finish(&outputs.output);
-    support_guard_finish(&outputs.logits);
-    support_guard_finish(&outputs.ids);
-    support_guard_finish(&outputs.weights);
+    layer_outputs_finish(&outputs);
     layer_data_finish(&data);
 }
 

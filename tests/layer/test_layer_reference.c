@@ -167,10 +167,7 @@ static void check_routing(const struct op_variant *variant, const struct layer_d
     assert_bits_equal(outputs.weights.data, result->weights, T * problem->top_k, 4);
     op_api()->plan_destroy(plan);
     support_guard_finish(&logits);
-    support_guard_finish(&outputs.output);
-    support_guard_finish(&outputs.logits);
-    support_guard_finish(&outputs.ids);
-    support_guard_finish(&outputs.weights);
+    layer_outputs_finish(&outputs);
 }
 
 static void check_case(const int *pick, int64_t turn)

@@ -52,10 +52,7 @@ static void *run_layers(void *argument)
         runner->num_different += !support_guard_check(&workspace, NULL);
     }
     support_guard_finish(&workspace);
-    support_guard_finish(&outputs.output);
-    support_guard_finish(&outputs.logits);
-    support_guard_finish(&outputs.ids);
-    support_guard_finish(&outputs.weights);
+    layer_outputs_finish(&outputs);
     return NULL;
 }
 

@@ -89,6 +89,19 @@ static inline int64_t op_num_global(const struct moe_problem *problem)
     return problem->num_experts_global > 0 ? problem->num_experts_global : problem->num_experts;
 }
 
+/* Behind gating: the range of ids, and the slots of a token. */
+static inline int64_t op_num_ids(const struct moe_problem *problem)
+{
+    return (problem->num_physical_experts > 0 ? problem->num_physical_experts
+                                              : op_num_global(problem)) +
+           problem->num_appended_experts;
+}
+
+static inline int64_t op_num_slots(const struct moe_problem *problem)
+{
+    return problem->top_k + problem->num_appended_experts;
+}
+
 static inline int32_t op_output_dtype(const struct moe_problem *problem)
 {
     return problem->output_dtype != 0 ? problem->output_dtype : problem->tokens.dtype;
