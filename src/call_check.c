@@ -131,15 +131,6 @@ int32_t moe_call_resolve_stride(const char *op, const char *name, int64_t *strid
     return MOE_STATUS_OK;
 }
 
-int32_t moe_call_refuse(const char *op, const char *name, int is_set, struct moe_error *error)
-{
-    if (!is_set) {
-        return MOE_STATUS_OK;
-    }
-    return moe_error_set(error, MOE_STATUS_UNSUPPORTED,
-                         "%s: %s is not implemented in this version; leave it zero", op, name);
-}
-
 int32_t moe_call_check_ids(const char *op, int32_t ids_dtype, struct moe_error *error)
 {
     if (ids_dtype != MOE_IDS_INT32 && ids_dtype != MOE_IDS_INT64) {

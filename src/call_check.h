@@ -32,9 +32,6 @@ int32_t moe_call_check_array(const char *op, const char *name, const void *point
 int32_t moe_call_resolve_stride(const char *op, const char *name, int64_t *stride, int64_t packed,
                                 struct moe_error *error);
 
-/* A member that this version does not implement must be zero: refuse with what it would mean. */
-int32_t moe_call_refuse(const char *op, const char *name, int is_set, struct moe_error *error);
-
 int32_t moe_call_check_ids(const char *op, int32_t ids_dtype, struct moe_error *error);
 
 /* Resolve a filter with the plan's numbers. */

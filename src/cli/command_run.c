@@ -39,27 +39,44 @@ static const char details[] =
     "it. With\n"
     "--activations plain only the weights are quantized.\n"
     "\n"
-    "A model whose router is none of the gating rules (gemma4, kolibri1) takes ids and weights "
-    "from the golden\n"
-    "file; without one, from a round over the experts.\n"
-    "\n"
     "Model types (model_type in config.json) that run:";
 
-enum { help_bytes = 4096 };
+enum { help_bytes = 6144, help_columns = 100 };
+
+/* Adds the model types that run, in lines; with `routing_is_given` those of them alone whose router
+ * is no gating rule. Returns the new length. */
+static size_t add_model_types(char text[help_bytes], size_t length, int routing_is_given)
+{
+    const struct moe_family *family;
+    const char *separator = "";
+    size_t column = 0;
+    for (size_t i = 0; (family = moe_family_row(i)) != NULL && length < help_bytes; ++i) {
+        if (family->refusal != NULL || family->routing_is_given < routing_is_given) {
+            continue;
+        }
+        const size_t name_length = strlen(family->model_type);
+        const int is_full = column == 0 || column + name_length + 3 > help_columns;
+        length += (size_t)snprintf(text + length, help_bytes - length, "%s%s%s", separator,
+                                   is_full ? "\n  " : " ", family->model_type);
+        column = (is_full ? 2 : column + 2) + name_length;
+        separator = ",";
+    }
+    return length;
+}
 
 /* `details`, and the model types of the table that run. */
 static void write_help(char text[help_bytes])
 {
     size_t length = (size_t)snprintf(text, help_bytes, "%s", details);
-    const struct moe_family *family;
-    const char *separator = "";
-    for (size_t i = 0; (family = moe_family_row(i)) != NULL && length < help_bytes; ++i) {
-        if (family->refusal == NULL) {
-            length += (size_t)snprintf(text + length, help_bytes - length, "%s %s", separator,
-                                       family->model_type);
-            separator = ",";
-        }
+    length = add_model_types(text, length, 0);
+    if (length >= help_bytes) {
+        return;
     }
+    length += (size_t)snprintf(text + length, help_bytes - length,
+                               "\n\nThe routers of these are none of the gating rules; ids and "
+                               "weights come from the golden\nfile, or else from a round over the "
+                               "experts:");
+    (void)add_model_types(text, length, 1);
 }
 
 struct run_options {

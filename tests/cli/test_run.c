@@ -97,6 +97,13 @@ static void tells_its_families(void **state)
     struct moe_support_moectl help;
     moe_support_moectl_run(ARGUMENTS("run", "--help"), &help);
     assert_null(strstr(help.out, "longcat_flash"));
+    const char *given = strstr(help.out, "none of the gating rules");
+    assert_non_null(given);
+    for (size_t i = 0; (family = moe_family_row(i)) != NULL; ++i) {
+        if (family->refusal == NULL) { /* each in a line of the first list, some in the second */
+            assert_int_equal(strstr(given, family->model_type) != NULL, family->routing_is_given);
+        }
+    }
     moe_support_moectl_finish(&help);
 }
 
