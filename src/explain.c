@@ -22,8 +22,9 @@ static void add_bucket(struct moe_words *words, const struct moe_rule_bucket *bu
     if (bucket->max_tokens == MOE_TOKENS_INF) {
         moe_words_add(words, "its bucket without end (line %u)", bucket->line);
     } else {
-        moe_words_add(words, "its bucket up to %lld tokens (line %u)",
-                      (long long)bucket->max_tokens, bucket->line);
+        moe_words_add(words, "its bucket up to %lld token%s (line %u)",
+                      (long long)bucket->max_tokens, bucket->max_tokens == 1 ? "" : "s",
+                      bucket->line);
     }
 }
 

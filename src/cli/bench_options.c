@@ -128,7 +128,9 @@ static int read_shape(const struct moe_args_list *shape, struct moe_problem *pro
 }
 
 /* Types of --dtype that are more than the name of one element type. */
-static const char fp8_layer[] = "fp8", fp8_weights[] = "fp8-weights";
+#define FP8_LAYER   "fp8"
+#define FP8_WEIGHTS "fp8-weights"
+#define DTYPES      "fp32|fp16|bf16|" FP8_LAYER "|" FP8_WEIGHTS
 
 /* fp8 weights in blocks of 128x128; rows that are quantized 128 columns at a time where they meet
  * them, or plain. */
@@ -148,15 +150,14 @@ static int settle_dtype(const char *name, struct moe_bench_options *options,
     struct moe_problem *problem = &options->problem;
     const int is_model_fp8 = name == NULL && problem->gate_up.dtype == MOE_DTYPE_FP8_E4M3;
     const int has_fp8_rows = is_model_fp8 ? problem->intermediate.dtype == MOE_DTYPE_FP8_E4M3
-                                          : name != NULL && strcmp(name, fp8_layer) == 0;
+                                          : name != NULL && strcmp(name, FP8_LAYER) == 0;
     const int is_fp8 =
-        is_model_fp8 || has_fp8_rows || (name != NULL && strcmp(name, fp8_weights) == 0);
+        is_model_fp8 || has_fp8_rows || (name != NULL && strcmp(name, FP8_WEIGHTS) == 0);
     const int32_t dtype =
         name != NULL && !is_fp8 ? moe_abi_find_dtype(name) : problem->tokens.dtype;
     if (dtype != MOE_DTYPE_FP32 && dtype != MOE_DTYPE_FP16 && dtype != MOE_DTYPE_BF16) {
-        return MOE_CLI_FAIL(error, "--dtype: '%s' is not one of fp32, fp16, bf16, %s, %s",
-                            name != NULL ? name : moe_abi_dtype_name(dtype), fp8_layer,
-                            fp8_weights);
+        return MOE_CLI_FAIL(error, "--dtype: '%s' is not one of " DTYPES,
+                            name != NULL ? name : moe_abi_dtype_name(dtype));
     }
     problem->tokens.dtype = dtype;
     problem->gate_up.dtype = dtype;
@@ -165,7 +166,7 @@ static int settle_dtype(const char *name, struct moe_bench_options *options,
     problem->output_dtype = dtype;
     problem->logits_dtype = problem->logits_dtype != 0 ? problem->logits_dtype : MOE_DTYPE_FP32;
     problem->num_experts_global = problem->num_experts;
-    options->dtype_name = has_fp8_rows ? fp8_layer : fp8_weights;
+    options->dtype_name = has_fp8_rows ? FP8_LAYER : FP8_WEIGHTS;
     if (is_fp8) {
         settle_fp8(has_fp8_rows, problem);
     } else {
@@ -294,7 +295,7 @@ enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char 
          .number = &texts.layer_idx,
          .max_value = INT32_MAX},
         {.name = "dtype",
-         .value_name = "fp32|fp16|bf16|fp8|fp8-weights",
+         .choices = DTYPES,
          .help = "of tokens and weights (bf16, or the model's)",
          .text = &texts.dtype},
         {.name = "tokens",

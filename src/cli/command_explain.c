@@ -16,7 +16,9 @@ static const char details[] = "Tells, for each number of tokens, which tile each
                               "with and which rule of which file chose\n"
                               "it, then every rule in order of precedence with the reason why it "
                               "decides or not. Nothing is run, and\n"
-                              "only config.json of a model is read.\n"
+                              "only config.json of a model is read. A problem that a plan would "
+                              "refuse is explained too, after a line\n"
+                              "that says why it is refused.\n"
                               "\n"
                               "Without --sm the device is the one that the plugin would run on "
                               "here. The context honours the environment\n"
@@ -236,7 +238,22 @@ struct question {
     const struct moe_plugin_host *host;
     const struct moe_device *device;
     const struct moe_problem *problem;
+    struct moe_error support; /* status OK: the device runs the problem; else why it does not */
 };
+
+/* Rules are explained for what no version runs yet, too, so it is said whether this one does. */
+static void ask_support(struct question *question, const struct moe_args_list *tokens)
+{
+    struct moe_problem problem = *question->problem;
+    for (size_t i = 0; i < tokens->num_values; ++i) {
+        const int64_t num_tokens = tokens->values[i];
+        problem.max_tokens = num_tokens > problem.max_tokens ? num_tokens : problem.max_tokens;
+    }
+    problem.max_tokens = problem.max_tokens > 0 ? problem.max_tokens : 1;
+    MOE_INIT(question->support);
+    question->support.status = question->host->api->supports(
+        question->device, &problem, UINT64_C(1) << MOE_OP_LAYER, &question->support);
+}
 
 static int ask(const struct question *question, int64_t num_tokens, struct sink *sink,
                void (*rule)(void *self, const struct moe_explain_rule *rule),
@@ -264,6 +281,10 @@ static int print_answers(const struct question *question, const struct moe_args_
     char text[MOE_HOST_REPORT_TEXT_BYTES];
     printf("layer   %s\n", moe_host_report_format_sizes(question->problem, text));
     printf("device  %s\n", moe_host_report_format_device(question->device, text));
+    if (question->support.status != MOE_STATUS_OK) {
+        printf("%srefused%s %s\n", moe_terminal_style(stdout, MOE_TERMINAL_BOLD),
+               moe_terminal_style(stdout, MOE_TERMINAL_PLAIN), question->support.message);
+    }
     for (size_t i = 0; i < tokens->num_values; ++i) {
         struct sink sink = {.out = stdout};
         const int64_t num_tokens = tokens->values[i];
@@ -313,6 +334,11 @@ static int write_answers(const struct question *question, const struct moe_args_
     moe_host_report_put_plugin(&json, question->host);
     moe_host_report_put_device(&json, "device", question->device);
     moe_host_report_put_problem(&json, question->problem);
+    if (question->support.status == MOE_STATUS_OK) {
+        moe_cli_json_put_null(&json, "refusal");
+    } else {
+        moe_cli_json_put_text(&json, "refusal", question->support.message);
+    }
     moe_cli_json_begin_array(&json, "answers");
     for (size_t i = 0; i < tokens->num_values; ++i) {
         if (put_answer(question, tokens->values[i], &json, error) != 0) {
@@ -337,7 +363,7 @@ static int explain(const struct explain_options *options, int wants_json,
     if (is_described < 0 || moe_plugin_host_open(&options->host, host, error) != 0) {
         return -1;
     }
-    const struct question question = {
+    struct question question = {
         .host = host, .device = is_described ? &device : &host->device, .problem = &problem};
     struct sink nowhere = {.out = NULL};
     for (size_t i = 0; i < options->tokens.num_values; ++i) { /* all or nothing is printed */
@@ -345,6 +371,7 @@ static int explain(const struct explain_options *options, int wants_json,
             return -1;
         }
     }
+    ask_support(&question, &options->tokens);
     return wants_json ? write_answers(&question, &options->tokens, error)
                       : print_answers(&question, &options->tokens, error);
 }

@@ -31,7 +31,7 @@ refuse "did you mean layer?" --op layr
 refuse "'' is not an operation" --op layer,
 refuse "--shape needs four numbers" --shape 8,2,64
 refuse "top_k 9 is more than the 8 experts" --shape 8,9,64,32
-refuse "'fp8_e4m3' is not one of fp32, fp16, bf16, fp8, fp8-weights" --dtype fp8_e4m3
+refuse "'fp8_e4m3' is not one of fp32|fp16|bf16|fp8|fp8-weights" --dtype fp8_e4m3
 refuse "'warm' is not one of uniform, zipf:EXPONENT, hot" --routing warm
 refuse "1 token with top_k 2 of 8 experts can reach 2 to 2 experts" --shape 8,2,64,32 --active 3 -M 1
 refuse "choose one" --json --csv

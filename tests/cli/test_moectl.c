@@ -146,6 +146,11 @@ static void explain_names_the_rule(void **state)
     EXPECT_RUN("* \"DeepSeek-V3 in fp8 on Hopper\"", "explain", "--shape", "256,8,7168,2048",
                "--dtype", "fp8_e4m3", "--sm", "90");
     EXPECT_RUN("mxfp4", "explain", "--shape", "8,2,128,112", "--dtype", "mxfp4");
+    EXPECT_RUN("refused problem.gate_up is mxfp4; the cpu backend", "explain", "--shape",
+               "8,2,128,112", "--dtype", "mxfp4");
+    EXPECT_JSON(0, "\"refusal\": \"problem.gate_up is int4", "explain", "--json", "--shape",
+                "8,2,128,112", "--dtype", "int4");
+    EXPECT_JSON(0, "\"refusal\": null", "explain", "--json", "--shape", "8,2,128,112", "-M", "0");
     EXPECT_RUN("sm_90, 132 SMs, 227 KiB", "explain", "--shape", "8,2,128,112", "--sm", "90");
     EXPECT_RUN("sm_121, 48 SMs, 99 KiB shared memory, GB10", "explain", "--shape", "8,2,128,112",
                "--sm", "121", "--sm-count", "48", "--smem-kib", "99", "--device", "GB10");

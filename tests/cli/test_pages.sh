@@ -24,6 +24,10 @@ for command in $commands; do
         grep -qF -- "$in_roff\fR" "$page" || fail "$page lacks --$option"
         "$moectl" "$command" --help=words | cut -f 1 | grep -qx -- "--$option" || fail "--help=words of $command lacks --$option"
     done
+    "$moectl" "$command" --help | sed -n 's/^ .*\(--[a-z0-9-]*\) \([a-z0-9_|-]*|[a-z0-9_|-]*\)\( .*\)\{0,1\}$/\1 \2/p' |
+        while read -r option choices; do
+            "$moectl" "$command" --help=words | grep -qxF -- "$option	=$choices" || fail "--help=words of $command lacks the choices $choices of $option"
+        done
     grep -q "moectl.*$command" "$man_dir/moectl.1" || fail "moectl.1 does not name $command"
 done
 if "$moectl" run --help=html 2>"$man_dir/err.txt"; then
@@ -56,6 +60,7 @@ expect validate va
 expect --version --ver
 expect --model run --mo
 expect cpu run --backend c
+expect fp8-weights bench --dtype fp8
 [ -z "$(complete_words run --tokens '' | tr -d '\n')" ] || fail "a number is completed"
 cd "$MOE_SOURCE_DIR"
 expect README.md validate READ
