@@ -62,6 +62,14 @@ python3 -m json.tool "$folder/all.json" >/dev/null || fail "bench --json is not 
 # shellcheck disable=SC2086
 "$moectl" bench $small --dtype fp8 --op gemm1 >"$folder/out" 2>"$folder/err" && fail "bench --dtype fp8 --op gemm1 went through"
 grep -qF "quantized rows" "$folder/err" || fail "bench --dtype fp8 --op gemm1: $(cat "$folder/err")"
+# Rounds that end before new limits are due share the last ones, and it is said; a round of 120 ms never does.
+for time in 1 600; do
+    tiny="--shape 4,2,64,64 -M 1,5 --op gating --weight-mb 1 --threads 2 --min-time $time"
+    # shellcheck disable=SC2086
+    "$moectl" bench $tiny --json >"$folder/shared_$time.json" 2>"$folder/err" || fail "bench $tiny: $(cat "$folder/err")"
+    # shellcheck disable=SC2086
+    "$moectl" bench $tiny >"$folder/shared_$time.txt" 2>"$folder/err" || fail "bench $tiny: $(cat "$folder/err")"
+done
 for model in "$MOE_TESTS_DATA_DIR"/golden/*/config.json; do
     "$moectl" bench --model "${model%/config.json}" --op layer,router,gating -M 3 --min-time 1 --weight-mb 10 --json >"$folder/model.json" 2>"$folder/err" ||
         fail "bench --model $model: $(cat "$folder/err")"
@@ -96,6 +104,15 @@ for result in results:
     assert math.isclose(result["floor_us"], work / limits[rate] / 1e3, rel_tol=1e-6), result
     assert math.isclose(result["ratio"], result["floor_us"] / result["us"], rel_tol=1e-6), result
     assert 0 < result["paired_ratio_p10"] <= result["paired_ratio"] <= result["paired_ratio_p90"], result
+
+# Shared limits: five rounds of each result; all of the long ones have limits of their own.
+rounds = [json.load(open(f"{folder}/shared_{time}.json"))["method"] for time in (1, 600)]
+assert all(method["num_paired_rounds"] == 10 for method in rounds), rounds
+assert 0 < rounds[0]["num_shared_limits"] <= 10 and rounds[1]["num_shared_limits"] == 0, rounds
+told = [re.findall(r"^paired: (\d+) of 10 rounds were over within 50 ms", open(f"{folder}/shared_{time}.txt").read(), re.M)
+        for time in (1, 600)]
+assert len(told[0]) == 1 and 0 < int(told[0][0]) <= 10 and told[1] == [], told
+assert document["method"]["num_paired_rounds"] == 5 * len(results), document["method"]
 
 # The spread is that of the samples, which differ: the median lies strictly between the tenths, but where the clock's steps coincide.
 assert all(0 < result["us_p10"] <= result["us"] <= result["us_p90"] for result in results)
