@@ -51,6 +51,9 @@ struct moe_family {
         *wrapper; /* model_type of a multimodal config.json whose "text_config" this is; or NULL */
     const char *layer; /* prefixes of a layer's tensors, "a|b" with {layer}; NULL: the usual ones */
     struct moe_family_expectation expect[MOE_FAMILY_MAX_EXPECTATIONS];
+    struct moe_family_expectation otherwise; /* a key of `expect`, and what its other values mean,
+                                                which is said when they are refused; key NULL:
+                                                the key says it itself */
     const char *refusal; /* why layers of this type cannot be run; NULL: they can */
 
     /* Sizes. */

@@ -241,6 +241,10 @@ static int check_expectations(const struct moe_model_config *config, struct moe_
             }
         }
         moe_cli_error_append(error, " is known");
+        const struct moe_family_expectation *otherwise = &config->family->otherwise;
+        if (otherwise->key != NULL && strcmp(otherwise->key, expect->key) == 0) {
+            moe_cli_error_append(error, ": otherwise %s", otherwise->value);
+        }
         return -1;
     }
     return 0;

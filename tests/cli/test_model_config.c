@@ -439,7 +439,9 @@ static void wrong_keys_are_named(void **state)
         {"{" NEMOTRON ",\"layers_block_type\":[\"moe\"]}",
          "'layers_block_type' does not name a kind for each of the 4 layers"},
         {"{" NEMOTRON ",\"moe_latent_size\":64}",
-         "'moe_latent_size' is '64'; of type 'nemotron_h' only 'null' is known"},
+         "'moe_latent_size' is '64'; of type 'nemotron_h' only 'null' is known: otherwise its "
+         "experts "
+         "work in a projection of the tokens (latent experts)"},
         {"{" DEEPSEEK_V2 ",\"topk_method\":\"noaux_tc\"}",
          "of type 'deepseek_v2' only 'greedy' or 'group_limited_greedy' is known"},
         {"{" MIXTRAL ",\"num_experts\":1}",
