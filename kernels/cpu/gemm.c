@@ -223,13 +223,17 @@ void MOE_CPU_NAME(moe_cpu_gemm_run)(const void *op, const struct moe_tile *tile,
     const int64_t num_blocks = num_channel_blocks(gemm, tile);
     const int64_t index = task / num_blocks;
     struct moe_gemm_scratch layout;
-    struct moe_gemm_block block = {.op = gemm, .block_m = tile->block_m, .block_n = tile->block_n};
+    struct moe_gemm_block block = {
+        .op = gemm, .block_m = tile->block_m, .block_n = tile->block_n, .next_expert = -1};
     block.first = task % num_blocks * tile->block_n;
     block.count = gemm->n - block.first < tile->block_n ? gemm->n - block.first : tile->block_n;
     (void)MOE_CPU_NAME(moe_gemm_panel_layout)(&layout, gemm, tile, scratch);
 
     if (!gemm->expert_ids) {
         const struct stretch stretch = find_segment_stretch(gemm, tile, index);
+        if (task % num_blocks + 1 == num_blocks) {
+            block.next_expert = find_segment_stretch(gemm, tile, index + 1).expert;
+        }
         run_stretch(&block, &stretch, &layout);
         return;
     }

@@ -18,9 +18,10 @@
 #include <stdint.h>
 
 enum {
-    GEMM_CHANNELS = 8,     /* channels per call of gemm_dot_rows */
-    GEMM_LINE_BYTES = 64,  /* cache line */
-    GEMM_PREFETCH_L2 = 2,  /* locality of __builtin_prefetch */
+    GEMM_CHANNELS = 8,                /* channels per call of gemm_dot_rows */
+    GEMM_LINE_BYTES = 64,             /* cache line */
+    GEMM_PREFETCH_L2 = 2,             /* locality of __builtin_prefetch */
+    GEMM_FETCH_LINES = GEMM_CHANNELS, /* of gemm_fetch_many: one per channel */
     GEMM_STREAM_ROWS = 12, /* up to that many rows are streamed: converting again beats packing */
 };
 
@@ -77,6 +78,31 @@ static inline void gemm_fetch_lines(struct gemm_fetch *fetch)
             fetch->run += fetch->stride;
             fetch->num_runs--;
         }
+    }
+}
+
+/* The next GEMM_FETCH_LINES lines, without a test for each where they are of one run. */
+static inline void gemm_fetch_many(struct gemm_fetch *fetch)
+{
+    const int64_t bytes = GEMM_FETCH_LINES * GEMM_LINE_BYTES;
+    if (fetch->num_runs <= 0) {
+        return;
+    }
+    if (fetch->run_bytes - fetch->offset < bytes) {
+        fetch->lines_per_tile = GEMM_FETCH_LINES;
+        gemm_fetch_lines(fetch);
+        return;
+    }
+    const unsigned char *from = fetch->run + fetch->offset;
+#pragma GCC unroll 8
+    for (int line = 0; line < GEMM_FETCH_LINES; line++) {
+        __builtin_prefetch(from + line * GEMM_LINE_BYTES, 0, GEMM_PREFETCH_L2);
+    }
+    fetch->offset += bytes;
+    if (fetch->offset >= fetch->run_bytes) {
+        fetch->offset = 0;
+        fetch->run += fetch->stride;
+        fetch->num_runs--;
     }
 }
 

@@ -205,6 +205,7 @@ PAIRS_INLINE __m512i run_lines(struct gemm_pairs *pairs, int32_t dtype, int num_
     const int64_t element_bytes = moe_convert_element_bytes(dtype);
     const uint64_t rest = (UINT64_C(1) << ((pairs->k - whole) * element_bytes)) - 1;
     const unsigned char *w[GEMM_CHANNELS];
+    struct gemm_fetch fetch = pairs->fetch;
     struct tile tile;
     __m512i least = _mm512_set1_epi16(-1);
     for (int c = 0; c < GEMM_CHANNELS; c++) {
@@ -214,7 +215,11 @@ PAIRS_INLINE __m512i run_lines(struct gemm_pairs *pairs, int32_t dtype, int num_
     for (int64_t first = 0; first < pairs->k; first += line_columns) {
         const int64_t offset = first * element_bytes;
         const uint16_t *rows = pairs->rows + first;
-        gemm_fetch_lines(&pairs->fetch);
+        if (dtype == MOE_DTYPE_FP8_E4M3) { /* bound by decoding: each test counts */
+            gemm_fetch_many(&fetch);
+        } else {
+            gemm_fetch_lines(&pairs->fetch);
+        }
 #pragma GCC unroll 4
         for (int v = 0; v < NUM_VECTORS; v++) {
             const unsigned char *from[2] = {w[2 * v] + offset, w[2 * v + 1] + offset};
@@ -361,7 +366,7 @@ PAIRS_INLINE bool advance_typed(struct gemm_pairs *pairs, int32_t dtype, bool ha
         GEMM_CHANNELS * (pairs->k * moe_convert_element_bytes(dtype) / GEMM_LINE_BYTES + 1);
     __m512i least;
     if (pairs->num_rows <= GEMM_PAIRS_ROWS) {
-        pairs->fetch.lines_per_tile = GEMM_CHANNELS;
+        pairs->fetch.lines_per_tile = GEMM_FETCH_LINES;
 #define RUN_LINES_(num) least = run_lines(pairs, dtype, num, has_blocks)
         WITH_ROWS_(pairs->num_rows, RUN_LINES_)
 #undef RUN_LINES_

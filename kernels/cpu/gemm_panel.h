@@ -32,7 +32,8 @@ struct moe_gemm_block {
     int64_t expert;
     int64_t first;
     int64_t count;
-    int32_t scaling; /* enum gemm_scaling; set by begin_block */
+    int64_t next_expert; /* the one of the task after the last block of this one; -1: not known */
+    int32_t scaling;     /* enum gemm_scaling; set by begin_block */
 };
 
 /*

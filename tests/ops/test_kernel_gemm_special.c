@@ -383,6 +383,34 @@ static void skip_without_pairs(void)
     }
 }
 
+/* Hints in eights end where those one by one end: in whole runs, broken ones and after the last. */
+static void test_fetch(void **state)
+{
+    (void)state;
+#if MOE_HAVE_AVX2
+    static const unsigned char memory[4096] = {0};
+    static const int64_t runs[][2] = {{512, 1}, {512, 3}, {1024, 2}, {768, 4}, {65, 5}, {1, 9}};
+    for (int r = 0; r < COUNT(runs); r++) {
+        struct gemm_fetch one = {.run = memory,
+                                 .run_bytes = runs[r][0],
+                                 .stride = 8,
+                                 .num_runs = runs[r][1],
+                                 .lines_per_tile = GEMM_FETCH_LINES};
+        struct gemm_fetch many = one;
+        for (int i = 0; i < 10; i++) {
+            gemm_fetch_lines(&one);
+            gemm_fetch_many(&many);
+            assert_ptr_equal(many.run, one.run);
+            assert_int_equal(many.offset, one.offset);
+            assert_int_equal(many.num_runs, one.num_runs);
+        }
+        assert_int_equal(many.num_runs, 0);
+    }
+#else
+    skip();
+#endif
+}
+
 /* The least exponents of weights and rows that are taken, and those that are one less. */
 static void test_least(void **state)
 {
@@ -431,10 +459,8 @@ static void test_pairs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_fp8),
-        cmocka_unit_test(test_pairs),
-        cmocka_unit_test(test_least),
+        cmocka_unit_test(test_bf16),  cmocka_unit_test(test_fp8),   cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_fetch), cmocka_unit_test(test_least),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
