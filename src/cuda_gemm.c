@@ -41,14 +41,18 @@ static bool gathers(const struct moe_op_gemm *op)
     return op->row_ids != NULL && op->row_ids_div != 0;
 }
 
-/* The tile of a launch: the plan's, but for rows that are gathered one that can, of the same kernel
- * and with the same bits. */
+/* The tile of a launch: the plan's, but for rows that are gathered, and for weights that do not lie
+ * row by row, one that can; with the same bits. */
 static const struct moe_tile *launched_tile(const struct moe_tile *chosen,
-                                            const struct moe_op_gemm *op)
+                                            const struct moe_op_gemm *op, int32_t form)
 {
-    return gathers(op) && chosen->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M
-               ? &moe_tiles[MOE_TILE_GEMM_SM90_PAIR_144_256_64_4_12_4]
-               : chosen;
+    const bool is_large = chosen->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M;
+    const bool has_form = moe_cuda_has_form(chosen, form);
+    if (has_form && !(is_large && gathers(op))) {
+        return chosen;
+    }
+    return &moe_tiles[is_large ? MOE_TILE_GEMM_SM90_PAIR_144_256_64_4_12_4
+                               : MOE_TILE_GEMM_SM90_GEMM_32_128_64_8_8_10];
 }
 
 /* sm90.pair brings tokens in boxes where they lie in order. */
@@ -79,9 +83,10 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
                       const int32_t matrices[2], int32_t is_early,
                       const struct moe_cuda_gemm_routes *routes, struct moe_error *error)
 {
-    const struct moe_tile *tile = launched_tile(moe_cuda_tile_of(run, op_id), op);
     const struct moe_cuda_state *state = moe_cuda_state_of(run);
     const struct moe_cuda_weights *weights = run->weights->backend_data;
+    const int32_t form = weights->matrices[matrices[0]].form;
+    const struct moe_tile *tile = launched_tile(moe_cuda_tile_of(run, op_id), op, form);
     struct moe_cuda_gemm args;
     memset(&args, 0, sizeof(args));
     args.op = *op;
@@ -103,6 +108,7 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
     }
     struct moe_cuda_launch launch = {
         .tile = tile->id,
+        .form = form,
         .grid_x = (uint32_t)(state->num_sms - state->num_sms % cluster_ctas),
         .grid_y = 1,
         .num_threads = (uint32_t)tile->num_warps * 32,

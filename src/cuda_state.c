@@ -136,6 +136,11 @@ static int32_t set_attributes(const struct moe_cuda_state *state, const struct m
                : moe_cuda_driver_error(&state->driver, result, symbols[tile->id], error);
 }
 
+bool moe_cuda_has_form(const struct moe_tile *tile, int32_t form)
+{
+    return MOE_CUDA_GEMM_HAS_FORM(form, tile->block_m, tile->block_n, tile->num_warps);
+}
+
 static int32_t num_forms(const struct moe_tile *tile)
 {
 #define NUM_FORMS(op_id, forms) \
@@ -149,6 +154,8 @@ static int32_t num_forms(const struct moe_tile *tile)
         }
     }
     switch (tile->op) {
+    case MOE_OP_GEMM1:
+        return MOE_CUDA_GEMM_NUM_FORMS;
         MOE_CUDA_FORMS_LIST(NUM_FORMS)
     default:
         return 1;
@@ -161,6 +168,9 @@ static int32_t load_forms(struct moe_cuda_state *state, const struct moe_tile *t
 {
     for (int32_t form = 1; form < num_forms(tile); form++) {
         char symbol[128];
+        if (tile->op == MOE_OP_GEMM1 && !moe_cuda_has_form(tile, form)) {
+            continue;
+        }
         (void)snprintf(symbol, sizeof(symbol), "form%d_%s", form, symbols[tile->id]);
         MOE_TRY(find_function(state, symbol, &state->forms[tile->id][form - 1], error));
         MOE_TRY(set_attributes(state, tile, form, state->forms[tile->id][form - 1], error));

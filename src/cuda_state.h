@@ -12,6 +12,8 @@
 #include "memory.h"
 #include "tile.h"
 
+#include <stdbool.h>
+
 /* The modules of this build, one per operation (generated from kernels/cuda). */
 struct moe_cuda_module {
     const char *name;
@@ -63,6 +65,9 @@ int32_t moe_cuda_state_create(const struct moe_memory *memory, int32_t ordinal,
                               const struct moe_device *device, struct moe_cuda_state **out,
                               struct moe_error *error);
 void moe_cuda_state_destroy(const struct moe_memory *memory, struct moe_cuda_state *state);
+
+/* Has a tile of the GEMM this form (MOE_CUDA_GEMM_ROWS and so on)? */
+bool moe_cuda_has_form(const struct moe_tile *tile, int32_t form);
 
 /* One launch. */
 struct moe_cuda_launch {

@@ -20,16 +20,17 @@ struct part {
     size_t bias;
     int32_t is_shared; /* one matrix for all tokens, as wide as the shared expert */
     int32_t is_down;   /* [hidden, inter], not [inter, hidden] */
+    int32_t partner;   /* multiplied in one launch with this one; itself: none */
 };
 
 #define DESC(member) offsetof(struct moe_weights_desc, member)
 static const struct part parts[MOE_CUDA_NUM_MATRICES] = {
-    [MOE_CUDA_GATE] = {"gate", DESC(gate), DESC(gate_bias), 0, 0},
-    [MOE_CUDA_UP] = {"up", DESC(up), DESC(up_bias), 0, 0},
-    [MOE_CUDA_DOWN] = {"down", DESC(down), DESC(down_bias), 0, 1},
-    [MOE_CUDA_SHARED_GATE] = {"shared_gate", DESC(shared_gate), 0, 1, 0},
-    [MOE_CUDA_SHARED_UP] = {"shared_up", DESC(shared_up), 0, 1, 0},
-    [MOE_CUDA_SHARED_DOWN] = {"shared_down", DESC(shared_down), 0, 1, 1},
+    [MOE_CUDA_GATE] = {"gate", DESC(gate), DESC(gate_bias), 0, 0, MOE_CUDA_UP},
+    [MOE_CUDA_UP] = {"up", DESC(up), DESC(up_bias), 0, 0, MOE_CUDA_GATE},
+    [MOE_CUDA_DOWN] = {"down", DESC(down), DESC(down_bias), 0, 1, MOE_CUDA_DOWN},
+    [MOE_CUDA_SHARED_GATE] = {"shared_gate", DESC(shared_gate), 0, 1, 0, MOE_CUDA_SHARED_UP},
+    [MOE_CUDA_SHARED_UP] = {"shared_up", DESC(shared_up), 0, 1, 0, MOE_CUDA_SHARED_GATE},
+    [MOE_CUDA_SHARED_DOWN] = {"shared_down", DESC(shared_down), 0, 1, 1, MOE_CUDA_SHARED_DOWN},
 };
 
 static const struct moe_operand *operand_at(const struct moe_weights_desc *desc, size_t offset)
@@ -76,15 +77,60 @@ static bool is_aligned(int64_t elements, int64_t element_bytes)
     return elements * element_bytes % TMA_BYTES == 0;
 }
 
-/* Can TMA read the matrices where they lie? */
+/* Can TMA read the matrices where they lie, at `base` and with lines `line_stride` apart? */
+static bool is_reachable(const struct moe_operand *operand, const struct shape *shape,
+                         int64_t line_stride)
+{
+    const int64_t bytes = moe_dtype_bytes(operand->dtype);
+    return operand->base != NULL && (uintptr_t)operand->base % TMA_BYTES == 0 &&
+           is_aligned(line_stride, bytes) && line_stride > 0 &&
+           (shape->num_experts == 1 ||
+            (is_aligned(operand->expert_stride, bytes) && operand->expert_stride > 0));
+}
+
 static bool is_readable(const struct moe_operand *operand, const struct shape *shape)
 {
     const struct moe_operand own = shape->num_experts == 1 ? resolve_single(operand) : *operand;
-    const int64_t bytes = moe_dtype_bytes(own.dtype);
-    return own.base != NULL && own.col_stride == 1 && (uintptr_t)own.base % TMA_BYTES == 0 &&
-           is_aligned(own.row_stride, bytes) && own.row_stride > 0 &&
-           (shape->num_experts == 1 ||
-            (is_aligned(own.expert_stride, bytes) && own.expert_stride > 0));
+    return own.col_stride == 1 && is_reachable(&own, shape, own.row_stride);
+}
+
+/* Are gate and up, of one shape, the even and the odd rows of one matrix? */
+static bool is_paired(const struct moe_operand *gate, const struct moe_operand *up,
+                      const struct shape *shape)
+{
+    return gate->row_stride == 2 && up->row_stride == 2 && gate->col_stride == up->col_stride &&
+           (shape->num_experts == 1 || gate->expert_stride == up->expert_stride) &&
+           (const char *)gate->base + moe_dtype_bytes(gate->dtype) == (const char *)up->base &&
+           is_reachable(gate, shape, gate->col_stride);
+}
+
+/* How the matrix of a part is read where it lies, MOE_CUDA_GEMM_ROWS and so on; -1: it is packed, to rows. Gate
+ * and up are read in one way: a transposed one whose partner is not is packed. */
+static int32_t form_of(const struct moe_problem *problem, const struct moe_weights_desc *desc,
+                       int32_t part_idx)
+{
+    const struct part *part = &parts[part_idx];
+    const struct shape shape = shape_of(problem, part);
+    const bool is_gate = part_idx == MOE_CUDA_GATE || part_idx == MOE_CUDA_SHARED_GATE;
+    struct moe_operand own = *operand_at(desc, part->weight);
+    struct moe_operand other = *operand_at(desc, parts[part->partner].weight);
+    if (is_readable(&own, &shape)) {
+        return MOE_CUDA_GEMM_ROWS;
+    }
+    if (shape.num_experts == 1) {
+        own = resolve_single(&own);
+        other = resolve_single(&other);
+    }
+    if (own.row_stride == 1 && is_reachable(&own, &shape, own.col_stride) &&
+        (part->partner == part_idx || !is_present(&other) ||
+         (other.row_stride == 1 && is_reachable(&other, &shape, other.col_stride)))) {
+        return MOE_CUDA_GEMM_TRANSPOSED;
+    }
+    if (part->partner != part_idx && own.base != NULL && other.base != NULL &&
+        is_paired(is_gate ? &own : &other, is_gate ? &other : &own, &shape)) {
+        return MOE_CUDA_GEMM_PAIRED;
+    }
+    return -1;
 }
 
 /* A matrix or a bias on its way to the prepared form. */
@@ -108,8 +154,9 @@ static uint64_t packed_bytes(const struct packing *packing)
 
 /* The weight (or, with `is_bias`, the bias) of a part: is it packed, and with which shape? */
 static bool find_packing(const struct moe_problem *problem, const struct moe_weights_desc *desc,
-                         const struct part *part, bool is_bias, struct packing *out)
+                         int32_t part_idx, bool is_bias, struct packing *out)
 {
+    const struct part *part = &parts[part_idx];
     if (is_bias && part->bias == 0) {
         return false;
     }
@@ -119,7 +166,7 @@ static bool find_packing(const struct moe_problem *problem, const struct moe_wei
         out->shape.num_columns = 1;
         return out->operand->table != NULL && out->shape.num_experts > 1;
     }
-    return is_present(out->operand) && !is_readable(out->operand, &out->shape);
+    return is_present(out->operand) && form_of(problem, desc, part_idx) < 0;
 }
 
 /* Walks through the prepared form; `visit` NULL only counts. */
@@ -129,7 +176,7 @@ static int32_t walk_prepared(const struct moe_problem *problem, const struct moe
     *total = 0;
     for (int32_t i = 0; i < 2 * MOE_CUDA_NUM_MATRICES; i++) {
         struct packing packing;
-        if (!find_packing(problem, desc, &parts[i / 2], i % 2 != 0, &packing)) {
+        if (!find_packing(problem, desc, i / 2, i % 2 != 0, &packing)) {
             continue;
         }
         packing.offset = *total;
@@ -267,6 +314,39 @@ const CUtensorMap *moe_cuda_weights_map(const struct moe_cuda_weights *weights, 
     return &weights->matrices[matrix].maps[find_box(weights, &box)];
 }
 
+static CUresult encode_box(const struct moe_cuda_driver *driver, const struct moe_operand *operand,
+                           const cuuint64_t dims[4], const cuuint64_t strides[3],
+                           const cuuint32_t box_dims[4], CUtensorMap *out)
+{
+    const cuuint32_t ones[4] = {1, 1, 1, 1};
+    return driver->cuTensorMapEncodeTiled(
+        out,
+        operand->dtype == MOE_DTYPE_FP16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        4, (void *)(uintptr_t)operand->base, dims, strides, box_dims, ones,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+/* Map of weights whose rows lie side by side, as struct moe_cuda_gemm documents it. */
+static CUresult encode_transposed(const struct moe_cuda_driver *driver,
+                                  const struct moe_cuda_matrix *matrix, const struct shape *shape,
+                                  const struct moe_cuda_box *box, CUtensorMap *out)
+{
+    const struct moe_operand *operand = &matrix->operand;
+    const cuuint64_t rows = (cuuint64_t)shape->num_rows;
+    const cuuint64_t columns = (cuuint64_t)shape->num_columns;
+    const cuuint64_t column_bytes = 2 * (cuuint64_t)operand->col_stride;
+    const cuuint64_t expert_bytes =
+        shape->num_experts > 1 ? 2 * (cuuint64_t)operand->expert_stride : column_bytes * columns;
+    const cuuint64_t dims[4] = {matrix->form == MOE_CUDA_GEMM_PAIRED ? 2 * rows : rows, columns, 1,
+                                (cuuint64_t)shape->num_experts};
+    const cuuint64_t strides[3] = {column_bytes, column_bytes, expert_bytes};
+    const cuuint32_t box_dims[4] = {MOE_CUDA_GEMM_BOX_K,
+                                    (cuuint32_t)(box->num_blocks * MOE_CUDA_GEMM_BOX_K), 1, 1};
+    return encode_box(driver, operand, dims, strides, box_dims, out);
+}
+
 /* Dimensions and strides as struct moe_cuda_gemm documents them. */
 static CUresult encode_map(const struct moe_cuda_driver *driver,
                            const struct moe_cuda_matrix *matrix, const struct shape *shape,
@@ -286,15 +366,8 @@ static CUresult encode_map(const struct moe_cuda_driver *driver,
     const cuuint64_t plain_strides[3] = {row_bytes, row_bytes, expert_bytes};
     const cuuint32_t box_dims[4] = {MOE_CUDA_GEMM_BOX_K, (cuuint32_t)box->num_rows,
                                     matrix->is_k_blocked ? (cuuint32_t)box->num_blocks : 1, 1};
-    const cuuint32_t ones[4] = {1, 1, 1, 1};
-    return driver->cuTensorMapEncodeTiled(
-        out,
-        operand->dtype == MOE_DTYPE_FP16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                         : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        4, (void *)(uintptr_t)operand->base, matrix->is_k_blocked ? blocked_dims : plain_dims,
-        matrix->is_k_blocked ? blocked_strides : plain_strides, box_dims, ones,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return encode_box(driver, operand, matrix->is_k_blocked ? blocked_dims : plain_dims,
+                      matrix->is_k_blocked ? blocked_strides : plain_strides, box_dims, out);
 }
 
 static int32_t encode_maps(const struct moe_cuda_driver *driver,
@@ -304,16 +377,23 @@ static int32_t encode_maps(const struct moe_cuda_driver *driver,
 {
     matrix->is_k_blocked = shape->num_columns % MOE_CUDA_GEMM_BOX_K == 0;
     for (int32_t i = 0; i < weights->num_boxes; i++) {
+        const struct moe_cuda_box *box = &weights->boxes[i];
+        if (matrix->form != MOE_CUDA_GEMM_ROWS && box->num_rows != MOE_CUDA_GEMM_BOX_K) {
+            continue; /* of a tile that has no form for it */
+        }
         const CUresult result =
-            encode_map(driver, matrix, shape, &weights->boxes[i], &matrix->maps[i]);
+            matrix->form == MOE_CUDA_GEMM_ROWS
+                ? encode_map(driver, matrix, shape, box, &matrix->maps[i])
+                : encode_transposed(driver, matrix, shape, box, &matrix->maps[i]);
         if (result != CUDA_SUCCESS) {
             return moe_error_set_at(
                 error, MOE_STATUS_UNSUPPORTED, (int32_t)result, 0, 0,
-                "weights: the driver makes no tensor map of %s ([%d, %d, %d] at %p, strides %lld "
-                "and %lld elements; CUresult %d)",
+                "weights: the driver makes no tensor map of %s ([%d, %d, %d] at %p, strides "
+                "%lld, %lld and %lld elements; CUresult %d)",
                 part->name, shape->num_experts, shape->num_rows, shape->num_columns,
                 matrix->operand.base, (long long)matrix->operand.expert_stride,
-                (long long)matrix->operand.row_stride, (int)result);
+                (long long)matrix->operand.row_stride, (long long)matrix->operand.col_stride,
+                (int)result);
         }
     }
     return MOE_STATUS_OK;
@@ -413,6 +493,8 @@ static int32_t bind_matrices(const struct binding *binding, struct moe_error *er
     for (int32_t i = 0; i < MOE_CUDA_NUM_MATRICES; i++) {
         const struct moe_operand *weight = operand_at(&weights->desc, parts[i].weight);
         MOE_TRY(check_dtype(parts[i].name, weight, problem->tokens.dtype, error));
+        const int32_t form = form_of(problem, &weights->desc, i);
+        own->matrices[i].form = form < 0 ? MOE_CUDA_GEMM_ROWS : form;
         own->matrices[i].operand =
             shape_of(problem, &parts[i]).num_experts == 1 ? resolve_single(weight) : *weight;
         if (parts[i].bias != 0) {
@@ -424,8 +506,11 @@ static int32_t bind_matrices(const struct binding *binding, struct moe_error *er
                           error));
     for (int32_t i = 0; i < MOE_CUDA_NUM_MATRICES; i++) {
         const struct shape shape = shape_of(problem, &parts[i]);
-        if (own->matrices[i].operand.base != NULL) {
-            MOE_TRY(encode_maps(&state->driver, own, &parts[i], &shape, &own->matrices[i], error));
+        struct moe_cuda_matrix *matrix = &own->matrices[i];
+        if (matrix->form == MOE_CUDA_GEMM_PAIRED && parts[i].partner < i) {
+            memcpy(matrix->maps, own->matrices[parts[i].partner].maps, sizeof(matrix->maps));
+        } else if (matrix->operand.base != NULL) {
+            MOE_TRY(encode_maps(&state->driver, own, &parts[i], &shape, matrix, error));
         }
     }
     return MOE_STATUS_OK;

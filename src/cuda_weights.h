@@ -35,7 +35,7 @@ struct moe_cuda_matrix {
     struct moe_operand operand;           /* base NULL: absent; never a table */
     struct moe_operand bias;              /* likewise */
     int32_t is_k_blocked;                 /* as in struct moe_cuda_gemm */
-    int32_t reserved;
+    int32_t form;                         /* of the GEMM, the same for gate and up */
 };
 
 struct moe_cuda_weights {
@@ -48,13 +48,15 @@ struct moe_cuda_weights {
     int32_t reserved;
 };
 
-/* The maps of a matrix for the boxes of a tile (a GEMM row of tiles.def). */
+/* The map of a matrix for the boxes of a tile (a GEMM row of tiles.def), which has a form for the
+ * matrix's layout. */
 const CUtensorMap *moe_cuda_weights_map(const struct moe_cuda_weights *weights, int32_t matrix,
                                         const struct moe_tile *tile);
 
 /* Members of struct moe_backend. The prepared form holds, packed, each matrix that TMA cannot read
- * in place (a table of pointers, columns apart, addresses or strides that are no multiples of 16
- * bytes) and each bias that comes as a table. */
+ * in place (a table of pointers, neither rows nor columns side by side, gate and up in different
+ * ways, addresses or strides that are no multiples of 16 bytes) and each bias that comes as a
+ * table. */
 uint64_t moe_cuda_weights_prepared_bytes(const struct moe_problem *problem,
                                          const struct moe_weights_desc *desc);
 int32_t moe_cuda_weights_prepare(const struct moe_context *context,

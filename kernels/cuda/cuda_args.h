@@ -353,6 +353,10 @@ struct moe_cuda_gemm_routes {
  *   else            is_k_blocked 0:  dims (k, n, 1, E), strides (row, row, expert)
  *   box                              (64, slab rows, is_k_blocked ? BOX_BLOCKS : 1, 1)
  * Halves of [E, 2I, H], separate tensors, padded and interleaved rows are all base and strides.
+ * That is form ROWS. Weights that lie channel by channel, row_stride 1, are read by form TRANSPOSED,
+ * of tiles whose slabs are 64 rows: the map's dimensions are (n, k, 1, E), its strides (column,
+ * column, expert), its box (64, block_k, 1, 1). Form PAIRED: channels of gate and up are in turn,
+ * gate first; row_stride is 2, num_matrices 2, and either map is that of both, with 2 * n for n.
  *
  * op: as documented in ops.h, with these limits. input base and 2 * input_stride divide by 16; k
  * and n divide by 8; weight dtype is input_dtype, bf16 or fp16; output bf16, fp16 or fp32; biases
@@ -361,12 +365,22 @@ struct moe_cuda_gemm_routes {
  * seg_indptr are experts, num_segments = num_experts, as are those of masked_m. None of the three:
  * as masked_m with all max_masked_rows in use (a shared expert: one segment of all tokens).
  */
+/* Forms, by how the weights lie. Numbers, since symbols are made of them. */
+#define MOE_CUDA_GEMM_ROWS       0
+#define MOE_CUDA_GEMM_TRANSPOSED 1
+#define MOE_CUDA_GEMM_PAIRED     2
+#define MOE_CUDA_GEMM_NUM_FORMS  3
+#define MOE_CUDA_GEMM_HAS_FORM(form, block_m, block_n, num_warps) \
+    ((form) == MOE_CUDA_GEMM_ROWS ||                              \
+     (!MOE_CUDA_GEMM_IS_MERGED(block_n, num_warps) &&             \
+      ((form) != MOE_CUDA_GEMM_PAIRED || (block_m) <= MOE_CUDA_GEMM_GATHERED_BLOCK_M)))
+
 struct moe_cuda_gemm {
     CUtensorMap weight[2];
     CUtensorMap tokens; /* sm90.pair with token_box_rows > 0: dims (k, num_rows, 1, 1), box (64,
                            token_box_rows, 1, 1), the rest as of weight[i] */
     struct moe_op_gemm op;
-    int32_t is_k_blocked;
+    int32_t is_k_blocked;       /* of form ROWS */
     int32_t is_output_vectored; /* 1: output base and stride divide by 16 bytes; else element-wise
                                    stores */
     int32_t is_early;       /* 1: what tells the work (seg_indptr, masked_m, expert_ids, num_tokens_

@@ -6,6 +6,7 @@
 #include "gemm_epilogue.cuh"
 #include "gemm_load.cuh"
 #include "gemm_merge.cuh"
+#include "gemm_pairs.cuh"
 
 /* All of k for one unit, with kN columns of tokens. One stage's multiplications are in flight while
  * the next one's are queued. */
@@ -33,12 +34,12 @@ static __device__ __forceinline__ void moe_gemm_multiply(int32_t num_steps, int3
 #pragma unroll
             for (int32_t k = 0; k < 4; k++) { /* 16 columns, 32 bytes */
                 const uint32_t accumulate = box + k > 0 ? 1 : (step > 0 ? 1 : 0);
-                const uint64_t weight_offset = (box * Tile::kBoxBytes + k * 32) / 16;
+                const uint64_t weight_offset = (box * Tile::kBoxBytes + k * Tile::kStepBytes) / 16;
                 const uint64_t token_offset = (box * Tile::kBlockM * 128 + k * 32) / 16;
-                moe_ptx_wgmma<kN, kIsHalf>(sums[0], slab0 + weight_offset, tokens + token_offset,
-                                           accumulate);
-                moe_ptx_wgmma<kN, kIsHalf>(sums[1], slab1 + weight_offset, tokens + token_offset,
-                                           accumulate);
+                moe_ptx_wgmma<kN, kIsHalf, Tile::kIsTransposed>(sums[0], slab0 + weight_offset,
+                                                                tokens + token_offset, accumulate);
+                moe_ptx_wgmma<kN, kIsHalf, Tile::kIsTransposed>(sums[1], slab1 + weight_offset,
+                                                                tokens + token_offset, accumulate);
             }
         }
         moe_ptx_wgmma_commit();
@@ -117,6 +118,13 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
         ring.slots + Tile::kRowOffset + static_cast<uint32_t>(consumer) * Tile::kBlockM * 4;
     place.barrier = 1 + static_cast<uint32_t>(consumer);
     place.slab_channels = Tile::kSlabRows;
+    place.warp_channels = 16;
+    place.half_channels = 8;
+    place.is_paired = Tile::kIsPaired;
+    if (Tile::kIsPaired) {
+        place.warp_channels = 8;
+        place.half_channels = 32;
+    }
     place.second_column = has_two ? op.n : 0;
     for (int32_t u = moe_gemm_first<Tile>(); u < work.num_units; u += moe_gemm_stride<Tile>()) {
         moe_ptx_mbarrier_wait(ring.full_barrier(), ring.parity);
@@ -145,6 +153,9 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
         } else {
             moe_gemm_multiply_rows<Tile, kIsHalf>(unit.num_rows, num_steps, consumer,
                                                   moe_gemm_is_gathered<Tile>(args), ring, sums);
+        }
+        if constexpr (Tile::kIsPaired) {
+            moe_gemm_part_pairs(sums);
         }
         if constexpr (Tile::kIsMerged) {
             if (has_two) {

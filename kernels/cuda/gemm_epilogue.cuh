@@ -2,7 +2,8 @@
 /*
  * From accumulators to output rows. A consumer warpgroup has, per slab, 64 channels x block_m
  * tokens; thread t holds channels 16 * (warp % 4) + lane / 4 (+ 8) of tokens 8 g + 2 * (lane % 4)
- * (+ 1): sums[slab][4 g + 2 * (channel half) + (token half)].
+ * (+ 1): sums[slab][4 g + 2 * (channel half) + (token half)]. After gemm_pairs.cuh the channels are
+ * 8 * (warp % 4) + lane / 4 (+ 32).
  *   acc * row weight, + bias, activation, one rounding; then, 32 tokens at a time (16 of two
  *   slabs), transposed through shared memory (stmatrix), so that eight lanes write 128 bytes of a
  *   token's row.
@@ -34,9 +35,27 @@ struct moe_gemm_place {
     int32_t thread;         /* this one, of 128 */
     int32_t first_channel;  /* of slab 0 */
     int32_t slab_channels;  /* channels of a slab */
+    int32_t warp_channels;  /* from a warp's first channel to the next warp's: 16 or 8 */
+    int32_t half_channels;  /* from a thread's first channel to its second: 8 or 32 */
+    bool is_paired;         /* as gemm_pairs.cuh leaves them */
     int32_t second_channel; /* of slab 1, without activation of two matrices */
     int32_t second_column;  /* where slab 1's outputs begin, less second_channel */
 };
+
+/* The thread's first channel in a slab. */
+static __device__ __forceinline__ int32_t moe_gemm_channel(const struct moe_gemm_place &place)
+{
+    const int32_t row = place.thread % 32 / 4;
+    return place.thread / 32 * place.warp_channels +
+           (place.is_paired ? row % 2 * 4 + row / 2 : row);
+}
+
+/* Eight channels as gemm_pairs.cuh leaves them, in their order. */
+static __device__ __forceinline__ uint4 moe_gemm_order_pairs(const uint4 &words)
+{
+    return make_uint4(__byte_perm(words.x, words.y, 0x5410), __byte_perm(words.z, words.w, 0x5410),
+                      __byte_perm(words.x, words.y, 0x7632), __byte_perm(words.z, words.w, 0x7632));
+}
 
 static __device__ __forceinline__ float moe_gemm_widen(const struct moe_operand &operand,
                                                        int64_t idx)
@@ -64,14 +83,14 @@ static __device__ __forceinline__ void moe_gemm_load_bias(const struct moe_op_ge
                                                           const struct moe_gemm_place &place,
                                                           int32_t expert, float (&bias)[2][2])
 {
-    const int32_t in_slab = place.thread / 32 * 16 + place.thread % 32 / 4;
+    const int32_t in_slab = moe_gemm_channel(place);
 #pragma unroll
     for (int32_t slab = 0; slab < 2; slab++) {
         const struct moe_operand &operand = op.bias[op.num_matrices == 2 ? slab : 0];
 #pragma unroll
         for (int32_t half = 0; half < 2; half++) {
-            const int32_t channel =
-                (slab == 0 ? place.first_channel : place.second_channel) + in_slab + 8 * half;
+            const int32_t channel = (slab == 0 ? place.first_channel : place.second_channel) +
+                                    in_slab + place.half_channels * half;
             const bool is_there = operand.base != nullptr && channel < op.n;
             bias[slab][half] = is_there ? moe_gemm_widen(operand, expert * operand.expert_stride +
                                                                       channel * operand.row_stride)
@@ -189,7 +208,8 @@ static __device__ __forceinline__ void moe_gemm_stage(const struct moe_gemm_plac
 {
     const auto thread = static_cast<uint32_t>(place.thread);
     const uint32_t token = thread % 32 / 16 * 8 + thread % 8;
-    const uint32_t chunk = 2 * (thread / 32) + thread / 8 % 2;
+    const uint32_t chunk = thread / 32 * static_cast<uint32_t>(place.warp_channels / 8) +
+                           thread / 8 % 2 * static_cast<uint32_t>(place.half_channels / 8);
 #pragma unroll
     for (int32_t t = 0; t < 32 / kNumSlabs; t += 16) {
         uint32_t words[4] = {};
@@ -235,6 +255,9 @@ static __device__ __forceinline__ void moe_gemm_store_staged(const struct moe_op
             const int32_t column = slab == 0 ? 0 : step + place.second_column;
             uint4 values;
             moe_ptx_load_shared16(buffer + moe_gemm_staged<kNumSlabs>(slab, token, chunk), &values);
+            if (place.is_paired) {
+                values = moe_gemm_order_pairs(values);
+            }
             moe_ptx_store16_if(is_there && channel + step < op.n, to + column, values);
         }
     }
@@ -377,13 +400,13 @@ static __device__ __forceinline__ void moe_gemm_store_any(const struct moe_op_ge
 {
     float *staging = reinterpret_cast<float *>(moe_ptx_shared_pointer(place.staging));
     const int32_t thread = place.thread;
-    float *to = staging + thread % 4 * 2 * MOE_GEMM_PITCH + thread / 32 * 16 + thread % 32 / 4;
+    float *to = staging + thread % 4 * 2 * MOE_GEMM_PITCH + moe_gemm_channel(place);
 #pragma unroll 1
     for (int32_t base = 0; base < unit.num_rows; base += 8) {
 #pragma unroll
         for (int32_t i = 0; i < kSums; i++) {
             if (i / 4 == base / 8) {
-                const int32_t word = i % 2 * MOE_GEMM_PITCH + i % 4 / 2 * 8;
+                const int32_t word = i % 2 * MOE_GEMM_PITCH + i % 4 / 2 * place.half_channels;
                 to[word] = sums[0][i];
                 to[8 * MOE_GEMM_PITCH + word] = sums[1][i];
             }

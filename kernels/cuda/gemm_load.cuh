@@ -5,6 +5,39 @@
 
 #include "gemm_ring.cuh"
 
+/* A box to this CTA, or to all of its cluster. */
+template <typename Tile>
+static __device__ __forceinline__ void moe_gemm_copy_box(uint32_t to, const void *map, int32_t x0,
+                                                         int32_t x1, int32_t x2, int32_t x3,
+                                                         uint32_t barrier, uint64_t policy)
+{
+    if constexpr (Tile::kCtas == 1) {
+        moe_ptx_copy_box(to, map, x0, x1, x2, x3, barrier, policy);
+    } else {
+        moe_ptx_copy_box_to((1 << Tile::kCtas) - 1, to, map, x0, x1, x2, x3, barrier, policy);
+    }
+}
+
+/* One stage's boxes of weights that lie channel by channel: a slab is one box. Where gate and up
+ * are in turn, two slabs are 128 neighbours, 64 channels of both. */
+template <typename Tile>
+static __device__ __forceinline__ void moe_gemm_copy_transposed(
+    const struct moe_cuda_gemm &args, const struct moe_gemm_ring<Tile> &ring,
+    const struct moe_gemm_unit &unit, int32_t step, int32_t rank, uint64_t policy)
+{
+    constexpr int32_t kOwnSlabs = 2 * Tile::kConsumers / Tile::kCtas;
+    const bool is_apart = args.op.num_matrices == 2 && !Tile::kIsPaired;
+    const int32_t first = unit.weight_block * (is_apart ? Tile::kBlockN / 2 : Tile::kBlockN);
+#pragma unroll
+    for (int32_t i = 0; i < kOwnSlabs; i++) {
+        const int32_t slab = rank * kOwnSlabs + i;
+        moe_gemm_copy_box<Tile>(ring.slot() + Tile::box_offset(slab, 0),
+                                &args.weight[is_apart ? i % 2 : 0],
+                                first + (is_apart ? slab / 2 : slab) * Tile::kSlabRows,
+                                step * Tile::kBlockK, 0, unit.expert, ring.full_barrier(), policy);
+    }
+}
+
 /* One stage's boxes of weights. A CTA of a cluster brings the slabs of one consumer to both. */
 template <typename Tile>
 static __device__ __forceinline__ void moe_gemm_copy_weights(const struct moe_cuda_gemm &args,
@@ -16,6 +49,10 @@ static __device__ __forceinline__ void moe_gemm_copy_weights(const struct moe_cu
     constexpr int32_t kOwnSlabs = 2 * Tile::kConsumers / Tile::kCtas;
     const bool has_two = args.op.num_matrices == 2;
     const int32_t first = unit.weight_block * (has_two ? Tile::kBlockN / 2 : Tile::kBlockN);
+    if constexpr (Tile::kIsTransposed) {
+        moe_gemm_copy_transposed<Tile>(args, ring, unit, step, rank, policy);
+        return;
+    }
 #pragma unroll
     for (int32_t i = 0; i < kOwnSlabs; i++) {
         const int32_t slab = rank * kOwnSlabs + i;
@@ -31,13 +68,8 @@ static __device__ __forceinline__ void moe_gemm_copy_weights(const struct moe_cu
             if (box >= num_copies) {
                 break;
             }
-            if constexpr (Tile::kCtas == 1) {
-                moe_ptx_copy_box(to, map, k, row, k_block, unit.expert, ring.full_barrier(),
-                                 policy);
-            } else {
-                moe_ptx_copy_box_to((1 << Tile::kCtas) - 1, to, map, k, row, k_block, unit.expert,
-                                    ring.full_barrier(), policy);
-            }
+            moe_gemm_copy_box<Tile>(to, map, k, row, k_block, unit.expert, ring.full_barrier(),
+                                    policy);
         }
     }
 }

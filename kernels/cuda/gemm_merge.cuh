@@ -34,9 +34,9 @@ static __device__ __forceinline__ void moe_gemm_multiply_merged(int32_t num_step
 #pragma unroll
             for (int32_t k = 0; k < 4; k++) { /* 16 columns, 32 bytes */
                 const uint32_t accumulate = box + k > 0 ? 1 : (step > 0 ? 1 : 0);
-                moe_ptx_wgmma<kN, kIsHalf>(sums, weights + (Tile::box_offset(0, box) + k * 32) / 16,
-                                           tokens + (box * Tile::kBlockM * 128 + k * 32) / 16,
-                                           accumulate);
+                moe_ptx_wgmma<kN, kIsHalf, false>(
+                    sums, weights + (Tile::box_offset(0, box) + k * 32) / 16,
+                    tokens + (box * Tile::kBlockM * 128 + k * 32) / 16, accumulate);
             }
         }
         moe_ptx_wgmma_commit();

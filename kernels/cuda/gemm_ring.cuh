@@ -7,7 +7,8 @@
 #include "ptx.cuh"
 
 /* A row of tiles.def and what follows from it. */
-template <int kM, int kN, int kK, int kGroup, int kWarps, int kStages, int kClusterCtas>
+template <int kM, int kN, int kK, int kGroup, int kWarps, int kStages, int kClusterCtas,
+          int kLayout = MOE_CUDA_GEMM_ROWS>
 struct moe_gemm_tile {
     static constexpr int kBlockM = kM;
     static constexpr int kBlockN = kN;
@@ -15,6 +16,8 @@ struct moe_gemm_tile {
     static constexpr int kGroupM = kGroup;
     static constexpr int kNumStages = kStages;
     static constexpr int kCtas = kClusterCtas; /* of a cluster, which share the weights */
+    static constexpr bool kIsTransposed = kLayout != MOE_CUDA_GEMM_ROWS; /* the weights */
+    static constexpr bool kIsPaired = kLayout == MOE_CUDA_GEMM_PAIRED;
     static constexpr int kThreads = 32 * kWarps;
     static constexpr int kConsumers = MOE_CUDA_GEMM_NUM_CONSUMERS(kWarps);
     static constexpr int kSlabRows = MOE_CUDA_GEMM_SLAB_ROWS(kN, kWarps);
@@ -22,6 +25,8 @@ struct moe_gemm_tile {
     static constexpr int kBoxes = kK / MOE_CUDA_GEMM_BOX_K;                /* along k, of a stage */
     static constexpr int kBoxBytes = kSlabRows * 128;
     static constexpr int kSlabBytes = kBoxes * kBoxBytes;
+    /* From 16 columns of k of a slab to the next 16. */
+    static constexpr int kStepBytes = kIsTransposed ? 16 * 128 : 32;
     static constexpr int kWeightBytes = kN * kK * 2;
     static constexpr int kStageBytes = MOE_CUDA_GEMM_STAGE_BYTES(kM, kN, kK);
     static constexpr int kTokenWarps = 3;
@@ -45,6 +50,7 @@ struct moe_gemm_tile {
     static_assert(kCtas == 1 || (kCtas == 2 && kConsumers == 2), "a CTA brings a consumer's slabs");
     static_assert(kK % MOE_CUDA_GEMM_BOX_K == 0 && kSlabRows <= 64 && kSlabRows % 16 == 0, "boxes");
     static_assert(!kIsMerged || kConsumers == 1, "a merged tile is one consumer's");
+    static_assert(!kIsTransposed || kSlabRows == 64, "128 bytes of channels");
     static_assert(kStageBytes % 1024 == 0 && kWeightBytes % 1024 == 0, "swizzle atoms");
     static_assert(MOE_CUDA_GEMM_FIXED_BYTES(kM, kN, kK, kWarps, kStages) +
                           MOE_CUDA_GEMM_SEGMENT_BYTES(512) <=
@@ -134,9 +140,9 @@ static __device__ __forceinline__ struct moe_gemm_unit moe_gemm_read_unit(uint32
 }
 
 /*
- * Descriptor of a K-major matrix whose rows are 128 bytes, swizzled: address / 16 in bits 0..13;
- * leading offset 1 (not used by this layout) in 16..29; eight rows, 1024 bytes, / 16 in 32..45;
- * 128-byte swizzle, 1, in 62..63.
+ * Descriptor of a matrix in rows of 128 bytes, swizzled: address / 16 in bits 0..13; leading offset
+ * 1 (not used by these layouts) in 16..29; eight rows, 1024 bytes, / 16 in 32..45; 128-byte
+ * swizzle, 1, in 62..63. K-major a row is 64 columns of k, M-major it is 64 channels of one column.
  */
 static __device__ __forceinline__ uint64_t moe_gemm_descriptor(uint32_t address)
 {

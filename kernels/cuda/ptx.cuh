@@ -457,8 +457,9 @@ static __device__ __forceinline__ void moe_ptx_keep(const char *&address)
 }
 
 /*
- * 9.7.15.5 wgmma.m64nNk16 of bf16 (f16) in shared memory, both K-major, described by 64-bit
- * descriptors: sums = a * b + (accumulate ? sums : 0). The first N / 2 sums are used.
+ * 9.7.15.5 wgmma.m64nNk16 of bf16 (f16) in shared memory, described by 64-bit descriptors: sums =
+ * a * b + (accumulate ? sums : 0). The first N / 2 sums are used. b is K-major, a too or, with
+ * kIsTransposed, M-major.
  */
 #define MOE_PTX_NAMES_8     "%0, %1, %2, %3"
 #define MOE_PTX_NAMES_16    MOE_PTX_NAMES_8 ", %4, %5, %6, %7"
@@ -509,25 +510,29 @@ static __device__ __forceinline__ void moe_ptx_keep(const char *&address)
 #define MOE_PTX_SUMS_176(d) MOE_PTX_SUMS_168(d), MOE_PTX_SUM4(d, 84)
 #define MOE_PTX_SUMS_184(d) MOE_PTX_SUMS_176(d), MOE_PTX_SUM4(d, 88)
 #define MOE_PTX_SUMS_192(d) MOE_PTX_SUMS_184(d), MOE_PTX_SUM4(d, 92)
-#define MOE_PTX_WGMMA_TYPE(n, type, a_name, b_name, accumulate_name)                  \
-    asm volatile("{\n"                                                                \
-                 ".reg .pred p;\n"                                                    \
-                 "setp.ne.b32 p, " accumulate_name ", 0;\n"                           \
-                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type      \
-                 " {" MOE_PTX_NAMES_##n "}, " a_name ", " b_name ", p, 1, 1, 0, 0;\n" \
-                                        "}\n"                                         \
-                 : MOE_PTX_SUMS_##n(sums)                                             \
-                 : "l"(a), "l"(b), "r"(accumulate)                                    \
+#define MOE_PTX_WGMMA_TYPE(n, type, trans, a_name, b_name, accumulate_name)                   \
+    asm volatile("{\n"                                                                        \
+                 ".reg .pred p;\n"                                                            \
+                 "setp.ne.b32 p, " accumulate_name ", 0;\n"                                   \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type              \
+                 " {" MOE_PTX_NAMES_##n "}, " a_name ", " b_name ", p, 1, 1, " trans ", 0;\n" \
+                                        "}\n"                                                 \
+                 : MOE_PTX_SUMS_##n(sums)                                                     \
+                 : "l"(a), "l"(b), "r"(accumulate)                                            \
                  : "memory")
-#define MOE_PTX_WGMMA(n, a_name, b_name, accumulate_name)                   \
-    if constexpr (kN == n) {                                                \
-        if constexpr (kIsHalf) {                                            \
-            MOE_PTX_WGMMA_TYPE(n, "f16", a_name, b_name, accumulate_name);  \
-        } else {                                                            \
-            MOE_PTX_WGMMA_TYPE(n, "bf16", a_name, b_name, accumulate_name); \
-        }                                                                   \
+#define MOE_PTX_WGMMA(n, a_name, b_name, accumulate_name)                        \
+    if constexpr (kN == n) {                                                     \
+        if constexpr (kIsHalf && kIsTransposed) {                                \
+            MOE_PTX_WGMMA_TYPE(n, "f16", "1", a_name, b_name, accumulate_name);  \
+        } else if constexpr (kIsHalf) {                                          \
+            MOE_PTX_WGMMA_TYPE(n, "f16", "0", a_name, b_name, accumulate_name);  \
+        } else if constexpr (kIsTransposed) {                                    \
+            MOE_PTX_WGMMA_TYPE(n, "bf16", "1", a_name, b_name, accumulate_name); \
+        } else {                                                                 \
+            MOE_PTX_WGMMA_TYPE(n, "bf16", "0", a_name, b_name, accumulate_name); \
+        }                                                                        \
     }
-template <int kN, bool kIsHalf, int kSize>
+template <int kN, bool kIsHalf, bool kIsTransposed, int kSize>
 static __device__ __forceinline__ void moe_ptx_wgmma(float (&sums)[kSize], uint64_t a, uint64_t b,
                                                      uint32_t accumulate)
 {

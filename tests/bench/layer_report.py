@@ -107,7 +107,7 @@ def print_variants(report, model):
     base = report.results["layer", model]
     counts = sorted(base)
     print_head(model + ", us (layer: bf16, uniform, sustained)", counts)
-    for kind in ("layer", "zipf", "fp16", "burst"):
+    for kind in ("layer", "zipf", "fp16", "burst", "transposed", "paired"):
         rows = report.results.get((kind, model), {})
         if rows:
             print_row(kind, [number(rows[count]["layer_us"]) if count in rows else "" for count in counts])

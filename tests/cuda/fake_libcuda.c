@@ -422,7 +422,13 @@ static CUresult CUDAAPI fake_cuTensorMapEncodeTiled(
             return CUDA_ERROR_INVALID_VALUE;
         }
     }
+    struct fake_map made = {.base = address};
+    _Static_assert(sizeof(made) <= sizeof(*map), "the map's place");
+    memcpy(made.sizes, sizes, (rank < 4 ? rank : 4) * sizeof(*sizes));
+    memcpy(made.strides, strides, (rank < 4 ? rank - 1 : 3) * sizeof(*strides));
+    memcpy(made.box, box, (rank < 4 ? rank : 4) * sizeof(*box));
     memset(map, 0x5a, sizeof(*map));
+    memcpy(map, &made, sizeof(made));
     return CUDA_SUCCESS;
 }
 

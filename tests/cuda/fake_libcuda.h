@@ -17,6 +17,14 @@ enum {
     FAKE_ARGS_BYTES = 1024
 };
 
+/* What a tensor map was made of, in its place. */
+struct fake_map {
+    const void *base;
+    uint64_t sizes[4];
+    uint64_t strides[3]; /* bytes */
+    uint32_t box[4];
+};
+
 /* What cuLaunchKernelEx was asked for last. */
 struct fake_launch {
     char symbol[128];

@@ -433,8 +433,8 @@ static void prepared_weights(void **state)
     }
     desc.up.base = NULL; /* experts apart */
     desc.up.table = table;
-    desc.down.row_stride = 1; /* transposed */
-    desc.down.col_stride = problem.hidden;
+    desc.down.row_stride = 2; /* neither its rows nor its columns are neighbours */
+    desc.down.col_stride = 2 * problem.hidden;
     assert_int_equal(api->weights_query(context, &problem, &desc, &info, &error), MOE_STATUS_OK);
     assert_int_equal(info.prepared_bytes, 2 * matrix_bytes);
     assert_int_equal(api->weights_bind(context, &problem, &desc, NULL, 0, &weights, &error),

@@ -11,7 +11,7 @@
  *                                         the text; "tiles:" before it: every tile in turn, with
  *                                         "tiles@T,T:" those numbers of tokens, and the text may be
  *                                         E,k,H,I; sets are layer (bf16, uniform routing), zipf,
- *                                         fp16 and burst
+ *                                         fp16, burst, transposed and paired (weights)
  */
 #include "gpu_layer.h"
 

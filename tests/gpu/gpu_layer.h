@@ -11,7 +11,8 @@ enum {
     LAYER_FUSED,       /* [E, 2I, H], gate in the first half */
     LAYER_INTERLEAVED, /* [E, 2I, H], gate and up rows in turn */
     LAYER_TABLE,       /* experts apart */
-    LAYER_TRANSPOSED,  /* [E, H, 2I] interleaved, [E, I, H] */
+    LAYER_TRANSPOSED,  /* [E, H, 2I], [E, I, H] */
+    LAYER_PAIRED,      /* [E, H, 2I] interleaved, [E, I, H] */
     LAYER_NUM_LAYOUTS
 };
 
@@ -75,6 +76,11 @@ struct layer_call {
 
 void layer_case_init(struct layer_case *test, const struct gpu_host *host,
                      const struct layer_shape *shape, int64_t max_tokens, uint64_t *seed);
+/* A copy of the case whose CUDA weights are packed, row by row, from tables of the same matrices. */
+void layer_case_pack(const struct layer_case *test, const struct gpu_host *host,
+                     struct layer_case *packed);
+void layer_case_unpack(struct layer_case *packed, const struct gpu_host *host);
+
 void layer_case_finish(struct layer_case *test, const struct gpu_host *host);
 
 /* New tokens, logits and residual, new ids of a pattern; sent to the device. */

@@ -46,13 +46,16 @@ struct bench_kind {
     double zipf;
     int is_burst;
     int has_all_models;
+    int32_t layout; /* of the weights: LAYER_FUSED, _TRANSPOSED or _PAIRED */
 };
 
 static const struct bench_kind kinds[] = {
-    {"layer", MOE_DTYPE_BF16, 0.0, 0, 1},
-    {"zipf", MOE_DTYPE_BF16, 1.2, 0, 0},
-    {"fp16", MOE_DTYPE_FP16, 0.0, 0, 0},
-    {"burst", MOE_DTYPE_BF16, 0.0, 1, 0},
+    {"layer", MOE_DTYPE_BF16, 0.0, 0, 1, LAYER_FUSED},
+    {"zipf", MOE_DTYPE_BF16, 1.2, 0, 0, LAYER_FUSED},
+    {"fp16", MOE_DTYPE_FP16, 0.0, 0, 0, LAYER_FUSED},
+    {"burst", MOE_DTYPE_BF16, 0.0, 1, 0, LAYER_FUSED},
+    {"transposed", MOE_DTYPE_BF16, 0.0, 0, 0, LAYER_TRANSPOSED},
+    {"paired", MOE_DTYPE_BF16, 0.0, 0, 0, LAYER_PAIRED},
 };
 enum { NUM_KINDS = sizeof(kinds) / sizeof(kinds[0]) };
 
@@ -209,7 +212,8 @@ static void bench_tokens(struct bench *bench, const struct bench_kind *kind, int
     result.bytes = bench->active_experts * 3.0 * bench_matrix_bytes(model) +
                    4.0 * (double)bench->num_tokens * model->hidden;
     result.flops = 6.0 * (double)bench->num_routes * model->hidden * model->inter;
-    result.peer_us = kind->dtype == MOE_DTYPE_BF16 && kind->zipf == 0.0 && !kind->is_burst
+    result.peer_us = kind->dtype == MOE_DTYPE_BF16 && kind->zipf == 0.0 && !kind->is_burst &&
+                             kind->layout == LAYER_FUSED
                          ? model->peer_us[count_idx]
                          : 0.0;
     find_tiles(&result);
@@ -333,7 +337,7 @@ static void bench_model(const struct bench_model *model, const struct bench_kind
                         const struct tile_request *tiles)
 {
     struct bench bench;
-    bench_init(&bench, host, model, kind->dtype);
+    bench_init(&bench, host, model, kind->dtype, kind->layout);
     for (int i = 0; i < tiles->num_counts; i++) {
         bench_tiles(&bench, tiles->counts[i]);
     }

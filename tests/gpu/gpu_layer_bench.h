@@ -24,6 +24,7 @@ struct bench {
     const struct gpu_host *host;
     const struct bench_model *model;
     int32_t dtype;
+    int32_t layout;
     double zipf;   /* exponent of the experts' popularity; 0: uniform */
     int num_calls; /* in a graph */
     int64_t num_tokens, num_routes;
@@ -53,9 +54,10 @@ enum {
         NUM_STAGES
 };
 
-/* Weights of the model, in as many sets as rotation through a GiB needs. */
+/* Weights of the model, LAYER_FUSED, LAYER_TRANSPOSED or LAYER_PAIRED, in as many sets as rotation
+ * through a GiB needs. */
 void bench_init(struct bench *bench, const struct gpu_host *host, const struct bench_model *model,
-                int32_t dtype);
+                int32_t dtype, int32_t layout);
 void bench_finish(struct bench *bench);
 
 /* A plan, ids and buffers for a number of tokens. */

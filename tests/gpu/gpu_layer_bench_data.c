@@ -33,7 +33,7 @@ static void check(int32_t status, const struct moe_error *error)
     gpu_host_check(status, error, "bench");
 }
 
-/* [E, 2I, H] and [E, H, I] behind it. */
+/* [E, 2I, H] and [E, H, I] behind it; transposed [E, H, 2I] and [E, I, H]. */
 static void bind_set(struct bench *bench, int set)
 {
     const struct bench_model *model = bench->model;
@@ -50,12 +50,18 @@ static void bind_set(struct bench *bench, int set)
     desc.gate.expert_stride = 2 * inter * hidden;
     desc.gate.row_stride = hidden;
     desc.gate.col_stride = 1;
+    if (bench->layout != LAYER_FUSED) {
+        desc.gate.row_stride = bench->layout == LAYER_PAIRED ? 2 : 1;
+        desc.gate.col_stride = 2 * inter;
+    }
     desc.up = desc.gate;
-    desc.up.base = base + 2 * inter * hidden;
+    desc.up.base = base + 2 * (bench->layout == LAYER_PAIRED       ? 1
+                               : bench->layout == LAYER_TRANSPOSED ? inter
+                                                                   : inter * hidden);
     desc.down.base = base + (size_t)(2.0 * bench_matrix_bytes(model)) * experts;
     desc.down.expert_stride = inter * hidden;
-    desc.down.row_stride = inter;
-    desc.down.col_stride = 1;
+    desc.down.row_stride = bench->layout == LAYER_FUSED ? inter : 1;
+    desc.down.col_stride = bench->layout == LAYER_FUSED ? 1 : hidden;
     check(bench->host->api->weights_bind(bench->host->cuda, &bench->problem, &desc, NULL, 0,
                                          &bench->weights[set], &error),
           &error);
@@ -153,13 +159,14 @@ static void free_plan(struct bench *bench)
 }
 
 void bench_init(struct bench *bench, const struct gpu_host *host, const struct bench_model *model,
-                int32_t dtype)
+                int32_t dtype, int32_t layout)
 {
     const double set_bytes = 3.0 * bench_matrix_bytes(model) * model->num_experts;
     memset(bench, 0, sizeof(*bench));
     bench->host = host;
     bench->model = model;
     bench->dtype = dtype;
+    bench->layout = layout;
     MOE_INIT(bench->problem);
     bench->problem.num_experts = model->num_experts;
     bench->problem.top_k = model->top_k;

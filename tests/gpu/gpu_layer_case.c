@@ -141,8 +141,8 @@ static void make_expert_weights(struct layer_case *test, uint64_t *seed)
         add_tensor(test, experts * rows * hidden, dtype, sqrt(3.0 / (double)hidden), seed);
     const struct layer_tensor *second =
         add_tensor(test, experts * inter * hidden, dtype, sqrt(3.0 / (double)inter), seed);
-    const int in_turn = shape->layout == LAYER_INTERLEAVED || shape->layout == LAYER_TRANSPOSED;
-    const int transposed = shape->layout == LAYER_TRANSPOSED;
+    const int in_turn = shape->layout == LAYER_INTERLEAVED || shape->layout == LAYER_PAIRED;
+    const int transposed = shape->layout == LAYER_TRANSPOSED || shape->layout == LAYER_PAIRED;
     const int64_t step = in_turn && !ungated ? 2 : 1; /* rows between neighbouring channels */
     const int64_t row_stride = transposed ? step : step * hidden;
     const int64_t col_stride = transposed ? rows : 1;
@@ -279,6 +279,31 @@ void layer_case_init(struct layer_case *test, const struct gpu_host *host,
     test->weights = make_tensor(routes * 4);
     test->logits = make_tensor(tokens * (size_t)shape->num_experts * 4);
     test->residual = make_tensor(tokens * hidden * dtype_bytes(shape->output_dtype));
+}
+
+void layer_case_pack(const struct layer_case *test, const struct gpu_host *host,
+                     struct layer_case *packed)
+{
+    *packed = *test;
+    for (int side = 0; side < 2; side++) {
+        packed->tables[side] = calloc((size_t)test->shape.num_experts * 3, sizeof(void *));
+    }
+    if ((test->shape.flags & MOE_PROBLEM_UNGATED) == 0) {
+        make_table(packed, DESC(gate), 0);
+    }
+    make_table(packed, DESC(up), 1);
+    make_table(packed, DESC(down), 2);
+    bind_weights(packed, host);
+}
+
+void layer_case_unpack(struct layer_case *packed, const struct gpu_host *host)
+{
+    host->api->weights_destroy(packed->cpu_weights);
+    host->api->weights_destroy(packed->cuda_weights);
+    for (int side = 0; side < 2; side++) {
+        free(packed->tables[side]);
+    }
+    gpu_free(packed->prepared);
 }
 
 void layer_case_finish(struct layer_case *test, const struct gpu_host *host)

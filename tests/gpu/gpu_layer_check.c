@@ -31,8 +31,14 @@ static const struct layer_shape shapes[] = {
      2.5f},
     {"oai, biases", 32, 4, 576, 320, 0, BF16, BF16, MOE_ACTIVATION_SWIGLU_OAI, BIASES,
      LAYER_INTERLEAVED, 0, 0, 0},
-    {"oai, transposed", 32, 4, 576, 320, 0, BF16, BF16, MOE_ACTIVATION_SWIGLU_OAI, BIASES,
+    {"oai, paired", 32, 4, 576, 320, 0, BF16, BF16, MOE_ACTIVATION_SWIGLU_OAI, BIASES, LAYER_PAIRED,
+     0, 0, 0},
+    {"paired, fp16", 12, 3, 456, 136, 0, FP16, FP16, SILU, 0, LAYER_PAIRED, 0, 0, 0},
+    {"transposed", 12, 3, 456, 136, 0, BF16, BF16, SILU, 0, LAYER_TRANSPOSED, 0, 0, 0},
+    {"transposed, fp32 out", 8, 2, 512, 256, 0, FP16, FP32, MOE_ACTIVATION_GELU, BIASES,
      LAYER_TRANSPOSED, 0, 0, 0},
+    {"transposed, ungated", 16, 2, 256, 384, 0, BF16, BF16, MOE_ACTIVATION_RELU2,
+     MOE_PROBLEM_UNGATED, LAYER_TRANSPOSED, 0, 0, 0},
     {"experts apart", 20, 3, 192, 96, 0, BF16, BF16, MOE_ACTIVATION_GELU_TANH, 0, LAYER_TABLE, 0, 0,
      0},
     {"ungated", 16, 2, 256, 384, 0, FP16, FP16, MOE_ACTIVATION_RELU2, MOE_PROBLEM_UNGATED,
@@ -405,6 +411,19 @@ static void check_device_count(struct layer_case *test, struct outputs *outputs,
     free_cuda_side(&side);
 }
 
+/* The same weights, packed row by row, make the same bits as where they lie. */
+static void check_packed(const struct layer_case *test, struct outputs *outputs,
+                         const unsigned char *expected, int64_t num_tokens)
+{
+    struct layer_case packed;
+    layer_case_pack(test, host, &packed);
+    struct side side = make_cuda_side(&packed, 0);
+    run_cuda(&packed, &side, outputs, 0, num_tokens, 0);
+    expect_bits(test, outputs, expected, 0, num_tokens, "packed weights");
+    free_cuda_side(&side);
+    layer_case_unpack(&packed, host);
+}
+
 static void check_bits(struct layer_case *test, struct outputs *outputs, CUstream other)
 {
     const int64_t num_tokens = 129;
@@ -414,6 +433,9 @@ static void check_bits(struct layer_case *test, struct outputs *outputs, CUstrea
     run_cuda(test, &side, outputs, 0, num_tokens, 0);
     memcpy(expected, outputs->cuda, outputs->bytes);
     check_tiles(test, outputs, expected, num_tokens);
+    if (test->shape.layout == LAYER_TRANSPOSED || test->shape.layout == LAYER_PAIRED) {
+        check_packed(test, outputs, expected, num_tokens);
+    }
     for (int64_t t = 0; t < num_tokens; t += 16) {
         run_cuda(test, &side, outputs, t, 1, 0);
         expect_bits(test, outputs, expected, t, 1, "a token alone");

@@ -5,7 +5,7 @@
  * arrivals that do not add up, and copies that come before or after their time.
  * Argument: a number of rounds; the seed of a failing one is printed.
  */
-#include "sm90.h"
+#include "sm90_wgmma.h"
 
 #include "../../../kernels/cuda/gemm.cuh"
 
@@ -15,18 +15,34 @@ namespace
 struct Tile {
     const char *name;
     int32_t bm, bn, bk, warps, stages, ctas;
-    void (*run)(const struct moe_cuda_gemm &args);
+    void (*forms[MOE_CUDA_GEMM_NUM_FORMS])(const struct moe_cuda_gemm &args); /* nullptr: none */
 };
+
+template <int kForm, int bm, int bn, int bk, int group, int warps, int stages, int ctas>
+constexpr auto form_of()
+{
+    void (*run)(const struct moe_cuda_gemm &) = nullptr;
+    if constexpr (MOE_CUDA_GEMM_HAS_FORM(kForm, bm, bn, warps)) {
+        run = moe_gemm_run<moe_gemm_tile<bm, bn, bk, group, warps, stages, ctas, kForm>>;
+    }
+    return run;
+}
 
 #define ROW_CPU_C11(...)
 #define ROW_CPU_AVX2(...)
 #define ROW_SM90_GEMM(...) ROW_OF("sm90.gemm", 1, __VA_ARGS__)
 #define ROW_SM90_PAIR(...) ROW_OF("sm90.pair", MOE_KERNEL_CTAS_SM90_PAIR, __VA_ARGS__)
-#define ROW_OF(name, ctas, bm, bn, bk, group, warps, stages) \
-    {name " " #bm, bm,                                       \
-     bn,           bk,                                       \
-     warps,        stages,                                   \
-     ctas,         moe_gemm_run<moe_gemm_tile<bm, bn, bk, group, warps, stages, ctas>>},
+#define ROW_OF(name, ctas, bm, bn, bk, group, warps, stages)                       \
+    {name " " #bm,                                                                 \
+     bm,                                                                           \
+     bn,                                                                           \
+     bk,                                                                           \
+     warps,                                                                        \
+     stages,                                                                       \
+     ctas,                                                                         \
+     {form_of<MOE_CUDA_GEMM_ROWS, bm, bn, bk, group, warps, stages, ctas>(),       \
+      form_of<MOE_CUDA_GEMM_TRANSPOSED, bm, bn, bk, group, warps, stages, ctas>(), \
+      form_of<MOE_CUDA_GEMM_PAIRED, bm, bn, bk, group, warps, stages, ctas>()}},
 const Tile tiles[] = {
 #define MOE_TILE_GEMM(kernel, bm, bn, bk, group_m, warps, stages) \
     ROW_##kernel(bm, bn, bk, group_m, warps, stages)
@@ -68,6 +84,7 @@ enum Kind { SEGMENTS, MASKED, BLOCKS, NUM_KINDS };
 struct Problem {
     bool is_half, is_gathered, has_activation, scatters, has_bias, has_weights;
     Kind kind;
+    int32_t layout; /* of the weights: a form of the GEMM */
     int32_t num_experts, n, k, num_matrices, div;
     int64_t num_rows, num_tokens;
     std::vector<int64_t> indptr;
@@ -152,6 +169,9 @@ Problem draw_problem(const Tile &tile)
     p.has_bias = draw(4) == 0;
     p.has_weights = draw(4) == 0;
     p.num_experts = 1 + int32_t(draw(draw(4) == 0 ? 300 : 4));
+    p.layout = int32_t(
+        draw(p.num_matrices == 2 ? MOE_CUDA_GEMM_PAIRED + 1 : MOE_CUDA_GEMM_TRANSPOSED + 1));
+    p.layout = tile.forms[p.layout] != nullptr ? p.layout : MOE_CUDA_GEMM_ROWS;
     p.n = 8 * (1 + int32_t(draw(uint64_t(tile.bn) / 8 + 8)));
     p.k = draw(2) == 0 ? 64 * (1 + int32_t(draw(5))) : 8 * (1 + int32_t(draw(40)));
     const int64_t most = draw(3) == 0 ? 12 : tile.bm * (tile.bm > 32 ? 2 : 3) + 5;
@@ -215,6 +235,16 @@ Problem draw_problem(const Tile &tile)
     return p;
 }
 
+/* Where weight (matrix, channel, column) of an expert's stands in p.weight. */
+size_t weight_at(const Problem &p, int64_t expert, int64_t matrix, int64_t channel, int64_t column)
+{
+    const int64_t all = int64_t(p.num_matrices) * p.n;
+    const int64_t row =
+        p.layout == MOE_CUDA_GEMM_PAIRED ? channel * 2 + matrix : matrix * p.n + channel;
+    return size_t(expert * all * p.k +
+                  (p.layout == MOE_CUDA_GEMM_ROWS ? row * p.k + column : column * all + row));
+}
+
 sm90::Map make_map(const void *base, const uint64_t (&dims)[4], const uint64_t (&strides)[3],
                    uint32_t rows, uint32_t blocks)
 {
@@ -222,7 +252,7 @@ sm90::Map make_map(const void *base, const uint64_t (&dims)[4], const uint64_t (
     map.base = static_cast<const char *>(base);
     memcpy(map.dims, dims, sizeof(dims));
     memcpy(map.strides, strides, sizeof(strides));
-    map.box[0] = MOE_CUDA_GEMM_BOX_K;
+    map.box[0] = 64;
     map.box[1] = rows;
     map.box[2] = blocks;
     map.box[3] = 1;
@@ -258,14 +288,14 @@ struct moe_cuda_gemm make_args(const Tile &tile, Problem &p, bool in_order)
     op.has_activation = p.has_activation;
     op.act.activation = MOE_ACTIVATION_SILU;
     args.is_k_blocked = k % MOE_CUDA_GEMM_BOX_K == 0;
-    args.is_output_vectored = 1;
+    args.is_output_vectored = draw(4) > 0;
     args.is_early = int32_t(draw(2));
     if (p.is_counted) {
         args.routes = make_routes(p);
         p.indptr.assign(p.indptr.size(), -3); /* nobody has written it */
     }
     for (int32_t m = 0; m < p.num_matrices; m++) {
-        const uint16_t *base = p.weight.data() + uint64_t(m) * n * k;
+        const uint16_t *base = p.weight.data() + weight_at(p, 0, m, 0, 0);
         op.bias[m].base = p.has_bias ? p.bias.data() + uint64_t(m) * n : nullptr;
         op.bias[m].dtype = op.input_dtype;
         op.bias[m].expert_stride = int64_t(all);
@@ -273,7 +303,10 @@ struct moe_cuda_gemm make_args(const Tile &tile, Problem &p, bool in_order)
         const uint32_t rows = uint32_t(MOE_CUDA_GEMM_SLAB_ROWS(tile.bn, tile.warps));
         const auto experts = uint64_t(p.num_experts);
         const sm90::Map map =
-            args.is_k_blocked
+            p.layout != MOE_CUDA_GEMM_ROWS
+                ? make_map(base, {p.layout == MOE_CUDA_GEMM_PAIRED ? all : n, k, 1, experts},
+                           {2 * all, 2 * all, 2 * all * k}, uint32_t(tile.bk), 1)
+            : args.is_k_blocked
                 ? make_map(base, {64, n, k / 64, experts}, {2 * k, 128, 2 * all * k}, rows,
                            uint32_t(MOE_CUDA_GEMM_BOX_BLOCKS(tile.bn, tile.bk, tile.warps)))
                 : make_map(base, {k, n, 1, experts}, {2 * k, 2 * k, 2 * all * k}, rows, 1);
@@ -305,13 +338,17 @@ int64_t compare(const Problem &p, int64_t stride)
         for (int32_t c = 0; c < p.n; c++) {
             double sums[2] = {};
             for (int32_t m = 0; m < p.num_matrices && expert >= 0; m++) {
-                const int64_t channel = (int64_t(expert) * p.num_matrices + m) * p.n + c;
                 for (int32_t i = 0; i < p.k; i++) {
                     sums[m] += double(widen(p.input[size_t(from * p.k + i)], p.is_half)) *
-                               double(widen(p.weight[size_t(channel * p.k + i)], p.is_half));
+                               double(widen(p.weight[weight_at(p, expert, m, c, i)], p.is_half));
                 }
                 sums[m] *= p.has_weights ? double(p.row_weights[size_t(id)]) : 1.0;
-                sums[m] += p.has_bias ? double(widen(p.bias[size_t(channel)], p.is_half)) : 0.0;
+                sums[m] +=
+                    p.has_bias
+                        ? double(widen(
+                              p.bias[size_t((int64_t(expert) * p.num_matrices + m) * p.n + c)],
+                              p.is_half))
+                        : 0.0;
             }
             if (p.has_activation) {
                 expected[size_t(to * stride + c)] = sums[0] / (1.0 + exp(-sums[0])) * sums[1];
@@ -343,15 +380,15 @@ int64_t run(const Tile &tile, uint64_t seed)
     const auto num_clusters = uint32_t(1 + draw(3));
     for (uint32_t c = 0; c < num_clusters; c++) {
         sm90::run_cluster(c * uint32_t(tile.ctas), num_clusters * uint32_t(tile.ctas), tile.ctas,
-                          32 * tile.warps, seed + c, [&] { tile.run(args); });
+                          32 * tile.warps, seed + c, [&] { tile.forms[p.layout](args); });
     }
     const int64_t num_wrong = compare(p, stride);
     if (num_wrong > 0) {
         printf("%s, seed %llu: %lld of %zu wrong (kind %d, rows %lld, n %d, k %d, matrices %d, "
-               "activation %d, gathered %d, scatter %d, in order %d)\n",
+               "activation %d, gathered %d, scatter %d, in order %d, layout %d)\n",
                tile.name, (unsigned long long)seed, (long long)num_wrong, p.output.size(), p.kind,
                (long long)p.num_rows, p.n, p.k, p.num_matrices, p.has_activation, p.is_gathered,
-               p.scatters, in_order);
+               p.scatters, in_order, p.layout);
     }
     return num_wrong > 0;
 }

@@ -314,6 +314,28 @@ inline int32_t __shfl_up_sync(uint32_t, int32_t value, int32_t step)
     return result;
 }
 
+inline float __shfl_xor_sync(uint32_t, float value, uint32_t mask)
+{
+    const uint32_t thread = sm90::thread_idx();
+    auto &words = sm90::cta().words;
+    memcpy(&words[thread * 4], &value, 4);
+    sm90::meet_warp();
+    float result;
+    memcpy(&result, &words[(thread ^ mask) * 4], 4);
+    sm90::meet_warp();
+    return result;
+}
+
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector)
+{
+    const uint64_t bytes = uint64_t(high) << 32 | low;
+    uint32_t result = 0;
+    for (uint32_t i = 0; i < 4; i++) {
+        result |= uint32_t(bytes >> (selector >> (4 * i) & 7) * 8 & 0xff) << (8 * i);
+    }
+    return result;
+}
+
 inline int32_t atomicAdd(int32_t *to, int32_t value)
 {
     const int32_t before = *to;
@@ -556,45 +578,6 @@ inline void moe_ptx_store_transposed(uint32_t to, const uint32_t (&words)[4])
 template <int kGroups> void moe_ptx_wgmma_wait()
 {
     sm90::meet_warp();
-}
-
-template <bool kIsHalf>
-inline float moe_emulated_element(uint64_t descriptor, int32_t row, int32_t k)
-{
-    const uint32_t start = uint32_t(descriptor & 0x3fff) << 4;
-    const uint32_t address =
-        sm90::swizzled(start + uint32_t(row / 8 * 1024 + row % 8 * 128 + k * 2));
-    uint16_t bits;
-    memcpy(&bits, sm90::at(sm90::cta(), address), 2);
-    if constexpr (kIsHalf) {
-        __half value;
-        memcpy(&value, &bits, 2);
-        return __half2float(value);
-    } else {
-        return sm90::cluster == nullptr ? 0.0f : __int_as_float(int32_t(uint32_t(bits) << 16));
-    }
-}
-
-template <int kN, bool kIsHalf, int kSize>
-void moe_ptx_wgmma(float (&sums)[kSize], uint64_t a, uint64_t b, uint32_t accumulate)
-{
-    static_assert(kN / 2 <= kSize, "sums");
-    const int32_t thread = int32_t(sm90::thread_idx()) % 128;
-    const int32_t row = thread / 32 * 16 + thread % 32 / 4, column = thread % 4 * 2;
-    float left[2][16];
-    for (int32_t half = 0; half < 2; half++) {
-        for (int32_t k = 0; k < 16; k++) {
-            left[half][k] = moe_emulated_element<kIsHalf>(a, row + 8 * half, k);
-        }
-    }
-    for (int32_t i = 0; i < kN / 2; i++) {
-        const int32_t token = i / 4 * 8 + column + i % 2;
-        float sum = accumulate != 0 ? sums[i] : 0.0f;
-        for (int32_t k = 0; k < 16; k++) {
-            sum += left[i % 4 / 2][k] * moe_emulated_element<kIsHalf>(b, token, k);
-        }
-        sums[i] = sum;
-    }
 }
 
 #endif
