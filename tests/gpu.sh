@@ -9,7 +9,7 @@
 #   layer     whole layers against the CPU backend and double arithmetic, and what has to be the same bits
 #   random    random layers, experts and grouped GEMMs against the CPU backend, T up to 65536: what `layer` does not combine
 #   golden    moectl run --backend cuda on the layers of tests/data/golden
-#   sanitize  check with few cases, the GEMM and a layer under compute-sanitizer: memcheck, initcheck, synccheck; racecheck: the
+#   sanitize  check with few cases, the GEMM and two layers under compute-sanitizer: memcheck, initcheck, synccheck; racecheck: the
 #             first alone
 #   sass      the machine code: no local memory, 128-bit loads and stores where rows move, warp-group MMA and TMA in the GEMM
 #   bench     times, as table and bench.json, with the limits of the device measured in the same run
@@ -104,13 +104,14 @@ stage_sanitize() {
     text=
     sanitize_started=$(date +%s)
     for tool in memcheck initcheck synccheck racecheck; do
-        for part in ops gemm layer; do
+        for part in ops gemm layer paired; do
             log=$out_dir/sanitize-$tool-$part.log
             case $tool,$part in
-            racecheck,gemm | racecheck,layer) continue ;;
+            racecheck,gemm | racecheck,layer | racecheck,paired) continue ;;
             *,ops) sanitized "$log" "$tool" "$bin_dir/gpu_check" 2 ;;
             *,gemm) sanitized "$log" "$tool" "$bin_dir/gpu_gemm" problem pattern ;;
             *,layer) sanitized "$log" "$tool" "$bin_dir/gpu_layer" check 1 router brief ;;
+            *,paired) sanitized "$log" "$tool" "$bin_dir/gpu_layer" check 1 "oai, paired" brief ;;
             esac
             case $? in
             0) text="$text $tool:$part" ;;
@@ -176,7 +177,7 @@ stage_sass() {
             need_somewhere "$name" "$listing" 128-bit-loads 'LDG[A-Z0-9.]*\.128'
             need_somewhere "$name" "$listing" 128-bit-stores 'STG[A-Z0-9.]*\.128'
             ;;
-        gemm) # every tile: warp-group MMA, weights by TMA, wide stores
+        gemm | gemm_transposed | gemm_paired) # every tile: warp-group MMA, weights by TMA, wide stores
             need "$name" "$listing" SM90 warp-group-MMA 'HGMMA[. ]'
             need "$name" "$listing" SM90 TMA 'UTMALDG[. ]'
             need "$name" "$listing" SM90 128-bit-stores 'STG[A-Z0-9.]*[.]128'

@@ -4,7 +4,14 @@
 #include "cuda_args.h"
 #include "cuda_fixture.h"
 
-enum { NUM_TOKENS = 300, HIDDEN = 256, INTER = 128, NUM_EXPERTS = 16 };
+enum {
+    NUM_TOKENS = 300,
+    HIDDEN = 256,
+    INTER = 128,
+    NUM_EXPERTS = 16,
+    TOP_K = 4,
+    FEW_TOKENS = 2 * NUM_EXPERTS / TOP_K /* two rows per expert */
+};
 
 _Static_assert(sizeof(struct moe_cuda_gemm) <= FAKE_ARGS_BYTES, "the driver keeps all of it");
 
@@ -13,7 +20,7 @@ static struct moe_problem make_problem(void)
     struct moe_problem problem;
     MOE_INIT(problem);
     problem.num_experts = NUM_EXPERTS;
-    problem.top_k = 4;
+    problem.top_k = TOP_K;
     problem.hidden = HIDDEN;
     problem.inter = INTER;
     problem.activation = MOE_ACTIVATION_SILU;
@@ -117,13 +124,13 @@ static uint64_t bind_desc(const struct moe_problem *problem, const struct moe_we
     return info.prepared_bytes;
 }
 
-static void run_layer(const struct bound *bound)
+static void run_layer(const struct bound *bound, int64_t num_tokens)
 {
     struct moe_error error;
     struct moe_layer_args args;
     MOE_INIT(error);
     MOE_INIT_CALL(args);
-    args.call.num_tokens = NUM_TOKENS;
+    args.call.num_tokens = num_tokens;
     args.call.stream = ON_DEVICE(9);
     args.call.workspace = ON_DEVICE(20);
     args.call.workspace_bytes = bound->workspace_bytes;
@@ -150,24 +157,33 @@ static void expect_symbol(const struct fake_launch *launch, const char *beginnin
     "schema: moe-dispatch/1\nrules:\n- name: one\n  match: {backend: cuda}\n" \
     "  buckets:\n  - max_tokens: inf\n    gemm1: " tile "\n    gemm2: " tile "\n"
 #define TILE_16  "{kernel: sm90.gemm, BLOCK_SIZE_M: 16, BLOCK_SIZE_N: 64}"
+#define TILE_32  "{kernel: sm90.gemm, BLOCK_SIZE_M: 32, BLOCK_SIZE_N: 128}"
 #define TILE_64  "{kernel: sm90.gemm, BLOCK_SIZE_M: 64, BLOCK_SIZE_N: 256}"
 #define TILE_184 "{kernel: sm90.pair, BLOCK_SIZE_M: 184, BLOCK_SIZE_N: 256}"
 
+#define TRANSPOSED "form1_moe_GEMM_SM90_"
+#define PAIRED     "form2_moe_GEMM_SM90_"
+
 /* Transposed weights are read where they lie, by forms of the GEMM; a tile that has no such form is
- * stood in for by one that has. */
+ * stood in for by one that has, and from two rows per
+ * expert on narrow ones by a wide one. */
 static void transposed_weights(void **state)
 {
     (void)state;
     static const struct {
         const char *rule, *gemm1, *gemm2;
+        int64_t num_tokens;
         int is_paired;
     } cases[] = {
-        {RULE(TILE_64), "form1_moe_GEMM_SM90_GEMM_64_", "form1_moe_GEMM_SM90_GEMM_64_", 0},
-        {RULE(TILE_64), "form2_moe_GEMM_SM90_GEMM_64_", "form1_moe_GEMM_SM90_GEMM_64_", 1},
-        {RULE(TILE_16), "form1_moe_GEMM_SM90_GEMM_32_", "form1_moe_GEMM_SM90_GEMM_32_", 0},
-        {RULE(TILE_16), "form2_moe_GEMM_SM90_GEMM_32_", "form1_moe_GEMM_SM90_GEMM_32_", 1},
-        {RULE(TILE_184), "form1_moe_GEMM_SM90_PAIR_144_", "form1_moe_GEMM_SM90_PAIR_184_", 0},
-        {RULE(TILE_184), "form2_moe_GEMM_SM90_PAIR_144_", "form1_moe_GEMM_SM90_PAIR_184_", 1},
+        {RULE(TILE_64), TRANSPOSED "GEMM_64_", TRANSPOSED "GEMM_64_", NUM_TOKENS, 0},
+        {RULE(TILE_64), PAIRED "GEMM_64_", TRANSPOSED "GEMM_64_", NUM_TOKENS, 1},
+        {RULE(TILE_16), TRANSPOSED "GEMM_32_", TRANSPOSED "GEMM_32_", FEW_TOKENS - 1, 0},
+        {RULE(TILE_16), PAIRED "GEMM_32_", TRANSPOSED "GEMM_32_", FEW_TOKENS - 1, 1},
+        {RULE(TILE_16), TRANSPOSED "GEMM_64_", TRANSPOSED "GEMM_64_", FEW_TOKENS, 0},
+        {RULE(TILE_32), PAIRED "GEMM_32_", TRANSPOSED "GEMM_64_", FEW_TOKENS, 1},
+        {RULE(TILE_32), TRANSPOSED "GEMM_64_", TRANSPOSED "GEMM_64_", NUM_TOKENS, 0},
+        {RULE(TILE_184), TRANSPOSED "PAIR_184_", TRANSPOSED "PAIR_184_", NUM_TOKENS, 0},
+        {RULE(TILE_184), PAIRED "PAIR_144_", TRANSPOSED "PAIR_184_", NUM_TOKENS, 1},
     };
     const struct moe_problem problem = make_problem();
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -186,7 +202,7 @@ static void transposed_weights(void **state)
         struct bound bound;
         up.base = cases[i].is_paired ? gate.base : desc.up.base;
         assert_int_equal(bind_desc(&problem, &desc, cases[i].rule, &bound), 0);
-        run_layer(&bound);
+        run_layer(&bound, cases[i].num_tokens);
         memcpy(&args, driver->launches[1].args, sizeof(args));
         expect_map(&args.weight[0], &gate);
         expect_map(&args.weight[1], &up);
