@@ -104,8 +104,8 @@ static bool is_paired(const struct moe_operand *gate, const struct moe_operand *
            is_reachable(gate, shape, gate->col_stride);
 }
 
-/* How the matrix of a part is read where it lies, MOE_CUDA_GEMM_ROWS and so on; -1: it is packed, to rows. Gate
- * and up are read in one way: a transposed one whose partner is not is packed. */
+/* How the matrix of a part is read where it lies, MOE_CUDA_GEMM_ROWS and so on; -1: it is packed,
+ * to rows. Gate and up are read in one way: a transposed one whose partner is not is packed. */
 static int32_t form_of(const struct moe_problem *problem, const struct moe_weights_desc *desc,
                        int32_t part_idx)
 {

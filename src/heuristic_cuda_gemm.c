@@ -10,9 +10,9 @@
  *             epilogue that nothing hides. With two consumers, what the L2 delivers takes time from
  *             it (both are bound by power), and a stage is not filled before its latency is over
  *   L2        a unit reads BLOCK_SIZE_N + N rows of k elements; CTAs of a cluster share the weights
- *   memory    the weights of the active experts once, at the device's rate, which many bytes
- *             in flight and many multiprocessors come closer to than few; where it is the largest
- *             of the three, also what skewed routing may add: the hottest expert's weights once more
+ *   memory    the weights of the active experts once, at the device's rate, which many bytes in
+ *             flight and many multiprocessors come closer to than few; where it is the largest of
+ *             the three, also what skewed routing may add: the hottest expert's weights once more
  *             for each block that it has beyond the others'
  *   waves     ceil(units / clusters) units on the busiest one
  *   total     the largest of the three, and a share of the others that does not overlap

@@ -353,10 +353,11 @@ struct moe_cuda_gemm_routes {
  *   else            is_k_blocked 0:  dims (k, n, 1, E), strides (row, row, expert)
  *   box                              (64, slab rows, is_k_blocked ? BOX_BLOCKS : 1, 1)
  * Halves of [E, 2I, H], separate tensors, padded and interleaved rows are all base and strides.
- * That is form ROWS. Weights that lie channel by channel, row_stride 1, are read by form TRANSPOSED,
- * of tiles whose slabs are 64 rows: the map's dimensions are (n, k, 1, E), its strides (column,
- * column, expert), its box (64, block_k, 1, 1). Form PAIRED: channels of gate and up are in turn,
- * gate first; row_stride is 2, num_matrices 2, and either map is that of both, with 2 * n for n.
+ * That is form ROWS. Weights that lie channel by channel, row_stride 1, are read by form
+ * TRANSPOSED, of tiles whose slabs are 64 rows: the map's dimensions are (n, k, 1, E), its strides
+ * (column, column, expert), its box (64, block_k, 1, 1). Form PAIRED: channels of gate and up are
+ * in turn, gate first; row_stride is 2, num_matrices 2, and either map is that of both, with 2 * n
+ * for n.
  *
  * op: as documented in ops.h, with these limits. input base and 2 * input_stride divide by 16; k
  * and n divide by 8; weight dtype is input_dtype, bf16 or fp16; output bf16, fp16 or fp32; biases

@@ -5,9 +5,9 @@
  * they come together.
  *   Lane 4 j + q has rows j and j + 8 of its warp's 16: gate (j even) or up of channels j / 2 and
  *   4 + j / 2 of the warp's eight. Of each two such lanes the first gives its gate of 4 + j / 2 for
- *   the other's up of j / 2, so one shuffle does for two sums. Then lanes have channels in the order
- *   0, 4, 1, 5, 2, 6, 3, 7 (moe_gemm_channel); stores put that right. Slab 0's channel becomes the
- *   thread's first one, slab 1's its second.
+ *   the other's up of j / 2, so one shuffle does for two sums. Then lanes have channels in the
+ *   order 0, 4, 1, 5, 2, 6, 3, 7 (moe_gemm_channel); stores put that right. Slab 0's channel
+ *   becomes the thread's first one, slab 1's its second.
  */
 #ifndef MOE_GEMM_PAIRS_CUH
 #define MOE_GEMM_PAIRS_CUH

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Weights that lie channel by channel, on a driver that plays a device: which of them are read where
- * they lie, by which maps and forms of the GEMM, and which are packed. */
+/* Weights that lie channel by channel, on a driver that plays a device: which of them are read
+ * where they lie, by which maps and forms of the GEMM, and which are packed. */
 #include "cuda_args.h"
 #include "cuda_fixture.h"
 

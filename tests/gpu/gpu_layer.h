@@ -76,12 +76,12 @@ struct layer_call {
 
 void layer_case_init(struct layer_case *test, const struct gpu_host *host,
                      const struct layer_shape *shape, int64_t max_tokens, uint64_t *seed);
-/* A copy of the case whose CUDA weights are packed, row by row, from tables of the same matrices. */
+void layer_case_finish(struct layer_case *test, const struct gpu_host *host);
+
+/* A copy of the case whose CUDA weights are packed, row by row, from tables of its matrices. */
 void layer_case_pack(const struct layer_case *test, const struct gpu_host *host,
                      struct layer_case *packed);
 void layer_case_unpack(struct layer_case *packed, const struct gpu_host *host);
-
-void layer_case_finish(struct layer_case *test, const struct gpu_host *host);
 
 /* New tokens, logits and residual, new ids of a pattern; sent to the device. */
 void layer_draw_inputs(struct layer_case *test, int pattern, uint64_t *seed);
