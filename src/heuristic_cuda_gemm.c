@@ -11,9 +11,7 @@
  *             it (both are bound by power), and a stage is not filled before its latency is over
  *   L2        a unit reads BLOCK_SIZE_N + N rows of k elements; CTAs of a cluster share the weights
  *   memory    the weights of the active experts once, at the device's rate, which many bytes in
- *             flight and many multiprocessors come closer to than few; where it is the largest of
- *             the three, also what skewed routing may add: the hottest expert's weights once more
- *             for each block that it has beyond the others'
+ *             flight and many multiprocessors come closer to than few
  *   waves     ceil(units / clusters) units on the busiest one
  *   total     the largest of the three, and a share of the others that does not overlap
  *
@@ -44,14 +42,10 @@ static const double overlap_lost = 0.2;
 static const double gather_lost = 0.03; /* of GEMM1's time, where clusters gather */
 static const double copy_rate = 19.0;   /* bytes per cycle and multiprocessor, read and written */
 
-static const double hottest_rows = 2.8; /* of the mean: eight experts, Zipf 1.2, top 2 */
-static const double skew_share = 0.25;  /* of what the hottest one adds */
-
 /* A GEMM as the kernel sees it. */
 struct gemm_shape {
     double num_groups;  /* experts with rows */
     double rows;        /* of one of them, on average */
-    double most_rows;   /* that one of them can have */
     double weight_rows; /* of one of them, gate and up together */
     double k;
     double element_bytes;
@@ -67,13 +61,6 @@ static double count_blocks(double rows, double most)
         sum += ceil(moe_cost_at_least_1(rows + deviations[i] * sqrt(rows)) / most);
     }
     return sum / (double)num_deviations;
-}
-
-/* Blocks that the hottest expert has beyond those of an expert with `rows`. */
-static double count_hot_blocks(const struct gemm_shape *shape, double rows, double most)
-{
-    const double hottest = fmin(hottest_rows * rows, moe_cost_at_least_1(shape->most_rows));
-    return fmax(0.0, ceil(hottest / most) - ceil(rows / most));
 }
 
 static double gemm_cost(const struct moe_tile *tile, const struct moe_device *device,
@@ -113,9 +100,7 @@ static double gemm_cost(const struct moe_tile *tile, const struct moe_device *de
         tail_share * unit_weights / rate + fmax(weight_bytes / (clusters * ctas * rate),
                                                 waves / blocks * unit_weights / memory_rate_alone);
     const double slowest = fmax(tensor, fmax(l2, memory));
-    const double again = count_hot_blocks(shape, rows, ctas * tile->block_m) / shape->num_groups;
-    const double skewed = memory < slowest ? 0.0 : skew_share * again * memory;
-    return launch_cycles + slowest + skewed + overlap_lost * (tensor + l2 + memory - slowest);
+    return launch_cycles + slowest + overlap_lost * (tensor + l2 + memory - slowest);
 }
 
 double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
@@ -128,7 +113,6 @@ double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
     struct gemm_shape shape = {
         .num_groups = routing.active_experts,
         .rows = routing.num_routes / routing.active_experts,
-        .most_rows = (double)num_tokens,
         .weight_rows =
             num_matrices * moe_cost_at_least_1(is_gemm1 ? problem->inter : problem->hidden),
         .k = moe_cost_at_least_1(is_gemm1 ? problem->hidden : problem->inter),
@@ -143,7 +127,6 @@ double moe_heuristic_cuda_gemm_cost(const struct moe_tile *tile, int32_t op,
     if (problem->shared_inter > 0) { /* a group of its own that all tokens meet */
         shape.num_groups = 1.0;
         shape.rows = (double)num_tokens;
-        shape.most_rows = shape.rows;
         *(is_gemm1 ? &shape.weight_rows : &shape.k) =
             is_gemm1 ? num_matrices * problem->shared_inter : problem->shared_inter;
         cost += gemm_cost(tile, device, &shape);
