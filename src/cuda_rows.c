@@ -172,6 +172,14 @@ static bool is_worth_wide(const struct moe_run *run, const struct moe_op_pre_reo
            op->num_tokens * op->top_k * row_bytes > run->plan->context->device.l2_bytes;
 }
 
+/* Tokens of a launch that gives each multiprocessor a CTA, in parts as `wide` says. With fewer, warps
+ * of large CTAs share some multiprocessors while others have nothing to do. */
+static int64_t tokens_of_device(const struct moe_cuda_state *state, int32_t num_threads,
+                                const struct moe_cuda_wide *wide)
+{
+    return ceil_div((int64_t)state->num_sms * (num_threads / 32), wide->num_parts);
+}
+
 /* Launches of as many tokens as are resident at once, where `wide` says how much, until less than
  * `min_tokens` are left, from wide.first_token on. */
 static int32_t launch_wide(const struct moe_run *run, int64_t num_resident, int64_t min_tokens,
@@ -218,8 +226,10 @@ static int32_t reorder_lanes(const struct moe_run *run, struct moe_cuda_pre_reor
         if (num_resident > 0) {
             args->wide.copies_scales = copies_scales(args);
             launch->form = MOE_CUDA_PRE_REORDER_WIDE_LANES;
-            MOE_TRY(launch_wide(run, num_resident, ceil_div(num_resident, WIDE_MIN_SHARE), args,
-                                launch, error));
+            const int64_t share = ceil_div(num_resident, WIDE_MIN_SHARE);
+            const int64_t least = tokens_of_device(state, num_threads, &args->wide);
+            MOE_TRY(
+                launch_wide(run, num_resident, share > least ? share : least, args, launch, error));
         }
     }
     const int64_t num_left = op->num_tokens - args->wide.first_token;
@@ -262,7 +272,8 @@ static int32_t reorder_copies(const struct moe_run *run, struct moe_cuda_pre_reo
         const int64_t num_resident = is_worth_wide(run, op, args->wide.row_bytes)
                                          ? shape_wide(state, num_threads, 0, &args->wide)
                                          : 0;
-        if (num_resident > 0) {
+        if (num_resident > 0 &&
+            op->num_tokens >= tokens_of_device(state, num_threads, &args->wide)) {
             launch->form = MOE_CUDA_PRE_REORDER_WIDE;
             return launch_wide(run, num_resident, 1, args, launch, error);
         }

@@ -38,21 +38,17 @@ static __device__ __forceinline__ void moe_gemm_copy_transposed(
     }
 }
 
-/* One stage's boxes of weights. A CTA of a cluster brings the slabs of one consumer to both. */
+/* One stage's boxes of weights that lie row by row. */
 template <typename Tile>
-static __device__ __forceinline__ void moe_gemm_copy_weights(const struct moe_cuda_gemm &args,
-                                                             const struct moe_gemm_ring<Tile> &ring,
-                                                             const struct moe_gemm_unit &unit,
-                                                             int32_t step, int32_t rank,
-                                                             uint64_t policy)
+static __device__ __forceinline__ void moe_gemm_copy_rows(const struct moe_cuda_gemm &args,
+                                                          const struct moe_gemm_ring<Tile> &ring,
+                                                          const struct moe_gemm_unit &unit,
+                                                          int32_t step, int32_t rank,
+                                                          uint64_t policy)
 {
     constexpr int32_t kOwnSlabs = 2 * Tile::kConsumers / Tile::kCtas;
     const bool has_two = args.op.num_matrices == 2;
     const int32_t first = unit.weight_block * (has_two ? Tile::kBlockN / 2 : Tile::kBlockN);
-    if constexpr (Tile::kIsTransposed) {
-        moe_gemm_copy_transposed<Tile>(args, ring, unit, step, rank, policy);
-        return;
-    }
 #pragma unroll
     for (int32_t i = 0; i < kOwnSlabs; i++) {
         const int32_t slab = rank * kOwnSlabs + i;
@@ -71,6 +67,21 @@ static __device__ __forceinline__ void moe_gemm_copy_weights(const struct moe_cu
             moe_gemm_copy_box<Tile>(to, map, k, row, k_block, unit.expert, ring.full_barrier(),
                                     policy);
         }
+    }
+}
+
+/* A CTA of a cluster brings the slabs of one consumer to both. */
+template <typename Tile>
+static __device__ __forceinline__ void moe_gemm_copy_weights(const struct moe_cuda_gemm &args,
+                                                             const struct moe_gemm_ring<Tile> &ring,
+                                                             const struct moe_gemm_unit &unit,
+                                                             int32_t step, int32_t rank,
+                                                             uint64_t policy)
+{
+    if constexpr (Tile::kIsTransposed) {
+        moe_gemm_copy_transposed<Tile>(args, ring, unit, step, rank, policy);
+    } else {
+        moe_gemm_copy_rows<Tile>(args, ring, unit, step, rank, policy);
     }
 }
 

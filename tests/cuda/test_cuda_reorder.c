@@ -116,6 +116,53 @@ static void pieces_and_rest(void **state)
     assert_nothing_left();
 }
 
+/* Large CTAs are wide where each multiprocessor gets one. */
+static void large_ctas(void **state)
+{
+    (void)state;
+    static const char rule[] = "schema: moe-dispatch/1\nrules:\n- name: large\n"
+                               "  match: {backend: cuda}\n  buckets:\n  - max_tokens: inf\n"
+                               "    pre_reorder: {BLOCK_SIZE: 512}\n";
+    const struct moe_config_source source = {.struct_size = sizeof(source),
+                                             .flags = MOE_CONFIG_REPLACE,
+                                             .path = "rules",
+                                             .text = rule,
+                                             .text_bytes = sizeof(rule) - 1};
+    struct moe_context *context = create_context();
+    struct moe_error error;
+    int num_wide = 0;
+    MOE_INIT(error);
+    assert_int_equal(api->config_reload(context, &source, 1, NULL, NULL, &error), MOE_STATUS_OK);
+    driver->args_of = "PRE_REORDER";
+    driver->args_bytes = sizeof(struct moe_cuda_pre_reorder);
+    for (int64_t num_tokens = 512; num_tokens <= 4096; num_tokens += 128) {
+        const struct shape shape = {num_tokens, 256, 8, HIDDEN, MOE_DTYPE_BF16};
+        struct moe_plan *plan = create_plan(context, &shape, MOE_OP_PRE_REORDER);
+        struct moe_pre_reorder_args args = make_args(&shape, 0);
+        memset(&args.quantization, 0, sizeof(args.quantization)); /* rows as they are */
+        args.output_scales = NULL;
+        driver->num_launches = 0;
+        if (api->pre_reorder(plan, &args, &error) != MOE_STATUS_OK) {
+            fail_msg("%d tokens: %s", (int)num_tokens, error.message);
+        }
+        const struct fake_launch *launch = &driver->launches[0];
+        int form = 0;
+        (void)sscanf(launch->symbol, "form%d_", &form);
+        assert_int_equal(launch->block[0], 512);
+        if (form == MOE_CUDA_PRE_REORDER_WIDE) {
+            assert_true(launch->grid[0] >= 132);
+            num_wide++;
+        } else {
+            assert_int_equal(form, MOE_CUDA_PRE_REORDER_COPY_PAIRS);
+            assert_true(num_tokens < 132 * 16); /* a token per warp */
+        }
+        destroy_plan(plan);
+    }
+    assert_in_range(num_wide, 16, 28); /* of 29; not all */
+    api->context_destroy(context);
+    assert_nothing_left();
+}
+
 /* The copy engine writes scales that lie in rows, where all that it copies is a multiple of 16
  * bytes at such an address; else lanes write them. */
 static void who_writes_scales(void **state)
@@ -167,6 +214,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(who_writes_scales, with_fresh_driver),
+        cmocka_unit_test_setup(large_ctas, with_fresh_driver),
         cmocka_unit_test_setup(pieces_and_rest, with_fresh_driver),
     };
     return open_plugin() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

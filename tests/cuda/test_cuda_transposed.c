@@ -202,6 +202,8 @@ static void transposed_weights(void **state)
         struct bound bound;
         up.base = cases[i].is_paired ? gate.base : desc.up.base;
         assert_int_equal(bind_desc(&problem, &desc, cases[i].rule, &bound), 0);
+        driver->args_of = "GEMM";
+        driver->args_bytes = sizeof(args);
         run_layer(&bound, cases[i].num_tokens);
         memcpy(&args, driver->launches[1].args, sizeof(args));
         expect_map(&args.weight[0], &gate);
