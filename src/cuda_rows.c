@@ -172,8 +172,8 @@ static bool is_worth_wide(const struct moe_run *run, const struct moe_op_pre_reo
            op->num_tokens * op->top_k * row_bytes > run->plan->context->device.l2_bytes;
 }
 
-/* Tokens of a launch that gives each multiprocessor a CTA, in parts as `wide` says. With fewer, warps
- * of large CTAs share some multiprocessors while others have nothing to do. */
+/* Tokens of a launch that gives each multiprocessor a CTA, in parts as `wide` says. With fewer,
+ * warps of large CTAs share some multiprocessors while others have nothing to do. */
 static int64_t tokens_of_device(const struct moe_cuda_state *state, int32_t num_threads,
                                 const struct moe_cuda_wide *wide)
 {
