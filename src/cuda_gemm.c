@@ -41,22 +41,31 @@ static bool gathers(const struct moe_op_gemm *op)
     return op->row_ids != NULL && op->row_ids_div != 0;
 }
 
-/* Does a transposed GEMM gain from units of 256 channels? They read 256 bytes of a column of each
- * matrix, where those of 128 channels read 128, and memory delivers the former faster by up to 8 %.
- * With few rows more units count for more. */
-static bool is_faster_wide(const struct moe_tile *tile, const struct moe_op_gemm *op)
+/* Do a layer's GEMMs gain from units of 256 channels because gate and up are transposed halves?
+ * Those read 256 bytes of a column of each half, units of 128 channels 128, which memory delivers
+ * slower (record 0017). The second GEMM gains nothing, but a chain of two tiles loses. With few
+ * rows more units count for more; op->num_rows is what there may be, of all ranks' experts. */
+static bool is_faster_wide(const struct moe_run *run, int32_t matrix, const struct moe_tile *tile,
+                           const struct moe_op_gemm *op)
 {
-    return tile->block_n < 256 && op->num_rows >= 2 * op->num_experts;
+    const struct moe_cuda_weights *weights = run->weights->backend_data;
+    const bool is_shared = matrix >= MOE_CUDA_SHARED_GATE;
+    const struct moe_cuda_matrix *gate =
+        &weights->matrices[is_shared ? MOE_CUDA_SHARED_GATE : MOE_CUDA_GATE];
+    const int64_t num_experts = is_shared ? 1 : run->weights->problem.num_experts_global;
+    return gate->operand.base != NULL && gate->form == MOE_CUDA_GEMM_TRANSPOSED &&
+           tile->block_n < 256 && op->num_rows >= 2 * num_experts;
 }
 
 /* The tile of a launch: the plan's, but for rows that are gathered, and for weights that do not lie
  * row by row, one that can, or reads them faster; with the same bits. */
-static const struct moe_tile *launched_tile(const struct moe_tile *chosen,
+static const struct moe_tile *launched_tile(const struct moe_run *run,
+                                            const struct moe_tile *chosen, int32_t matrix,
                                             const struct moe_op_gemm *op, int32_t form)
 {
     const bool is_large = chosen->block_m > MOE_CUDA_GEMM_GATHERED_BLOCK_M;
     const bool has_form = moe_cuda_has_form(chosen, form);
-    if (form == MOE_CUDA_GEMM_TRANSPOSED && is_faster_wide(chosen, op)) {
+    if (is_faster_wide(run, matrix, chosen, op)) {
         return &moe_tiles[MOE_TILE_GEMM_SM90_GEMM_64_256_64_8_12_5];
     }
     if (has_form && !(is_large && gathers(op))) {
@@ -97,7 +106,8 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
     const struct moe_cuda_state *state = moe_cuda_state_of(run);
     const struct moe_cuda_weights *weights = run->weights->backend_data;
     const int32_t form = weights->matrices[matrices[0]].form;
-    const struct moe_tile *tile = launched_tile(moe_cuda_tile_of(run, op_id), op, form);
+    const struct moe_tile *tile =
+        launched_tile(run, moe_cuda_tile_of(run, op_id), matrices[0], op, form);
     struct moe_cuda_gemm args;
     memset(&args, 0, sizeof(args));
     args.op = *op;

@@ -126,12 +126,15 @@ static void check_rows_grid(const struct moe_tile_info *tile, const struct shape
     assert_int_equal(grid[2], num_z);
 }
 
-/* More rows are written than the L2 holds, several per token. */
+/* More rows are written than the L2 holds, several per token. With fewer tokens than all
+ * multiprocessors have warps of a CTA that depends on how rows are divided: it is if it was. */
 static int is_wide(const struct moe_tile_info *tile, const struct shape *shape)
 {
     const int64_t row_bytes = (int64_t)shape->hidden * (shape->dtype == MOE_DTYPE_FP32 ? 4 : 2);
+    const int has_few = shape->num_tokens < (int64_t)driver->num_sms * (tile->block_size / 32);
     return tile->op == MOE_OP_PRE_REORDER && row_bytes % 16 == 0 && shape->top_k >= WIDE_SLOTS &&
-           shape->num_tokens * shape->top_k * row_bytes > driver->l2_bytes;
+           shape->num_tokens * shape->top_k * row_bytes > driver->l2_bytes &&
+           (!has_few || strncmp(driver->launches[0].symbol, "form1_", 6) == 0);
 }
 
 /* One of the launches that hold `num_tokens` in shared memory, and not much more. */
