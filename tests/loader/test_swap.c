@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ctest labels: tsan serial */
-/* ctest timeout: 300 */
+/* ctest timeout: 600 */
 /* Swapping under load: a server of eight threads, good and bad candidates, and nothing grows. */
 #define _GNU_SOURCE
 
