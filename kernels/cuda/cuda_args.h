@@ -344,6 +344,18 @@ struct moe_cuda_gemm_routes {
 /* Routes that every CTA of a GEMM counts for itself, at most. */
 #define MOE_CUDA_GEMM_MAX_ROUTES 2048
 
+/* Forms, by how the weights lie. Numbers, since symbols are made of them. PAIRED has ten registers
+ * too few for larger blocks. */
+#define MOE_CUDA_GEMM_ROWS           0
+#define MOE_CUDA_GEMM_TRANSPOSED     1
+#define MOE_CUDA_GEMM_PAIRED         2
+#define MOE_CUDA_GEMM_NUM_FORMS      3
+#define MOE_CUDA_GEMM_PAIRED_BLOCK_M 144
+#define MOE_CUDA_GEMM_HAS_FORM(form, block_m, block_n, num_warps) \
+    ((form) == MOE_CUDA_GEMM_ROWS ||                              \
+     (!MOE_CUDA_GEMM_IS_MERGED(block_n, num_warps) &&             \
+      ((form) != MOE_CUDA_GEMM_PAIRED || (block_m) <= MOE_CUDA_GEMM_PAIRED_BLOCK_M)))
+
 /*
  * weight[i], i below op.num_matrices (a second map that is not used: anything): op.weight[i] as a
  * map of four dimensions, 16-bit type of op.input_dtype, CU_TENSOR_MAP_SWIZZLE_128B, no
@@ -366,16 +378,6 @@ struct moe_cuda_gemm_routes {
  * seg_indptr are experts, num_segments = num_experts, as are those of masked_m. None of the three:
  * as masked_m with all max_masked_rows in use (a shared expert: one segment of all tokens).
  */
-/* Forms, by how the weights lie. Numbers, since symbols are made of them. */
-#define MOE_CUDA_GEMM_ROWS       0
-#define MOE_CUDA_GEMM_TRANSPOSED 1
-#define MOE_CUDA_GEMM_PAIRED     2
-#define MOE_CUDA_GEMM_NUM_FORMS  3
-#define MOE_CUDA_GEMM_HAS_FORM(form, block_m, block_n, num_warps) \
-    ((form) == MOE_CUDA_GEMM_ROWS ||                              \
-     (!MOE_CUDA_GEMM_IS_MERGED(block_n, num_warps) &&             \
-      ((form) != MOE_CUDA_GEMM_PAIRED || (block_m) <= MOE_CUDA_GEMM_GATHERED_BLOCK_M)))
-
 struct moe_cuda_gemm {
     CUtensorMap weight[2];
     CUtensorMap tokens; /* sm90.pair with token_box_rows > 0: dims (k, num_rows, 1, 1), box (64,
