@@ -2,7 +2,6 @@
 #include "cuda_chain.h"
 
 #include "cuda_ops.h"
-#include "cuda_weights.h"
 #include "problem.h"
 #include "status.h"
 
@@ -42,13 +41,7 @@ int32_t moe_cuda_run_gemm(struct moe_run *run, int32_t op_id, const struct moe_o
                           int32_t first_matrix, int32_t is_early,
                           const struct moe_cuda_gemm_routes *routes, struct moe_error *error)
 {
-    const int32_t matrices[2] = {gemm->num_matrices == 1 && op_id == MOE_OP_GEMM1
-                                     ? first_matrix + 1 /* up */
-                                     : first_matrix,
-                                 first_matrix + 1};
-    MOE_TRY(moe_cuda_gemm(run, op_id, gemm, matrices, is_early, routes, error));
+    MOE_TRY(moe_cuda_gemm(run, op_id, gemm, first_matrix, is_early, routes, error));
     run->is_chained = 1;
     return MOE_STATUS_OK;
 }
-_Static_assert(MOE_CUDA_UP == MOE_CUDA_GATE + 1 && MOE_CUDA_SHARED_UP == MOE_CUDA_SHARED_GATE + 1,
-               "up follows gate");

@@ -99,21 +99,58 @@ static int32_t encode_tokens(const struct moe_cuda_state *state, const struct mo
                : moe_cuda_driver_error(&state->driver, result, "cuda: a map of the rows", error);
 }
 
+/* Of op->weight[i]. Without gate up is the first. */
+static int32_t matrix_of(int32_t op_id, const struct moe_op_gemm *op, int32_t first_matrix,
+                         int32_t i)
+{
+    return first_matrix + (op_id == MOE_OP_GEMM1 && op->num_matrices == 1 ? 1 : i);
+}
+_Static_assert(MOE_CUDA_UP == MOE_CUDA_GATE + 1 && MOE_CUDA_SHARED_UP == MOE_CUDA_SHARED_GATE + 1,
+               "up follows gate");
+
+/* The tile of a launch and the form of its weights. */
+static const struct moe_tile *find_tile(const struct moe_run *run, int32_t op_id,
+                                        const struct moe_op_gemm *op, int32_t first_matrix,
+                                        int32_t *form)
+{
+    const struct moe_cuda_weights *weights = run->weights->backend_data;
+    const int32_t matrix = matrix_of(op_id, op, first_matrix, 0);
+    *form = weights->matrices[matrix].form;
+    return launched_tile(run, moe_cuda_tile_of(run, op_id), matrix, op, *form);
+}
+
+bool moe_cuda_gemm_can_sort(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
+                            int32_t first_matrix, int64_t num_routes)
+{
+    int32_t form;
+    const struct moe_tile *tile = find_tile(run, op_id, op, first_matrix, &form);
+    const int64_t staging_bytes =
+        MOE_CUDA_GEMM_NUM_CONSUMERS(tile->num_warps) * MOE_CUDA_GEMM_STAGING_BYTES;
+    return moe_tiles_cluster_ctas(tile) == 1 && op->row_weights == NULL &&
+           num_routes <= MOE_CUDA_GEMM_MAX_SORTED &&
+           MOE_CUDA_GEMM_SORT_BYTES(num_routes, op->num_segments) <= staging_bytes &&
+           moe_cuda_gemm_smem_bytes(tile, op->num_segments) +
+                   MOE_CUDA_GEMM_ORDER_BYTES(num_routes) <=
+               moe_cuda_state_of(run)->smem_bytes;
+}
+
 int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
-                      const int32_t matrices[2], int32_t is_early,
+                      int32_t first_matrix, int32_t is_early,
                       const struct moe_cuda_gemm_routes *routes, struct moe_error *error)
 {
     const struct moe_cuda_state *state = moe_cuda_state_of(run);
     const struct moe_cuda_weights *weights = run->weights->backend_data;
-    const int32_t form = weights->matrices[matrices[0]].form;
-    const struct moe_tile *tile =
-        launched_tile(run, moe_cuda_tile_of(run, op_id), matrices[0], op, form);
+    int32_t form;
+    const struct moe_tile *tile = find_tile(run, op_id, op, first_matrix, &form);
+    int64_t smem_bytes =
+        moe_cuda_gemm_smem_bytes(tile, op->expert_ids != NULL ? 0 : op->num_segments);
     struct moe_cuda_gemm args;
     memset(&args, 0, sizeof(args));
     args.op = *op;
     for (int32_t i = 0; i < 2 && i < op->num_matrices; i++) {
-        const struct moe_cuda_matrix *matrix = &weights->matrices[matrices[i]];
-        args.weight[i] = *moe_cuda_weights_map(weights, matrices[i], tile);
+        const int32_t id = matrix_of(op_id, op, first_matrix, i);
+        const struct moe_cuda_matrix *matrix = &weights->matrices[id];
+        args.weight[i] = *moe_cuda_weights_map(weights, id, tile);
         args.op.weight[i] = matrix->operand;
         args.op.bias[i] = matrix->bias;
         args.is_k_blocked = matrix->is_k_blocked;
@@ -122,6 +159,7 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
     args.is_early = is_early;
     if (routes != NULL) {
         args.routes = *routes;
+        smem_bytes += routes->src2dst != NULL ? MOE_CUDA_GEMM_ORDER_BYTES(routes->num_routes) : 0;
     }
     const int32_t cluster_ctas = moe_tiles_cluster_ctas(tile);
     if (cluster_ctas > 1 && !gathers(op) && op->num_rows > 0) {
@@ -133,8 +171,7 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
         .grid_x = (uint32_t)(state->num_sms - state->num_sms % cluster_ctas),
         .grid_y = 1,
         .num_threads = (uint32_t)tile->num_warps * 32,
-        .smem_bytes =
-            (uint32_t)moe_cuda_gemm_smem_bytes(tile, op->expert_ids != NULL ? 0 : op->num_segments),
+        .smem_bytes = (uint32_t)smem_bytes,
         .is_chained = run->is_chained,
         .args = &args,
     };
@@ -144,14 +181,8 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
 int32_t moe_cuda_grouped_gemm(const struct moe_run *run, int32_t op_id,
                               const struct moe_op_gemm *op, struct moe_error *error)
 {
-    static const int32_t gate_up[2] = {MOE_CUDA_GATE, MOE_CUDA_UP};
-    static const int32_t up[2] = {MOE_CUDA_UP, MOE_CUDA_UP};
-    static const int32_t down[2] = {MOE_CUDA_DOWN, MOE_CUDA_DOWN};
     MOE_TRY(moe_cuda_check_rows("grouped_gemm: input", op->input, op->input_stride, op->input_dtype,
                                 error));
-    return moe_cuda_gemm(run, op_id, op,
-                         op_id == MOE_OP_GEMM2   ? down
-                         : op->num_matrices == 2 ? gate_up
-                                                 : up,
-                         0, NULL, error);
+    return moe_cuda_gemm(run, op_id, op, op_id == MOE_OP_GEMM2 ? MOE_CUDA_DOWN : MOE_CUDA_GATE, 0,
+                         NULL, error);
 }

@@ -6,12 +6,13 @@
  *   shared expert: GEMM1, GEMM2, its factor     (what does not depend on routing comes first)
  *   router                                      (unless the host gives logits or ids)
  *   gating                                      (unless the host gives ids)
- *   ep_preprocess: the sort
+ *   ep_preprocess: the sort                     (of more routes than GEMM1 sorts itself)
  *   pre_reorder                                 (for a GEMM1 of clusters and many channels)
  *   GEMM1, tokens gathered and activation fused; GEMM2; post_reorder
  *
- * GEMM1 counts the rows of each expert from the ids, like the sort in front of it, so that weights
- * are on their way while the sort still runs; only its tokens wait for the sort.
+ * Few routes GEMM1 sorts itself (record 0018), and GEMM2 counts them again. Some more, GEMM1
+ * counts, like the sort in front of it, so that weights are on their way while the sort still runs;
+ * only its tokens wait for the sort.
  *
  * Nothing is read back: how many rows each expert has stays on the device. Every stage is a pure
  * function of the one before, so tiles and chunks do not change a bit.
@@ -316,15 +317,15 @@ static int32_t run_reorder(struct layer_run *layer, struct moe_op_gemm *gemm1,
     return MOE_STATUS_OK;
 }
 
-/* What the sort sorts. GEMM1 counts it too, so that it need not wait for the sort to know which
- * weights it reads: the ids are older than the sort. */
-static struct moe_cuda_gemm_routes find_routes(const struct layer_run *layer)
+/* What is to be sorted; with `sorts`, by the GEMM that is given this. */
+static struct moe_cuda_gemm_routes find_routes(const struct layer_run *layer, bool sorts)
 {
     const struct moe_op_layer *op = layer->op;
     const int32_t num_slots = moe_problem_num_slots(layer->problem);
     const struct moe_cuda_gemm_routes routes = {
         .topk_ids = layer->topk_ids,
         .num_tokens_device = op->num_tokens_device,
+        .src2dst = sorts ? at(layer, layer->layout.src2dst) : NULL,
         .ids_dtype = layer->ids_dtype,
         .num_routes = (int32_t)(op->num_tokens * num_slots),
         .top_k = num_slots,
@@ -333,40 +334,75 @@ static struct moe_cuda_gemm_routes find_routes(const struct layer_run *layer)
     return routes;
 }
 
-static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
+/* GEMM1 as it is with rows gathered in the order of a sort. */
+static struct moe_op_gemm make_gemm1(const struct layer_run *layer)
 {
     const struct moe_problem *problem = layer->problem;
     const int32_t num_slots = moe_problem_num_slots(problem);
-    const int64_t num_routes = layer->op->num_tokens * num_slots;
     struct moe_op_gemm gemm1 = moe_cuda_make_gemm1(problem, problem->inter);
-    struct moe_op_gemm gemm2 = moe_cuda_make_gemm2(problem, problem->inter);
     gemm1.num_segments = problem->num_experts;
     gemm1.num_experts = problem->num_experts;
     gemm1.seg_indptr = at(layer, layer->layout.seg_indptr);
-    gemm1.num_rows = num_routes;
+    gemm1.num_rows = layer->op->num_tokens * num_slots;
     gemm1.row_ids = at(layer, layer->layout.dst2src);
-    gemm1.num_row_ids = num_routes;
+    gemm1.num_row_ids = gemm1.num_rows;
     gemm1.row_ids_div = num_slots;
     gemm1.row_weights =
         (problem->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0 ? layer->topk_weights : NULL;
     gemm1.input = layer->op->tokens;
     gemm1.input_stride = layer->op->token_stride;
     gemm1.output = at(layer, layer->layout.inter);
-    const bool is_in_order = reads_in_order(problem, layer->run.bucket);
+    return gemm1;
+}
+
+/* GEMM1 sorts. What it sorts is older than the node in front if it is the host's. */
+static int32_t run_sorting_gemm1(struct layer_run *layer, struct moe_op_gemm *gemm1,
+                                 struct moe_error *error)
+{
+    const struct moe_cuda_gemm_routes routes = find_routes(layer, true);
+    const int32_t is_early = layer->op->topk_ids != NULL;
+    gemm1->row_ids = NULL;
+    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, gemm1, MOE_CUDA_GATE, is_early, &routes,
+                             error);
+}
+
+/* The sort, and GEMM1 behind it. Where it counts too, it need not wait for the sort to know which
+ * weights it reads: the ids are older than the sort. */
+static int32_t run_sorted_gemm1(struct layer_run *layer, struct moe_op_gemm *gemm1,
+                                struct moe_error *error)
+{
+    const struct moe_cuda_gemm_routes routes = find_routes(layer, false);
+    const bool is_in_order = reads_in_order(layer->problem, layer->run.bucket);
+    const bool is_counted = !is_in_order && gemm1->num_rows <= MOE_CUDA_GEMM_MAX_ROUTES;
+    MOE_TRY(run_sort(layer, error));
     if (is_in_order) {
-        MOE_TRY(run_reorder(layer, &gemm1, error));
+        MOE_TRY(run_reorder(layer, gemm1, error));
     }
-    const struct moe_cuda_gemm_routes routes = find_routes(layer);
-    const bool is_counted = !is_in_order && num_routes <= MOE_CUDA_GEMM_MAX_ROUTES;
-    MOE_TRY(moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE,
-                              is_in_order || is_counted, is_counted ? &routes : NULL, error));
+    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM1, gemm1, MOE_CUDA_GATE,
+                             is_in_order || is_counted, is_counted ? &routes : NULL, error);
+}
+
+static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
+{
+    const struct moe_problem *problem = layer->problem;
+    struct moe_op_gemm gemm1 = make_gemm1(layer);
+    const bool sorts =
+        moe_cuda_gemm_can_sort(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, gemm1.num_rows);
+    if (sorts) {
+        MOE_TRY(run_sorting_gemm1(layer, &gemm1, error));
+    } else {
+        MOE_TRY(run_sorted_gemm1(layer, &gemm1, error));
+    }
+    const struct moe_cuda_gemm_routes routes = find_routes(layer, false);
+    struct moe_op_gemm gemm2 = moe_cuda_make_gemm2(problem, problem->inter);
     gemm2.num_segments = problem->num_experts;
     gemm2.num_experts = problem->num_experts;
     gemm2.seg_indptr = gemm1.seg_indptr;
-    gemm2.num_rows = num_routes;
+    gemm2.num_rows = gemm1.num_rows;
     gemm2.input = gemm1.output;
     gemm2.output = at(layer, layer->layout.rows);
-    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_DOWN, 1, NULL, error);
+    return moe_cuda_run_gemm(&layer->run, MOE_OP_GEMM2, &gemm2, MOE_CUDA_DOWN, 1,
+                             sorts ? &routes : NULL, error);
 }
 
 static int32_t run_combine(struct layer_run *layer, struct moe_error *error)
@@ -412,7 +448,6 @@ int32_t moe_cuda_layer(const struct moe_run *run, const struct moe_op_layer *op,
         MOE_TRY(run_shared_factor(&layer, error));
     }
     MOE_TRY(run_gating(&layer, error));
-    MOE_TRY(run_sort(&layer, error));
     MOE_TRY(run_experts(&layer, error));
     return run_combine(&layer, error);
 }

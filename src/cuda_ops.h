@@ -54,13 +54,17 @@ int32_t moe_cuda_shared_factor(const struct moe_run *run, const struct moe_op_ro
                                struct moe_error *error);
 
 /*
- * cuda_gemm.c. `matrices`: which of the bound weights' (MOE_CUDA_GATE, ...) are op->weight[i]; the
- * operands and biases in `op` are not read. `is_early`, and `routes` (NULL: none): as in struct
- * moe_cuda_gemm.
+ * cuda_gemm.c. `first_matrix`: the bound weights (MOE_CUDA_GATE, ...) that are op->weight[0]; of a
+ * gate without matrix, those of up, which follow. The operands and biases in `op` are not read.
+ * `is_early`, and `routes` (NULL: none): as in struct moe_cuda_gemm.
  */
 int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
-                      const int32_t matrices[2], int32_t is_early,
+                      int32_t first_matrix, int32_t is_early,
                       const struct moe_cuda_gemm_routes *routes, struct moe_error *error);
+
+/* Can the tile that moe_cuda_gemm would launch sort so many routes itself (routes.src2dst)? */
+bool moe_cuda_gemm_can_sort(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
+                            int32_t first_matrix, int64_t num_routes);
 
 /* Rows that GEMMs and router read begin at multiples of 16 bytes; checked before the first launch
  * of a call. `name`: "layer: tokens". UNSUPPORTED. */

@@ -291,8 +291,9 @@ struct moe_cuda_post_reorder {
  *   num_warps   warps of a CTA: 8 with one consumer warpgroup, 12 with two
  *   num_stages  stages of the ring
  * Launch: grid (num_sms, 1; sm90.pair: rounded down to pairs), 32 * num_warps threads, dynamic
- * shared memory of MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES. A CTA fills a
- * multiprocessor, so that the CTAs of a chained launch spread evenly. Any grid gives the same bits.
+ * shared memory of MOE_CUDA_GEMM_FIXED_BYTES + MOE_CUDA_GEMM_SEGMENT_BYTES, and where it sorts
+ * MOE_CUDA_GEMM_ORDER_BYTES. A CTA fills a multiprocessor, so that the CTAs of a chained launch
+ * spread evenly. Any grid gives the same bits.
  */
 
 /* Two slabs of weight rows per consumer warpgroup; a slab is the rows of one box. Slabs of less
@@ -321,8 +322,8 @@ struct moe_cuda_post_reorder {
 #define MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) (((block_m) + (block_n)) * (block_k)*2)
 
 /* Shared memory of a CTA: alignment, ring, staging, two barriers and a unit per stage, output
- * rows, scratch, three words per segment (first tile, first position, positions). Segments:
- * num_segments, with expert_ids 0. */
+ * rows, scratch, three words per segment (first tile, first position, positions), the order of
+ * sorted routes. Segments: num_segments, with expert_ids 0. */
 #define MOE_CUDA_GEMM_FIXED_BYTES(block_m, block_n, block_k, num_warps, num_stages)           \
     (1024 + (num_stages)*MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) +               \
      MOE_CUDA_GEMM_NUM_CONSUMERS(num_warps) * MOE_CUDA_GEMM_STAGING_BYTES + (num_stages)*32 + \
@@ -330,10 +331,13 @@ struct moe_cuda_post_reorder {
 #define MOE_CUDA_GEMM_SEGMENT_BYTES(num_segments) (12 * ((num_segments) + 1))
 
 /* Where a GEMM's list of work may come from beside the segments themselves: the ids of the routes
- * that a sort puts in order of experts. It lets the first GEMM of a layer begin under the sort. */
+ * that a sort puts in order of experts. It lets the first GEMM of a layer begin under the sort, or,
+ * with src2dst, do without one. */
 struct moe_cuda_gemm_routes {
     const void *topk_ids; /* NULL: from the segments */
     const int32_t *num_tokens_device;
+    int32_t *src2dst; /* not NULL: the GEMM sorts the routes, reads rows by the order that comes of
+                         it, and writes the position of each route here, -1 where it has none */
     int32_t ids_dtype;
     int32_t num_routes;
     int32_t top_k; /* slots of a token */
@@ -341,8 +345,16 @@ struct moe_cuda_gemm_routes {
     struct moe_op_filter filter;
 };
 
-/* Routes that every CTA of a GEMM counts for itself, at most. */
+/* Routes that every CTA of a GEMM counts for itself, at most, and those that it sorts. */
 #define MOE_CUDA_GEMM_MAX_ROUTES 2048
+#define MOE_CUDA_GEMM_MAX_SORTED 1024
+
+/* Sorting: a byte per segment and sorting warp, a rank per route, in the staging of all consumers;
+ * the order of the routes behind the segments' words. */
+#define MOE_CUDA_GEMM_SORT_WARPS 16 /* at most */
+#define MOE_CUDA_GEMM_SORT_BYTES(num_routes, num_segments) \
+    (MOE_CUDA_GEMM_SORT_WARPS * (num_segments) + 4 * (num_routes))
+#define MOE_CUDA_GEMM_ORDER_BYTES(num_routes) (4 * (num_routes))
 
 /* Forms, by how the weights lie. Numbers, since symbols are made of them. PAIRED has ten registers
  * too few for larger blocks. */
@@ -392,9 +404,11 @@ struct moe_cuda_gemm {
                          by that node, or unknown */
     int32_t token_box_rows; /* 0: position p reads the input row of struct moe_op_gemm; else row p,
                                by boxes of so many rows (TOKEN_BOX_ROWS), if that divides block_m */
-    struct moe_cuda_gemm_routes
-        routes; /* with seg_indptr and is_early: seg_indptr is what their sort
-                                           is to write, without alignment */
+    /* With topk_ids: the segments are those of a sort without alignment; seg_indptr is not NULL and
+     * not read. With src2dst, of tiles whose clusters are one CTA: at most MAX_SORTED routes,
+     * SORT_BYTES in the staging, op.row_ids NULL (the input row of a route is its number /
+     * row_ids_div), op.row_weights NULL, op.scatter 0. */
+    struct moe_cuda_gemm_routes routes;
 };
 
 /* Threads of the helpers that prepare what other kernels read. */

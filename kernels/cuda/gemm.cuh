@@ -171,20 +171,23 @@ static __device__ __forceinline__ void moe_gemm_consume(const struct moe_cuda_ge
 }
 
 /* Shared memory: ring, staging, barriers, units, rows of the outputs, scratch, three words per
- * segment. */
+ * segment, the order of sorted routes. */
 template <typename Tile>
 static __device__ __forceinline__ void moe_gemm_run(const struct moe_cuda_gemm &args)
 {
-    char *memory = moe_ptx_shared_memory();
     const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+    char *memory = moe_ptx_shared_memory();
     const uint32_t unaligned = moe_ptx_shared_address(memory);
     const uint32_t slots = (unaligned + 1023) / 1024 * 1024;
-    int32_t *scratch =
-        reinterpret_cast<int32_t *>(memory + (slots - unaligned) + Tile::kScratchOffset);
+    memory += slots - unaligned;
+    int32_t *scratch = reinterpret_cast<int32_t *>(memory + Tile::kScratchOffset);
     struct moe_gemm_work work;
     work.first_block = scratch + 64;
     work.first_row = work.first_block + args.op.num_segments + 1;
     work.num_rows = work.first_row + args.op.num_segments + 1;
+    work.staging = memory + Tile::kStagingOffset;
+    int32_t *order = work.num_rows + args.op.num_segments + 1;
+    work.row_ids = moe_gemm_sorts<Tile>(args) ? order : args.op.row_ids;
     struct moe_gemm_ring<Tile> ring;
     ring.slots = slots;
     ring.stage = 0;
@@ -211,8 +214,11 @@ static __device__ __forceinline__ void moe_gemm_run(const struct moe_cuda_gemm &
         moe_ptx_griddep_launch();
     }
     const int32_t block_channels = args.op.num_matrices == 2 ? Tile::kBlockN / 2 : Tile::kBlockN;
-    moe_gemm_list_work<Tile::kCtas * Tile::kBlockM, Tile::kThreads>(
-        args, moe_gemm_ceil(args.op.n, block_channels), moe_gemm_first<Tile>(), scratch, &work);
+    moe_gemm_list_work<Tile>(args, moe_gemm_ceil(args.op.n, block_channels), moe_gemm_first<Tile>(),
+                             scratch, &work);
+    if (moe_gemm_sorts<Tile>(args)) {
+        moe_gemm_place_routes<Tile>(args, work.first_row, work.staging, order);
+    }
     if (warp < 4 * Tile::kConsumers) {
         if constexpr (Tile::kConsumers == 2) {
             moe_ptx_registers_more<Tile::kConsumerRegisters>();

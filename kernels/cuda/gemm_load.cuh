@@ -149,10 +149,11 @@ static __device__ __forceinline__ void moe_gemm_load_boxes(const struct moe_cuda
     }
 }
 
-/* Do row_ids tell which input rows are read? */
-static __device__ __forceinline__ bool moe_gemm_has_sources(const struct moe_op_gemm &op)
+/* Do row ids tell which input rows are read? */
+static __device__ __forceinline__ bool moe_gemm_has_sources(const struct moe_op_gemm &op,
+                                                            const struct moe_gemm_work &work)
 {
-    return op.row_ids != nullptr && op.row_ids_div != 0;
+    return work.row_ids != nullptr && op.row_ids_div != 0;
 }
 
 /* Rows that a lane of a token warp copies pieces of. */
@@ -161,11 +162,12 @@ template <typename Tile> struct moe_gemm_sources {
     static constexpr int kTurns = (Tile::kBlockM + kRowsPerTurn - 1) / kRowsPerTurn;
     int32_t expert;
     int32_t num_turns;
-    int32_t rows[kTurns]; /* entries of row_ids, then input rows */
+    int32_t rows[kTurns]; /* entries of work.row_ids, then input rows */
 };
 
 template <typename Tile>
 static __device__ __forceinline__ void moe_gemm_find_sources(const struct moe_op_gemm &op,
+                                                             const struct moe_gemm_work &work,
                                                              const struct moe_gemm_unit &unit,
                                                              int32_t own_row,
                                                              struct moe_gemm_sources<Tile> *sources)
@@ -177,8 +179,9 @@ static __device__ __forceinline__ void moe_gemm_find_sources(const struct moe_op
         const int32_t row = turn * sources->kRowsPerTurn + own_row;
         sources->rows[turn] = -1;
         if (row < unit.num_rows && unit.expert >= 0) {
-            sources->rows[turn] =
-                moe_gemm_has_sources(op) ? op.row_ids[unit.first_row + row] : unit.first_row + row;
+            sources->rows[turn] = moe_gemm_has_sources(op, work)
+                                      ? work.row_ids[unit.first_row + row]
+                                      : unit.first_row + row;
         }
     }
 }
@@ -187,12 +190,13 @@ static __device__ __forceinline__ void moe_gemm_find_sources(const struct moe_op
  * stored. */
 template <typename Tile>
 static __device__ __forceinline__ void moe_gemm_translate(const struct moe_op_gemm &op,
+                                                          const struct moe_gemm_work &work,
                                                           struct moe_gemm_sources<Tile> *sources)
 {
 #pragma unroll
     for (int32_t turn = 0; turn < sources->kTurns; turn++) {
         const int32_t id = sources->rows[turn];
-        if (!moe_gemm_has_sources(op)) {
+        if (!moe_gemm_has_sources(op, work)) {
             sources->rows[turn] = id < 0 ? 0 : id;
         } else {
             sources->rows[turn] = id < 0 || id >= op.num_row_ids ? 0 : id / op.row_ids_div;
@@ -230,16 +234,18 @@ static __device__ __forceinline__ void moe_gemm_load_tokens(const struct moe_cud
         if (u < work.num_units) {
             const struct moe_gemm_unit unit =
                 moe_gemm_find_unit<Tile::kGroupM, Tile::kCtas>(op, work, u, moe_gemm_rank<Tile>());
-            moe_gemm_find_sources(op, unit, own_row, &next);
+            moe_gemm_find_sources(op, work, unit, own_row, &next);
         }
     };
-    /* Which rows come first is known before the wait, unless row_ids tell. */
-    if (args.is_early && moe_gemm_has_sources(op)) {
+    /* Which rows come first is known before the wait, unless a sort in front tells. */
+    const bool waits_first =
+        args.is_early && moe_gemm_has_sources(op, work) && !moe_gemm_sorts<Tile>(args);
+    if (waits_first) {
         moe_ptx_griddep_wait();
     }
     look_up(moe_gemm_first<Tile>());
-    moe_gemm_translate(op, &next);
-    if (args.is_early && !moe_gemm_has_sources(op)) {
+    moe_gemm_translate(op, work, &next);
+    if (args.is_early && !waits_first) {
         moe_ptx_griddep_wait();
     }
     for (int32_t u = moe_gemm_first<Tile>(); u < work.num_units; u += moe_gemm_stride<Tile>()) {
@@ -279,7 +285,7 @@ static __device__ __forceinline__ void moe_gemm_load_tokens(const struct moe_cud
                 look_up(u + moe_gemm_stride<Tile>());
             }
         }
-        moe_gemm_translate(op, &next);
+        moe_gemm_translate(op, work, &next);
     }
 }
 

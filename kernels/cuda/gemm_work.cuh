@@ -5,7 +5,8 @@
  * and each role turns unit numbers into expert, weight block and rows by itself. The counts are
  * those of segments that a sort has made, or, under that sort, of the ids it sorts.
  * The first unit of a CTA is what its first copy waits for: whoever counts its segment writes it
- * down, and where a segment has one block nothing is divided.
+ * down, and where a segment has one block nothing is divided. Few routes a CTA also sorts, where
+ * no sort is in front of it (gemm_sort.cuh).
  *
  * A segment's rows are split evenly over ceil(rows / block_m) blocks, in steps of 8; in clusters
  * over ceil(rows / (2 block_m)) blocks of two parts each, one per CTA. Units are
@@ -16,14 +17,15 @@
 #ifndef MOE_GEMM_WORK_CUH
 #define MOE_GEMM_WORK_CUH
 
-#include "cuda_args.h"
-#include "filter.cuh"
+#include "gemm_sort.cuh"
 
 /* Words in shared memory, num_segments + 1 of each. */
 struct moe_gemm_work {
     int32_t *first_block; /* blocks of tokens of the segments before */
     int32_t *first_row;
     int32_t *num_rows;
+    char *staging;              /* of the outputs, where the CTA sorts first */
+    const int32_t *row_ids;     /* op.row_ids, or the order that the CTA sorts; may be NULL */
     int32_t *first_segment;     /* one word: the segment of first_unit */
     int32_t first_unit;         /* of this CTA */
     int32_t num_blocks;         /* of all segments */
@@ -70,12 +72,7 @@ static __device__ __forceinline__ void moe_gemm_count_routes(
 {
     constexpr int32_t kBatch = 4; /* loads of a thread before it waits for the first */
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
-    int32_t num_routes = routes.num_routes;
-    if (routes.num_tokens_device != nullptr) {
-        const int32_t given = *routes.num_tokens_device;
-        const int64_t real = static_cast<int64_t>(given < 0 ? 0 : given) * routes.top_k;
-        num_routes = real < num_routes ? static_cast<int32_t>(real) : num_routes;
-    }
+    const int32_t num_routes = moe_gemm_num_routes(routes);
     int32_t base = 0;
     do {
         int32_t locals[kBatch];
@@ -107,14 +104,22 @@ static __device__ __forceinline__ void moe_gemm_count_routes(
 enum { MOE_GEMM_ROW_SHIFT = 16 };
 static_assert(MOE_CUDA_GEMM_MAX_ROUTES < 1 << (31 - MOE_GEMM_ROW_SHIFT), "sums in one word");
 
-/* By all threads of the CTA, in blocks of at most kRows; `scratch` has 64 words. Ends with a
- * barrier. */
-template <int kRows, int kThreads>
+/* Does this CTA sort? Where clusters share weights there are more routes than it would. */
+template <typename Tile>
+static __device__ __forceinline__ bool moe_gemm_sorts(const struct moe_cuda_gemm &args)
+{
+    return Tile::kCtas == 1 && args.routes.src2dst != nullptr;
+}
+
+/* By all threads of the CTA; `scratch` has 64 words. Ends with a barrier. */
+template <typename Tile>
 static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_cuda_gemm &args,
                                                           int32_t num_weight_blocks,
                                                           int32_t first_unit, int32_t *scratch,
                                                           struct moe_gemm_work *work)
 {
+    constexpr int32_t kRows = Tile::kCtas * Tile::kBlockM; /* of a block */
+    constexpr int32_t kThreads = Tile::kThreads;
     const struct moe_op_gemm &op = args.op;
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     const int32_t lane = thread % 32;
@@ -132,14 +137,21 @@ static __device__ __forceinline__ void moe_gemm_list_work(const struct moe_cuda_
         return;
     }
     const bool is_counted = args.routes.topk_ids != nullptr;
+    const bool is_sorted = moe_gemm_sorts<Tile>(args);
     const int32_t num_segments = static_cast<int32_t>(op.num_segments);
     const int32_t per_thread = moe_gemm_ceil(num_segments, kThreads);
     const int32_t begin = thread * per_thread;
-    if (is_counted) {
+    if (is_sorted) {
+        moe_gemm_rank_routes<Tile>(args.routes, num_segments, work->staging);
+    } else if (is_counted) {
         moe_gemm_count_routes<kThreads>(args.routes, num_segments, work->num_rows);
     }
     int32_t sum = 0;
     for (int32_t i = begin; i < begin + per_thread && i < num_segments; i++) {
+        if (is_sorted) {
+            work->num_rows[i] = moe_gemm_sum_counts(
+                reinterpret_cast<const uint4 *>(work->staging)[i], MOE_CUDA_GEMM_SORT_WARPS);
+        }
         if (is_counted) {
             sum += work->num_rows[i] << MOE_GEMM_ROW_SHIFT;
         } else {

@@ -98,6 +98,8 @@ struct Problem {
     std::vector<int64_t> ids;
     std::vector<int32_t> narrow_ids, expert_map;
     int32_t first_id, num_tokens_device, top_k;
+    bool is_sorted; /* by the GEMM itself; row_ids are what it is to find */
+    std::vector<int32_t> src2dst;
     std::vector<int32_t> expert_of; /* position -> expert; -1: zeros; -2: nothing */
 };
 
@@ -140,7 +142,50 @@ void draw_ids(Problem &p)
     }
 }
 
-struct moe_cuda_gemm_routes make_routes(const Problem &p)
+/* The GEMM sorts the routes itself: row_ids and src2dst are what a stable sort makes of them. */
+void draw_sorted(const Tile &tile, Problem &p)
+{
+    const auto num_routes = int64_t(p.ids.size());
+    const int64_t staging = MOE_CUDA_GEMM_NUM_CONSUMERS(tile.warps) * MOE_CUDA_GEMM_STAGING_BYTES;
+    if (tile.ctas > 1 || num_routes > MOE_CUDA_GEMM_MAX_SORTED || num_routes == 0 ||
+        MOE_CUDA_GEMM_SORT_BYTES(num_routes, p.num_experts) > staging || draw(3) == 0) {
+        return;
+    }
+    std::vector<int64_t> next(p.indptr);
+    p.is_sorted = p.is_gathered = true;
+    p.has_weights = false;
+    p.row_ids.assign(size_t(p.num_rows), -1);
+    p.src2dst.assign(size_t(num_routes) + 1, -7); /* and a guard */
+    for (int64_t route = 0; route < num_routes; route++) {
+        const int64_t local = p.ids[size_t(route)] - p.first_id;
+        const bool exists = route < int64_t(p.num_tokens_device) * p.top_k;
+        if (exists && p.ids[size_t(route)] >= 0 && local >= 0 && local < p.num_experts) {
+            p.row_ids[size_t(next[size_t(local)]++)] = int32_t(route);
+        }
+    }
+}
+
+/* Places of src2dst that are not those of the sort. */
+int64_t compare_places(const Problem &p)
+{
+    int64_t num_wrong = 0;
+    std::vector<int32_t> expected(p.src2dst.size(), -1);
+    if (!p.is_sorted) {
+        return 0;
+    }
+    for (size_t row = 0; row < p.row_ids.size(); row++) {
+        if (p.row_ids[row] >= 0) {
+            expected[size_t(p.row_ids[row])] = int32_t(row);
+        }
+    }
+    expected.back() = -7;
+    for (size_t i = 0; i < expected.size(); i++) {
+        num_wrong += expected[i] != p.src2dst[i];
+    }
+    return num_wrong;
+}
+
+struct moe_cuda_gemm_routes make_routes(Problem &p)
 {
     struct moe_cuda_gemm_routes routes = {};
     const bool is_wide = draw(2) == 0;
@@ -149,6 +194,7 @@ struct moe_cuda_gemm_routes make_routes(const Problem &p)
     routes.num_tokens_device = &p.num_tokens_device;
     routes.num_routes = int32_t(p.ids.size());
     routes.top_k = p.top_k;
+    routes.src2dst = p.is_sorted ? p.src2dst.data() : nullptr;
     routes.filter.num_ids = p.num_experts + p.first_id + 2;
     routes.filter.num_experts = p.num_experts;
     const bool has_map = !p.expert_map.empty();
@@ -208,10 +254,16 @@ Problem draw_problem(const Tile &tile)
     }
     p.num_rows = p.num_rows > 0 ? p.num_rows : 1;
     p.expert_of.resize(size_t(p.num_rows), -2);
-    p.is_gathered = p.kind == BLOCKS || (gathers && draw(2) == 0);
+    if (p.is_counted) {
+        draw_sorted(tile, p);
+    }
+    p.is_gathered = p.is_sorted || p.kind == BLOCKS || (gathers && draw(2) == 0);
     p.div = 1;
     p.num_tokens = p.num_rows;
-    if (p.is_gathered) {
+    if (p.is_sorted) {
+        p.div = p.top_k;
+        p.num_tokens = int64_t(p.ids.size()) / p.top_k;
+    } else if (p.is_gathered) {
         p.div = 1 + int32_t(draw(3));
         p.scatters = draw(3) == 0;
         p.num_tokens = (p.num_rows + p.div - 1) / p.div;
@@ -272,8 +324,9 @@ struct moe_cuda_gemm make_args(const Tile &tile, Problem &p, bool in_order)
     op.expert_ids = p.kind == BLOCKS ? p.expert_ids.data() : nullptr;
     op.num_tokens_post_pad = &p.padded;
     op.block_size = p.block_size;
-    op.num_rows = op.num_row_ids = p.num_rows;
-    op.row_ids = p.is_gathered ? p.row_ids.data() : nullptr;
+    op.num_rows = p.num_rows;
+    op.num_row_ids = p.is_sorted ? int64_t(p.ids.size()) : p.num_rows;
+    op.row_ids = p.is_gathered && !p.is_sorted ? p.row_ids.data() : nullptr;
     op.row_ids_div = p.div;
     op.scatter = p.scatters;
     op.row_weights = p.has_weights ? p.row_weights.data() : nullptr;
@@ -330,7 +383,7 @@ int64_t compare(const Problem &p, int64_t stride)
     for (int64_t row = 0; row < p.num_rows; row++) {
         const int32_t expert = p.expert_of[size_t(row)];
         const int32_t id = p.is_gathered ? p.row_ids[size_t(row)] : int32_t(row);
-        if (expert == -2 || id < 0 || id >= p.num_rows) {
+        if (expert == -2 || id < 0 || (!p.is_sorted && id >= p.num_rows)) {
             continue;
         }
         const int64_t from = p.is_gathered ? id / p.div : row;
@@ -382,13 +435,13 @@ int64_t run(const Tile &tile, uint64_t seed)
         sm90::run_cluster(c * uint32_t(tile.ctas), num_clusters * uint32_t(tile.ctas), tile.ctas,
                           32 * tile.warps, seed + c, [&] { tile.forms[p.layout](args); });
     }
-    const int64_t num_wrong = compare(p, stride);
+    const int64_t num_wrong = compare(p, stride) + compare_places(p);
     if (num_wrong > 0) {
         printf("%s, seed %llu: %lld of %zu wrong (kind %d, rows %lld, n %d, k %d, matrices %d, "
-               "activation %d, gathered %d, scatter %d, in order %d, layout %d)\n",
+               "activation %d, gathered %d, sorted %d, scatter %d, in order %d, layout %d)\n",
                tile.name, (unsigned long long)seed, (long long)num_wrong, p.output.size(), p.kind,
                (long long)p.num_rows, p.n, p.k, p.num_matrices, p.has_activation, p.is_gathered,
-               p.scatters, in_order, p.layout);
+               p.is_sorted, p.scatters, in_order, p.layout);
     }
     return num_wrong > 0;
 }

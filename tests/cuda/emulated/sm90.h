@@ -297,34 +297,7 @@ inline void __syncthreads()
     sm90::meet(sm90::cta().meetings[0], sm90::cluster->num_threads);
 }
 
-inline void __syncwarp()
-{
-    sm90::meet_warp();
-}
-
-inline int32_t __shfl_up_sync(uint32_t, int32_t value, int32_t step)
-{
-    const uint32_t thread = sm90::thread_idx();
-    auto &words = sm90::cta().words;
-    words[thread * 4] = uint32_t(value);
-    sm90::meet_warp();
-    const int32_t result =
-        int32_t(thread % 32) >= step ? int32_t(words[(thread - uint32_t(step)) * 4]) : value;
-    sm90::meet_warp();
-    return result;
-}
-
-inline float __shfl_xor_sync(uint32_t, float value, uint32_t mask)
-{
-    const uint32_t thread = sm90::thread_idx();
-    auto &words = sm90::cta().words;
-    memcpy(&words[thread * 4], &value, 4);
-    sm90::meet_warp();
-    float result;
-    memcpy(&result, &words[(thread ^ mask) * 4], 4);
-    sm90::meet_warp();
-    return result;
-}
+#include "sm90_warp.h"
 
 inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector)
 {
