@@ -2,7 +2,7 @@
 /* The CUDA layer on a driver that plays a device: which launches a call makes in which order and
  * how they are chained, what is refused before any, failures of every call, prepared weights. What
  * the launches know before they wait: test_cuda_layer_work.c. */
-#include "layer_fixture.h"
+#include "cuda_layer_fixture.h"
 
 enum { MAX_FAIL_AT = 1000 };
 

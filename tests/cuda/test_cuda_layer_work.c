@@ -2,7 +2,7 @@
 /* The work of the CUDA layer's GEMMs: what each knows before it waits for the node in front of it,
  * from ids, counts or segments, and when GEMM1 sorts the routes itself. */
 #include "cuda_args.h"
-#include "layer_fixture.h"
+#include "cuda_layer_fixture.h"
 
 _Static_assert(sizeof(struct moe_cuda_gemm) <= FAKE_ARGS_BYTES, "the driver keeps all of it");
 

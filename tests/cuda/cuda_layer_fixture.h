@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A small layer on the driver that plays a device: problem, weights, plan, calls, and what launches
  * they made. */
-#ifndef MOE_TESTS_LAYER_FIXTURE_H
-#define MOE_TESTS_LAYER_FIXTURE_H
+#ifndef MOE_TESTS_CUDA_LAYER_FIXTURE_H
+#define MOE_TESTS_CUDA_LAYER_FIXTURE_H
 
 #include "cuda_fixture.h"
 
