@@ -312,14 +312,17 @@ struct moe_cuda_post_reorder {
 #define MOE_CUDA_GEMM_TOKEN_BOX_ROWS(block_m) \
     ((block_m) > MOE_CUDA_GEMM_GATHERED_BLOCK_M ? (block_m) : (block_m) / 2)
 
-/* Channels of the inner dimension of a box: 128 bytes of 16-bit weights, one swizzled row. */
-#define MOE_CUDA_GEMM_BOX_K 64
+/* Bytes of an element of tokens and weights, and the columns of a box: one swizzled row. */
+#define MOE_CUDA_GEMM_ELEMENT_BYTES 2
+#define MOE_CUDA_GEMM_ROW_BYTES     128
+#define MOE_CUDA_GEMM_BOX_K         (MOE_CUDA_GEMM_ROW_BYTES / MOE_CUDA_GEMM_ELEMENT_BYTES)
 
 /* Per consumer warpgroup, where a unit's output is transposed: 32 tokens x 64 channels x 16 bits,
  * for two slabs. */
 #define MOE_CUDA_GEMM_STAGING_BYTES 8192
 
-#define MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) (((block_m) + (block_n)) * (block_k)*2)
+#define MOE_CUDA_GEMM_STAGE_BYTES(block_m, block_n, block_k) \
+    (((block_m) + (block_n)) * (block_k)*MOE_CUDA_GEMM_ELEMENT_BYTES)
 
 /* Shared memory of a CTA: alignment, ring, staging, two barriers and a unit per stage, output
  * rows, scratch, three words per segment (first tile, first position, positions), the order of

@@ -32,10 +32,11 @@ static __device__ __forceinline__ void moe_gemm_multiply(int32_t num_steps, int3
 #pragma unroll
         for (int32_t box = 0; box < Tile::kBoxes; box++) {
 #pragma unroll
-            for (int32_t k = 0; k < 4; k++) { /* 16 columns, 32 bytes */
+            for (int32_t k = 0; k < Tile::kMmas; k++) {
                 const uint32_t accumulate = box + k > 0 ? 1 : (step > 0 ? 1 : 0);
                 const uint64_t weight_offset = (box * Tile::kBoxBytes + k * Tile::kStepBytes) / 16;
-                const uint64_t token_offset = (box * Tile::kBlockM * 128 + k * 32) / 16;
+                const uint64_t token_offset =
+                    (box * Tile::kBlockM * Tile::kRowBytes + k * Tile::kMmaBytes) / 16;
                 moe_ptx_wgmma<kN, kIsHalf, Tile::kIsTransposed>(sums[0], slab0 + weight_offset,
                                                                 tokens + token_offset, accumulate);
                 moe_ptx_wgmma<kN, kIsHalf, Tile::kIsTransposed>(sums[1], slab1 + weight_offset,

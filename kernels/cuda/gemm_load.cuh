@@ -96,7 +96,8 @@ static __device__ __forceinline__ void moe_gemm_copy_tokens(const struct moe_cud
     for (int32_t row = 0; row < unit.num_rows; row += args.token_box_rows) {
 #pragma unroll
         for (int32_t box = 0; box < Tile::kBoxes; box++) {
-            moe_ptx_copy_box(ring.slot() + Tile::kWeightBytes + (box * Tile::kBlockM + row) * 128,
+            moe_ptx_copy_box(ring.slot() + Tile::kWeightBytes +
+                                 (box * Tile::kBlockM + row) * Tile::kRowBytes,
                              &args.tokens, step * Tile::kBlockK + box * MOE_CUDA_GEMM_BOX_K,
                              unit.first_row + row, 0, 0, ring.full_barrier(), policy);
         }
@@ -124,7 +125,7 @@ static __device__ __forceinline__ void moe_gemm_load_boxes(const struct moe_cuda
                                       ? 0
                                       : moe_gemm_ceil(unit.num_rows, args.token_box_rows);
         const int32_t stage_bytes =
-            Tile::kWeightBytes + num_boxes * args.token_box_rows * Tile::kBoxes * 128;
+            Tile::kWeightBytes + num_boxes * args.token_box_rows * Tile::kBoxes * Tile::kRowBytes;
         for (int32_t step = 0; step < num_steps; step++) {
             moe_ptx_mbarrier_wait(ring.empty_barrier(), ring.parity ^ 1);
             if (step == 0) {
@@ -217,6 +218,7 @@ static __device__ __forceinline__ void moe_gemm_load_tokens(const struct moe_cud
                                                             int32_t token_warp)
 {
     using Sources = struct moe_gemm_sources<Tile>;
+    constexpr int32_t kPieceBytes = 16;
     const struct moe_op_gemm &op = args.op;
     const int32_t num_steps = moe_gemm_ceil(op.k, Tile::kBlockK);
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
@@ -226,7 +228,7 @@ static __device__ __forceinline__ void moe_gemm_load_tokens(const struct moe_cud
     uint32_t offsets[2]; /* of even and odd turns, less the turn's rows */
 #pragma unroll
     for (int32_t odd = 0; odd < 2; odd++) {
-        offsets[odd] = static_cast<uint32_t>(Tile::kWeightBytes + own_row * 128 +
+        offsets[odd] = static_cast<uint32_t>(Tile::kWeightBytes + own_row * Tile::kRowBytes +
                                              ((chunk ^ ((own_row + 4 * odd) & 7)) << 4));
     }
     Sources next;
@@ -252,25 +254,29 @@ static __device__ __forceinline__ void moe_gemm_load_tokens(const struct moe_cud
         const char *from[Sources::kTurns];
 #pragma unroll
         for (int32_t turn = 0; turn < Sources::kTurns; turn++) {
-            from[turn] = static_cast<const char *>(op.input) +
-                         static_cast<int64_t>(next.rows[turn]) * op.input_stride * 2 + chunk * 16;
+            from[turn] =
+                static_cast<const char *>(op.input) +
+                static_cast<int64_t>(next.rows[turn]) * op.input_stride * Tile::kElementBytes +
+                chunk * kPieceBytes;
         }
         const int32_t num_turns = next.expert < 0 ? 0 : next.num_turns;
         const int32_t num_own_steps = next.expert < 0 ? 1 : num_steps;
-        int32_t left = op.k - chunk * 8; /* columns of the lane's pieces, this one included */
+        int32_t left =
+            op.k - chunk * kPieceBytes /
+                       Tile::kElementBytes; /* columns of the lane's pieces, this one included */
         for (int32_t step = 0; step < num_own_steps; step++) {
             moe_ptx_mbarrier_wait(ring.empty_barrier(), ring.parity ^ 1);
 #pragma unroll
             for (int32_t box = 0; box < Tile::kBoxes; box++) {
-                const uint32_t bytes = left > box * MOE_CUDA_GEMM_BOX_K ? 16 : 0;
+                const uint32_t bytes = left > box * MOE_CUDA_GEMM_BOX_K ? kPieceBytes : 0;
 #pragma unroll
                 for (int32_t turn = 0; turn < Sources::kTurns; turn++) {
                     const bool is_in_block = turn * Sources::kRowsPerTurn + own_row < Tile::kBlockM;
                     moe_ptx_copy16_if(turn < num_turns && is_in_block,
                                       ring.slot() + offsets[turn % 2] +
                                           (box * Tile::kBlockM + turn * Sources::kRowsPerTurn) *
-                                              128,
-                                      from[turn] + box * MOE_CUDA_GEMM_BOX_K * 2, bytes);
+                                              Tile::kRowBytes,
+                                      from[turn] + box * Tile::kRowBytes, bytes);
                 }
             }
             moe_ptx_copy_arrive(ring.full_barrier());
@@ -278,7 +284,7 @@ static __device__ __forceinline__ void moe_gemm_load_tokens(const struct moe_cud
             left -= Tile::kBlockK;
 #pragma unroll
             for (int32_t turn = 0; turn < Sources::kTurns; turn++) {
-                from[turn] += Tile::kBlockK * 2;
+                from[turn] += Tile::kBlockK * Tile::kElementBytes;
                 moe_ptx_keep(from[turn]);
             }
             if (step == (Tile::kLookAhead < num_own_steps ? Tile::kLookAhead : num_own_steps - 1)) {

@@ -32,11 +32,12 @@ static __device__ __forceinline__ void moe_gemm_multiply_merged(int32_t num_step
 #pragma unroll
         for (int32_t box = 0; box < Tile::kBoxes; box++) {
 #pragma unroll
-            for (int32_t k = 0; k < 4; k++) { /* 16 columns, 32 bytes */
+            for (int32_t k = 0; k < Tile::kMmas; k++) {
                 const uint32_t accumulate = box + k > 0 ? 1 : (step > 0 ? 1 : 0);
                 moe_ptx_wgmma<kN, kIsHalf, false>(
-                    sums, weights + (Tile::box_offset(0, box) + k * 32) / 16,
-                    tokens + (box * Tile::kBlockM * 128 + k * 32) / 16, accumulate);
+                    sums, weights + (Tile::box_offset(0, box) + k * Tile::kMmaBytes) / 16,
+                    tokens + (box * Tile::kBlockM * Tile::kRowBytes + k * Tile::kMmaBytes) / 16,
+                    accumulate);
             }
         }
         moe_ptx_wgmma_commit();

@@ -23,11 +23,17 @@ struct moe_gemm_tile {
     static constexpr int kSlabRows = MOE_CUDA_GEMM_SLAB_ROWS(kN, kWarps);
     static constexpr bool kIsMerged = MOE_CUDA_GEMM_IS_MERGED(kN, kWarps); /* gemm_merge.cuh */
     static constexpr int kBoxes = kK / MOE_CUDA_GEMM_BOX_K;                /* along k, of a stage */
-    static constexpr int kBoxBytes = kSlabRows * 128;
+    static constexpr int kRowBytes = MOE_CUDA_GEMM_ROW_BYTES;              /* of a box */
+    static constexpr int kBoxBytes = kSlabRows * kRowBytes;
     static constexpr int kSlabBytes = kBoxes * kBoxBytes;
-    /* From 16 columns of k of a slab to the next 16. */
-    static constexpr int kStepBytes = kIsTransposed ? 16 * 128 : 32;
-    static constexpr int kWeightBytes = kN * kK * 2;
+    /* A multiplication takes 32 bytes of a row of k: 16 columns of 16 bits. */
+    static constexpr int kElementBytes = MOE_CUDA_GEMM_ELEMENT_BYTES;
+    static constexpr int kMmaBytes = 32;
+    static constexpr int kMmas = kRowBytes / kMmaBytes; /* of a box */
+    /* From the columns of a multiplication to the next ones, in a slab. */
+    static constexpr int kStepBytes =
+        kIsTransposed ? kMmaBytes / kElementBytes * kRowBytes : kMmaBytes;
+    static constexpr int kWeightBytes = kN * kK * kElementBytes;
     static constexpr int kStageBytes = MOE_CUDA_GEMM_STAGE_BYTES(kM, kN, kK);
     static constexpr int kTokenWarps = 3;
     /* Shared memory behind the stages: staging, barriers, units, output rows, work. */
