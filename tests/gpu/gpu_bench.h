@@ -4,6 +4,7 @@
 #define MOE_GPU_BENCH_H
 
 #include "gpu_host.h"
+#include "gpu_tiles.h"
 
 #include <stdio.h>
 

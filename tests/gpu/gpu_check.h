@@ -4,6 +4,7 @@
 #define MOE_GPU_CHECK_H
 
 #include "gpu_host.h"
+#include "gpu_tiles.h"
 
 #include <stdbool.h>
 #include <stdio.h>

@@ -12,33 +12,38 @@
 #include <time.h>
 
 /* X(function, symbol): what this host needs of libcuda. */
-#define GPU_FUNCTIONS(X)                                        \
-    X(cuInit, cuInit)                                           \
-    X(cuGetErrorName, cuGetErrorName)                           \
-    X(cuDeviceGet, cuDeviceGet)                                 \
-    X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain)       \
-    X(cuCtxSetCurrent, cuCtxSetCurrent)                         \
-    X(cuMemAlloc, cuMemAlloc_v2)                                \
-    X(cuMemFree, cuMemFree_v2)                                  \
-    X(cuMemcpyHtoD, cuMemcpyHtoD_v2)                            \
-    X(cuMemcpyDtoH, cuMemcpyDtoH_v2)                            \
-    X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2)                  \
-    X(cuMemsetD8, cuMemsetD8_v2)                                \
-    X(cuStreamCreate, cuStreamCreate)                           \
-    X(cuStreamSynchronize, cuStreamSynchronize)                 \
-    X(cuStreamBeginCapture, cuStreamBeginCapture_v2)            \
-    X(cuStreamEndCapture, cuStreamEndCapture)                   \
-    X(cuGraphInstantiateWithFlags, cuGraphInstantiateWithFlags) \
-    X(cuGraphLaunch, cuGraphLaunch)                             \
-    X(cuGraphExecDestroy, cuGraphExecDestroy)                   \
-    X(cuGraphDestroy, cuGraphDestroy)                           \
-    X(cuEventCreate, cuEventCreate)                             \
-    X(cuEventRecord, cuEventRecord)                             \
-    X(cuEventSynchronize, cuEventSynchronize)                   \
-    X(cuEventElapsedTime, cuEventElapsedTime_v2)                \
-    X(cuEventDestroy, cuEventDestroy_v2)                        \
-    X(cuModuleLoadData, cuModuleLoadData)                       \
-    X(cuModuleGetFunction, cuModuleGetFunction)                 \
+#define GPU_FUNCTIONS(X)                                         \
+    X(cuInit, cuInit)                                            \
+    X(cuGetErrorName, cuGetErrorName)                            \
+    X(cuDeviceGet, cuDeviceGet)                                  \
+    X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain)        \
+    X(cuCtxSetCurrent, cuCtxSetCurrent)                          \
+    X(cuMemAlloc, cuMemAlloc_v2)                                 \
+    X(cuMemFree, cuMemFree_v2)                                   \
+    X(cuMemcpyHtoD, cuMemcpyHtoD_v2)                             \
+    X(cuMemcpyDtoH, cuMemcpyDtoH_v2)                             \
+    X(cuMemcpyDtoDAsync, cuMemcpyDtoDAsync_v2)                   \
+    X(cuMemsetD8, cuMemsetD8_v2)                                 \
+    X(cuStreamCreate, cuStreamCreate)                            \
+    X(cuStreamSynchronize, cuStreamSynchronize)                  \
+    X(cuStreamBeginCapture, cuStreamBeginCapture_v2)             \
+    X(cuStreamEndCapture, cuStreamEndCapture)                    \
+    X(cuGraphInstantiateWithFlags, cuGraphInstantiateWithFlags)  \
+    X(cuGraphLaunch, cuGraphLaunch)                              \
+    X(cuGraphExecDestroy, cuGraphExecDestroy)                    \
+    X(cuGraphDestroy, cuGraphDestroy)                            \
+    X(cuGraphGetNodes, cuGraphGetNodes)                          \
+    X(cuGraphNodeGetType, cuGraphNodeGetType)                    \
+    X(cuGraphKernelNodeGetParams, cuGraphKernelNodeGetParams_v2) \
+    X(cuFuncGetName, cuFuncGetName)                              \
+    X(cuKernelGetName, cuKernelGetName)                          \
+    X(cuEventCreate, cuEventCreate)                              \
+    X(cuEventRecord, cuEventRecord)                              \
+    X(cuEventSynchronize, cuEventSynchronize)                    \
+    X(cuEventElapsedTime, cuEventElapsedTime_v2)                 \
+    X(cuEventDestroy, cuEventDestroy_v2)                         \
+    X(cuModuleLoadData, cuModuleLoadData)                        \
+    X(cuModuleGetFunction, cuModuleGetFunction)                  \
     X(cuLaunchKernelEx, cuLaunchKernelEx)
 
 static struct {
@@ -140,8 +145,13 @@ static void open_plugin(struct gpu_host *host, const char *program, struct moe_h
 void gpu_host_init_cpu(struct gpu_host *host, const char *program)
 {
     struct moe_host services;
+    struct moe_error error;
     memset(host, 0, sizeof(*host));
     open_plugin(host, program, &services);
+    MOE_INIT(error);
+    MOE_INIT(host->device);
+    gpu_host_check(host->api->context_device(host->cpu, &host->device, &error), &error, "device");
+    host->cuda = host->cpu;
 }
 
 void gpu_host_init(struct gpu_host *host, const char *program)
@@ -173,73 +183,66 @@ void gpu_host_init(struct gpu_host *host, const char *program)
 
 void gpu_host_finish(struct gpu_host *host)
 {
-    if (host->cuda != NULL) {
+    if (host->cuda != host->cpu) {
         host->api->context_destroy(host->cuda);
     }
     host->api->context_destroy(host->cpu);
 }
 
-void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile,
-                    const char *op_name)
+/* Without a driver, memory of the device is memory of this machine. */
+static int is_host_memory(void)
 {
-    char numbers[256], text[1024];
-    struct moe_error error;
-    struct moe_config_source source;
-    MOE_INIT(error);
-    MOE_INIT(source);
-    if (tile == NULL) {
-        gpu_host_check(host->api->config_reload(host->cuda, NULL, 0, NULL, NULL, &error), &error,
-                       "built-in");
-        return;
-    }
-    if (tile->block_size > 0) {
-        snprintf(numbers, sizeof(numbers), "BLOCK_SIZE: %d", tile->block_size);
-    } else {
-        snprintf(numbers, sizeof(numbers),
-                 "BLOCK_SIZE_M: %d, BLOCK_SIZE_N: %d, BLOCK_SIZE_K: %d, GROUP_SIZE_M: %d, "
-                 "num_warps: %d, num_stages: %d",
-                 tile->block_size_m, tile->block_size_n, tile->block_size_k, tile->group_size_m,
-                 tile->num_warps, tile->num_stages);
-    }
-    snprintf(text, sizeof(text),
-             "schema: moe-dispatch/1\nrules:\n- name: forced\n  match: {backend: cuda}\n"
-             "  buckets:\n  - max_tokens: inf\n    %s: {kernel: %s, %s}\n",
-             op_name, tile->kernel, numbers);
-    source.flags = MOE_CONFIG_REPLACE;
-    source.path = "forced";
-    source.text = text;
-    source.text_bytes = strlen(text);
-    gpu_host_check(host->api->config_reload(host->cuda, &source, 1, NULL, NULL, &error), &error,
-                   text);
+    return cuda.cuMemAlloc == NULL;
 }
 
 void *gpu_alloc(size_t bytes)
 {
     CUdeviceptr memory = 0;
+    if (is_host_memory()) {
+        void *own = aligned_alloc(256, (bytes + 256) / 256 * 256);
+        if (own == NULL) {
+            stop("gpu_alloc", "no memory");
+        }
+        return own;
+    }
     check(cuda.cuMemAlloc(&memory, bytes > 0 ? bytes : 1), "cuMemAlloc");
     return (void *)(uintptr_t)memory;
 }
 
 void gpu_free(void *memory)
 {
-    if (memory != NULL) {
+    if (is_host_memory()) {
+        free(memory);
+    } else if (memory != NULL) {
         check(cuda.cuMemFree((CUdeviceptr)(uintptr_t)memory), "cuMemFree");
     }
 }
 
 void gpu_upload(void *device, const void *host, size_t bytes)
 {
+    if (is_host_memory()) {
+        memcpy(device, host, bytes);
+        return;
+    }
     check(cuda.cuMemcpyHtoD((CUdeviceptr)(uintptr_t)device, host, bytes), "cuMemcpyHtoD");
     check(cuda.cuStreamSynchronize(NULL), "cuMemcpyHtoD"); /* pageable memory may lag behind */
 }
 
 void gpu_download(void *host, const void *device, size_t bytes)
 {
+    if (is_host_memory()) {
+        memcpy(host, device, bytes);
+        return;
+    }
     check(cuda.cuMemcpyDtoH(host, (CUdeviceptr)(uintptr_t)device, bytes), "cuMemcpyDtoH");
 }
 
 void gpu_poison(void *device, int byte, size_t bytes)
 {
+    if (is_host_memory()) {
+        memset(device, byte, bytes);
+        return;
+    }
     check(cuda.cuMemsetD8((CUdeviceptr)(uintptr_t)device, (unsigned char)byte, bytes),
           "cuMemsetD8");
     check(cuda.cuStreamSynchronize(NULL), "poison");
@@ -247,7 +250,9 @@ void gpu_poison(void *device, int byte, size_t bytes)
 
 void gpu_synchronize(CUstream stream)
 {
-    check(cuda.cuStreamSynchronize(stream), "cuStreamSynchronize");
+    if (!is_host_memory()) {
+        check(cuda.cuStreamSynchronize(stream), "cuStreamSynchronize");
+    }
 }
 
 struct gpu_graph {
@@ -291,8 +296,49 @@ void gpu_graph_free(struct gpu_graph *graph)
     free(graph);
 }
 
+/* The driver's handle of a kernel is one of two kinds. */
+static const char *kernel_name(CUgraphNode node)
+{
+    CUDA_KERNEL_NODE_PARAMS params;
+    const char *name = NULL;
+    memset(&params, 0, sizeof(params));
+    check(cuda.cuGraphKernelNodeGetParams(node, &params), "cuGraphKernelNodeGetParams");
+    const CUresult result = params.func != NULL ? cuda.cuFuncGetName(&name, params.func)
+                                                : cuda.cuKernelGetName(&name, params.kern);
+    check(result, "the name of a captured kernel");
+    return name;
+}
+
+void gpu_captured_kernels(CUstream stream, gpu_record_fn *record, void *self, gpu_kernel_fn *visit,
+                          void *visitor)
+{
+    CUgraph graph;
+    size_t num_nodes = 0;
+    check(cuda.cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_GLOBAL), "captured kernels");
+    record(self, stream);
+    check(cuda.cuStreamEndCapture(stream, &graph), "captured kernels");
+    check(cuda.cuGraphGetNodes(graph, NULL, &num_nodes), "cuGraphGetNodes");
+    CUgraphNode *nodes = calloc(num_nodes + 1, sizeof(CUgraphNode));
+    if (nodes == NULL) {
+        stop("captured kernels", "no memory");
+    }
+    check(cuda.cuGraphGetNodes(graph, nodes, &num_nodes), "cuGraphGetNodes");
+    for (size_t i = 0; i < num_nodes; i++) {
+        CUgraphNodeType type;
+        check(cuda.cuGraphNodeGetType(nodes[i], &type), "cuGraphNodeGetType");
+        if (type == CU_GRAPH_NODE_TYPE_KERNEL) {
+            visit(visitor, kernel_name(nodes[i]));
+        }
+    }
+    free(nodes);
+    check(cuda.cuGraphDestroy(graph), "cuGraphDestroy");
+}
+
 CUstream gpu_stream(void)
 {
+    if (is_host_memory()) {
+        return NULL;
+    }
     CUstream stream = NULL;
     check(cuda.cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
     return stream;

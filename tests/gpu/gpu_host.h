@@ -23,17 +23,13 @@ struct gpu_host {
 
 /* `program` is argv[0]: the plugin is ../lib/libmoe_plugin.so from its folder. */
 void gpu_host_init(struct gpu_host *host, const char *program);
-/* Without a driver: the CPU context alone, and none of the functions below. */
+/* Without a driver: the CPU context takes the device's part. Memory of the device is then memory of
+ * this machine and every stream is NULL; graphs, modules and launches there are not. */
 void gpu_host_init_cpu(struct gpu_host *host, const char *program);
 void gpu_host_finish(struct gpu_host *host);
 
 /* Ends the program with a sentence unless status is OK. */
 void gpu_host_check(int32_t status, const struct moe_error *error, const char *what);
-
-/* Plans that are made from now on use this row of the tile table for its operation; NULL: the
- * built-in configuration again. */
-void gpu_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile,
-                    const char *op_name);
 
 void *gpu_alloc(size_t bytes);
 void gpu_free(void *memory);
@@ -74,6 +70,11 @@ struct gpu_graph *gpu_graph_end(CUstream stream);
 void gpu_graph_launch(struct gpu_graph *graph, CUstream stream);
 void gpu_graph_free(struct gpu_graph *graph);
 CUstream gpu_stream(void);
+
+/* The names of the kernels that `record` queues, which is captured and not run. */
+typedef void gpu_kernel_fn(void *visitor, const char *name);
+void gpu_captured_kernels(CUstream stream, gpu_record_fn *record, void *self, gpu_kernel_fn *visit,
+                          void *visitor);
 
 /* A fatbin beside the program, its kernels, and a launch. */
 void *gpu_module_open(const char *program, const char *name);

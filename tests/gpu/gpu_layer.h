@@ -4,7 +4,9 @@
 #ifndef MOE_GPU_LAYER_H
 #define MOE_GPU_LAYER_H
 
+#include "gpu_compare.h"
 #include "gpu_host.h"
+#include "gpu_tiles.h"
 
 /* How the weights of the experts lie. */
 enum {
@@ -66,9 +68,10 @@ struct layer_call {
     int64_t output_stride;
     void *workspace;
     uint64_t workspace_bytes;
-    void *ids_out;             /* int32 [num_tokens, k]; NULL: not wanted */
-    CUstream stream;           /* NULL: the CPU backend, */
-    int32_t is_default_stream; /* or the default stream of the driver */
+    void *ids_out;      /* int32 [num_tokens, k]; NULL: not wanted */
+    float *weights_out; /* [num_tokens, k]; NULL: not wanted */
+    CUstream stream;
+    int32_t is_cpu; /* with the CPU backend's weights and tensors */
     int32_t wants_residual;
     int32_t wants_logits; /* from logits although there is a router */
     const int32_t *num_tokens_device;
@@ -83,10 +86,16 @@ void layer_case_pack(const struct layer_case *test, const struct gpu_host *host,
                      struct layer_case *packed);
 void layer_case_unpack(struct layer_case *packed, const struct gpu_host *host);
 
+/* Stores an element as fp32, bf16 or fp16, rounded towards zero. */
+void layer_store(void *elements, int32_t dtype, int64_t index, double value);
+
 /* New tokens, logits and residual, new ids of a pattern; sent to the device. */
 void layer_draw_inputs(struct layer_case *test, int pattern, uint64_t *seed);
 
-/* A plan of a context; workspace_cap 0: none. */
+/* A plan of a context; workspace_cap 0: none. The first may be refused. */
+int32_t layer_try_plan(const struct layer_case *test, const struct gpu_host *host,
+                       struct moe_context *context, uint64_t workspace_cap, struct moe_plan **plan,
+                       struct moe_error *error);
 struct moe_plan *layer_plan(const struct layer_case *test, const struct gpu_host *host,
                             struct moe_context *context, uint64_t workspace_cap);
 uint64_t layer_workspace_bytes(const struct gpu_host *host, const struct moe_plan *plan);
@@ -94,20 +103,27 @@ uint64_t layer_workspace_bytes(const struct gpu_host *host, const struct moe_pla
 int32_t layer_run(const struct layer_case *test, const struct gpu_host *host,
                   const struct layer_call *call, struct moe_error *error);
 
-/* Element i of an array of a dtype. */
-double layer_element(const void *elements, int32_t dtype, int64_t index);
+/* The layer of a token in float64 from the stored elements, and how far a result of 16-bit steps
+ * may be from it: every element, and the L2 norm of all. */
+struct layer_expected {
+    double *values, *tolerances; /* [hidden], owned */
+    double row_tolerance;
+};
+void layer_expected_init(struct layer_expected *expected, const struct layer_case *test);
+void layer_expected_finish(struct layer_expected *expected);
+/* ids and weights: the token's k. */
+void layer_reference(const struct layer_case *test, int64_t token, const int32_t *ids,
+                     const float *weights, int32_t has_residual, struct layer_expected *expected);
 
-/* The layer of one token in double arithmetic from the stored elements, ids given: plain loops. */
-void layer_reference(const struct layer_case *test, int64_t token, double *out);
+/* How `gpu_layer check` goes. */
+enum {
+    LAYER_BRIEF = 1,  /* one number of tokens, and captures */
+    LAYER_SELF = 2,   /* the CPU backend takes the device's part: up to 129 tokens, no captures */
+    LAYER_BROKEN = 4, /* a sign of every result is flipped: the check has to fail */
+};
 
-/* Plans of the CUDA context take this GEMM tile from now on; NULL: the built-in configuration. */
-void layer_force_tile(const struct gpu_host *host, const struct moe_tile_info *tile);
-
-/* experts with the case's weights and its tokens as rows; how many of two forms are wrong. */
-int layer_check_experts(const struct gpu_host *host, const struct layer_case *test, uint64_t *seed);
-
-/* The exit status. is_brief: one number of tokens, and captures. */
-int layer_check(const struct gpu_host *host, uint64_t seed, const char *filter, int is_brief);
+/* The exit status. `modes`: LAYER_BRIEF ... */
+int layer_check(const struct gpu_host *host, uint64_t seed, const char *filter, int modes);
 
 /* The exit status. `json_path` NULL or "": no report. `kind_names`: what to record, all without. */
 int layer_bench(const struct gpu_host *host, const char *json_path, const char *filter,

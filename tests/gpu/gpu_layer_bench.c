@@ -243,7 +243,7 @@ static void bench_tiles(struct bench *bench, int64_t num_tokens)
         if (!is_candidate(&tile, bench->model, num_tokens)) {
             continue;
         }
-        layer_force_tile(host, &tile);
+        gpu_force_gemm_tiles(host, &(struct gpu_gemm_tiles){tile, tile});
         bench_set_tokens(bench, num_tokens, 0.0);
         (void)time_stage(bench, STAGE_SORT, 0);
         printf("tile %-17s T %5lld %s %3d %3d %3d %2d %2d %2d: gemm1 %9.2f gemm2 %9.2f layer %9.2f "
@@ -256,7 +256,7 @@ static void bench_tiles(struct bench *bench, int64_t num_tokens)
         fflush(stdout);
         bench_drop_tokens(bench);
     }
-    layer_force_tile(host, NULL);
+    gpu_force_gemm_tiles(host, NULL);
 }
 
 struct limits {

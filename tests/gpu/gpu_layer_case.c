@@ -17,7 +17,7 @@ static double uniform(uint64_t *seed)
 }
 
 /* Stored as fp32, bf16 or fp16, rounded towards zero; the stored value is what counts. */
-static void store_element(void *elements, int32_t dtype, int64_t index, double value)
+void layer_store(void *elements, int32_t dtype, int64_t index, double value)
 {
     float wide = (float)value;
     uint32_t bits;
@@ -35,26 +35,6 @@ static void store_element(void *elements, int32_t dtype, int64_t index, double v
         }
         memcpy((char *)elements + 2 * index, &half, 2);
     }
-}
-
-double layer_element(const void *elements, int32_t dtype, int64_t index)
-{
-    if (dtype == MOE_DTYPE_FP32) {
-        return (double)((const float *)elements)[index];
-    }
-    const uint16_t half = ((const uint16_t *)elements)[index];
-    if (dtype == MOE_DTYPE_BF16) {
-        const uint32_t bits = (uint32_t)half << 16;
-        float wide;
-        memcpy(&wide, &bits, 4);
-        return (double)wide;
-    }
-    const int exponent = half >> 10 & 31;
-    const double fraction = (double)(half & 0x3ff) / 1024.0;
-    const double magnitude = exponent == 31  ? (double)(half & 0x3ff ? NAN : INFINITY)
-                             : exponent == 0 ? ldexp(fraction, -14)
-                                             : ldexp(1.0 + fraction, exponent - 15);
-    return half & 0x8000 ? -magnitude : magnitude;
 }
 
 static struct layer_tensor make_tensor(size_t bytes)
@@ -78,7 +58,7 @@ static void fill_tensor(struct layer_tensor *tensor, int32_t dtype, double scale
 {
     const int64_t count = (int64_t)(tensor->bytes / dtype_bytes(dtype));
     for (int64_t i = 0; i < count; i++) {
-        store_element(tensor->host, dtype, i, scale * uniform(seed));
+        layer_store(tensor->host, dtype, i, scale * uniform(seed));
     }
     gpu_upload(tensor->device, tensor->host, tensor->bytes);
 }
@@ -366,17 +346,24 @@ void layer_draw_inputs(struct layer_case *test, int pattern, uint64_t *seed)
     gpu_upload(test->ids.device, test->ids.host, test->ids.bytes);
 }
 
+int32_t layer_try_plan(const struct layer_case *test, const struct gpu_host *host,
+                       struct moe_context *context, uint64_t workspace_cap, struct moe_plan **plan,
+                       struct moe_error *error)
+{
+    struct moe_plan_options options;
+    MOE_INIT(options);
+    options.ops = UINT64_C(1) << MOE_OP_LAYER;
+    options.workspace_cap = workspace_cap;
+    return host->api->plan_create(context, &test->problem, &options, plan, error);
+}
+
 struct moe_plan *layer_plan(const struct layer_case *test, const struct gpu_host *host,
                             struct moe_context *context, uint64_t workspace_cap)
 {
     struct moe_error error;
-    struct moe_plan_options options;
     struct moe_plan *plan = NULL;
     MOE_INIT(error);
-    MOE_INIT(options);
-    options.ops = UINT64_C(1) << MOE_OP_LAYER;
-    options.workspace_cap = workspace_cap;
-    gpu_host_check(host->api->plan_create(context, &test->problem, &options, &plan, &error), &error,
+    gpu_host_check(layer_try_plan(test, host, context, workspace_cap, &plan, &error), &error,
                    test->shape.name);
     return plan;
 }
@@ -395,7 +382,7 @@ int32_t layer_run(const struct layer_case *test, const struct gpu_host *host,
                   const struct layer_call *call, struct moe_error *error)
 {
     const struct layer_shape *shape = &test->shape;
-    const int is_cpu = call->stream == NULL && !call->is_default_stream;
+    const int is_cpu = call->is_cpu;
     const int64_t routes = call->first * shape->top_k;
     struct moe_layer_args args;
     MOE_INIT_CALL(args);
@@ -420,110 +407,8 @@ int32_t layer_run(const struct layer_case *test, const struct gpu_host *host,
     }
 #undef SIDE
     args.topk_ids_out = call->ids_out;
+    args.topk_weights_out = call->weights_out;
     args.output = call->output;
     args.output_stride = call->output_stride;
     return host->api->layer(call->plan, &args, error);
-}
-
-static double activate(const struct moe_problem *problem, double gate, double up)
-{
-    const int ungated = (problem->flags & MOE_PROBLEM_UNGATED) != 0;
-    const double x = ungated ? up : gate, factor = ungated ? 1.0 : up;
-    switch (problem->activation) {
-    case MOE_ACTIVATION_SILU:
-        return x / (1.0 + exp(-x)) * factor;
-    case MOE_ACTIVATION_GELU:
-        return x * 0.5 * (1.0 + erf(x / sqrt(2.0))) * factor;
-    case MOE_ACTIVATION_GELU_TANH:
-        return x * 0.5 * (1.0 + tanh(sqrt(2.0 / acos(-1.0)) * (x + 0.044715 * x * x * x))) * factor;
-    case MOE_ACTIVATION_SWIGLU_OAI: {
-        const double g = fmin(gate, (double)problem->act_limit);
-        const double u = fmax(fmin(up, (double)problem->act_limit), -(double)problem->act_limit);
-        return g / (1.0 + exp(-(double)problem->act_alpha * g)) * (u + 1.0);
-    }
-    case MOE_ACTIVATION_RELU2:
-        return fmax(x, 0.0) * fmax(x, 0.0) * factor;
-    default:
-        return x * factor;
-    }
-}
-
-static double operand_element(const struct moe_operand *operand, int64_t e, int64_t row,
-                              int64_t col)
-{
-    const int64_t index = row * operand->row_stride + col * operand->col_stride;
-    return operand->table != NULL
-               ? layer_element(operand->table[e], operand->dtype, index)
-               : layer_element(operand->base, operand->dtype, index + e * operand->expert_stride);
-}
-
-/* One expert's row of a token, added to `out` with a weight. */
-static void add_expert(const struct layer_case *test, int64_t token, int64_t e, double on_input,
-                       double weight, int is_shared, double *out)
-{
-    const struct layer_shape *shape = &test->shape;
-    const struct moe_weights_desc *desc = &test->host_desc;
-    const struct moe_operand *gate = is_shared ? &desc->shared_gate : &desc->gate;
-    const struct moe_operand *up = is_shared ? &desc->shared_up : &desc->up;
-    const struct moe_operand *down = is_shared ? &desc->shared_down : &desc->down;
-    const int64_t inter = is_shared ? shape->shared_inter : shape->inter;
-    const int has_gate = (shape->flags & MOE_PROBLEM_UNGATED) == 0;
-    const int has_bias = !is_shared && (shape->flags & MOE_PROBLEM_GATE_UP_BIAS) != 0;
-    double *middle = malloc((size_t)inter * sizeof(*middle));
-    for (int64_t i = 0; i < inter; i++) {
-        double g = 0.0, u = 0.0;
-        for (int64_t h = 0; h < shape->hidden; h++) {
-            const double x =
-                layer_element(test->tokens.host, shape->dtype, token * shape->hidden + h);
-            g += has_gate ? x * operand_element(gate, e, i, h) : 0.0;
-            u += x * operand_element(up, e, i, h);
-        }
-        g = g * on_input +
-            (has_gate && has_bias ? operand_element(&desc->gate_bias, e, i, 0) : 0.0);
-        u = u * on_input + (has_bias ? operand_element(&desc->up_bias, e, i, 0) : 0.0);
-        middle[i] = activate(&test->problem, g, u);
-    }
-    for (int64_t h = 0; h < shape->hidden; h++) {
-        double sum = 0.0;
-        for (int64_t i = 0; i < inter; i++) {
-            sum += middle[i] * operand_element(down, e, h, i);
-        }
-        if (!is_shared && (shape->flags & MOE_PROBLEM_DOWN_BIAS) != 0) {
-            sum += operand_element(&desc->down_bias, e, h, 0);
-        }
-        out[h] += weight * sum;
-    }
-    free(middle);
-}
-
-void layer_reference(const struct layer_case *test, int64_t token, double *out)
-{
-    const struct layer_shape *shape = &test->shape;
-    const int32_t *ids = (const int32_t *)test->ids.host + token * shape->top_k;
-    const float *weights = (const float *)test->weights.host + token * shape->top_k;
-    const int on_input = (shape->flags & MOE_PROBLEM_ROUTER_WEIGHT_ON_INPUT) != 0;
-    for (int64_t h = 0; h < shape->hidden; h++) {
-        out[h] = 0.0;
-    }
-    for (int32_t j = 0; j < shape->top_k; j++) {
-        if (ids[j] >= 0 && ids[j] < shape->num_experts) {
-            add_expert(test, token, ids[j], on_input ? (double)weights[j] : 1.0,
-                       on_input ? 1.0 : (double)weights[j], 0, out);
-        }
-    }
-    for (int64_t h = 0; h < shape->hidden && shape->scaling != 0.0f; h++) {
-        out[h] *= (double)shape->scaling;
-    }
-    if (shape->shared_inter > 0) {
-        double factor = 1.0;
-        if ((shape->flags & MOE_PROBLEM_SHARED_SIGMOID) != 0) {
-            double logit = 0.0;
-            for (int64_t h = 0; h < shape->hidden; h++) {
-                logit += layer_element(test->tokens.host, shape->dtype, token * shape->hidden + h) *
-                         operand_element(&test->host_desc.shared_sigmoid, 0, 0, h);
-            }
-            factor = 1.0 / (1.0 + exp(-logit));
-        }
-        add_expert(test, token, 0, 1.0, factor, 1, out);
-    }
 }

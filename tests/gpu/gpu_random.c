@@ -3,12 +3,15 @@
  * Random layers, experts and grouped GEMMs on the GPU against the CPU backend: any activation, form
  * of weights, bias, shared expert, filter, gating, ids, form of rows, stride and destination. All
  * tensors of a call lie in one piece of memory that both sides have a copy of, so that after a run
- * every byte is either a result or what it was. Then the same bits with another tile, in another
- * workspace, and for some of the tokens alone.
+ * every byte is either a result or what it was. Then the same bits with another pair of tiles, in
+ * another workspace, and for some of the tokens alone.
  *
- *   gpu_random [seed [count [self]]]
+ *   gpu_random [seed [count [self | strict]]]
  *
- * A failure names its seed. self: the CPU backend takes the device's part, to test the test.
+ * A failure names its seed. A plan has the tiles that are forced or is wrong; a launch may take
+ * another one in their place (weights that do not lie row by row, rows that are gathered), which is
+ * counted, printed at the end and, if strict, wrong. self: the CPU backend takes the device's part,
+ * to test the test.
  */
 #include "gpu_random.h"
 
@@ -17,9 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GUARD_BYTES = 4096, MAX_TILES = 4096 };
-static const double max_relative = 5e-3; /* of all outputs, L2 */
-static const double max_row_relative = 2e-2;
+enum { GUARD_BYTES = 4096 };
 
 /* Where a call runs: its copy of the arena and its context. */
 struct side {
@@ -33,8 +34,8 @@ struct side {
 static struct gpu_host host;
 static struct random_arena arena;
 static unsigned char *before, *expected, *first, *other; /* images of the arena */
-static struct moe_tile_info tiles[64];
-static int num_tiles, num_failed, num_checked;
+static struct gpu_gemm_tiles tiles[GPU_MAX_PAIRS];
+static int num_tiles, num_failed, num_checked, num_forced, num_replaced, is_strict;
 
 static void report(int is_right, const struct random_case *test, const char *what, double value)
 {
@@ -240,15 +241,53 @@ static int32_t call_gemm(const struct side *side, const struct random_case *test
 
 /* How a call is made. */
 struct manner {
-    int64_t part;               /* of the workspace that it wants, 1 / part */
-    int64_t first_token, count; /* of a layer; count 0: all of them */
+    int64_t part;                       /* of the workspace that it wants, 1 / part */
+    int64_t first_token, count;         /* of a layer; count 0: all of them */
+    const struct gpu_gemm_tiles *tiles; /* forced; NULL: none */
 };
+
+/* A call with everything it needs. */
+struct ready {
+    const struct side *side;
+    const struct random_case *test;
+    const struct moe_plan *plan;
+    struct moe_call call;
+    int64_t first_token;
+    int32_t status;
+    struct moe_error error;
+};
+
+static void make_call(void *self, CUstream stream)
+{
+    struct ready *ready = self;
+    const struct random_case *test = ready->test;
+    ready->call.stream = stream;
+    ready->status = test->op == RANDOM_LAYER
+                        ? call_layer(ready->side, test, ready->plan, &ready->call,
+                                     ready->first_token, &ready->error)
+                    : test->op == RANDOM_EXPERTS
+                        ? call_experts(ready->side, test, ready->plan, &ready->call, &ready->error)
+                        : call_gemm(ready->side, test, ready->plan, &ready->call, &ready->error);
+}
+
+/* The forced tiles are the plan's, and what was launched is counted. */
+static void check_forced(struct ready *ready, const struct gpu_gemm_tiles *forced)
+{
+    const struct random_case *test = ready->test;
+    struct gpu_launched launched = {.tiles = forced};
+    const int gemms = test->op != RANDOM_GEMM ? 3 : test->gemm.which == MOE_GEMM_DOWN ? 2 : 1;
+    report(gpu_has_gemm_tiles(&host, ready->plan, gemms, forced, test->problem.max_tokens), test,
+           "the plan has another tile than the forced", 0.0);
+    gpu_count_launched(&host, make_call, ready, &launched);
+    num_forced++;
+    num_replaced += launched.num_replaced > 0;
+    report(!is_strict || launched.num_replaced == 0, test, launched.other, launched.num_replaced);
+}
 
 /* Runs the case and leaves the arena of that side in `image`. */
 static void run(const struct side *side, const struct random_case *test,
                 const struct manner *manner, unsigned char *image)
 {
-    struct moe_error error;
     unsigned char guard[GUARD_BYTES];
     uint64_t bytes = 0;
     struct moe_plan *plan = make_plan(side, test, manner->part, &bytes);
@@ -257,20 +296,21 @@ static void run(const struct side *side, const struct random_case *test,
     struct moe_call call = test->op == RANDOM_LAYER     ? test->layer.call
                            : test->op == RANDOM_EXPERTS ? test->experts.call
                                                         : test->gemm.call;
-    MOE_INIT(error);
     memset(poison, RANDOM_POISON, bytes + GUARD_BYTES);
     move_to(side, workspace, poison, bytes + GUARD_BYTES);
     move_to(side, side->arena, before, arena.used);
-    call.stream = side->is_device ? host.stream : NULL;
     call.workspace = bytes > 0 ? workspace : NULL;
     call.workspace_bytes = bytes;
     call.num_tokens_device = manner->count > 0 ? NULL : there(side, call.num_tokens_device);
     call.num_tokens = manner->count > 0 ? manner->count : call.num_tokens;
-    const int32_t status =
-        test->op == RANDOM_LAYER ? call_layer(side, test, plan, &call, manner->first_token, &error)
-        : test->op == RANDOM_EXPERTS ? call_experts(side, test, plan, &call, &error)
-                                     : call_gemm(side, test, plan, &call, &error);
-    report(status == MOE_STATUS_OK, test, error.message, status);
+    struct ready ready = {
+        .side = side, .test = test, .plan = plan, .call = call, .first_token = manner->first_token};
+    MOE_INIT(ready.error);
+    if (manner->tiles != NULL) {
+        check_forced(&ready, manner->tiles);
+    }
+    make_call(&ready, side->is_device ? host.stream : NULL);
+    report(ready.status == MOE_STATUS_OK, test, ready.error.message, ready.status);
     if (side->is_device) {
         gpu_synchronize(host.stream);
     }
@@ -323,40 +363,43 @@ static int is_poison(const unsigned char *element, size_t bytes)
     return 1;
 }
 
-/* Relative L2 of an output; infinity where one side has no value and the other has. */
-static double compare(const struct random_case *test, int output_idx, const unsigned char *image,
-                      double *worst)
+static int is_row_poison(const struct random_output *output, int64_t row,
+                         const unsigned char *image)
+{
+    const size_t at =
+        (size_t)(output->at - arena.bytes) + (size_t)(row * output->stride) * output->element_bytes;
+    return is_poison(image + at, (size_t)output->num_columns * output->element_bytes);
+}
+
+static int32_t result_kind(const struct random_case *test, int output_idx)
+{
+    static const int32_t gemms[] = {[MOE_GEMM_GATE_UP] = GPU_RESULT_GATE_UP,
+                                    [MOE_GEMM_GATE_UP_ACT] = GPU_RESULT_GATE_UP_ACT,
+                                    [MOE_GEMM_DOWN] = GPU_RESULT_DOWN};
+    return output_idx == 1              ? GPU_RESULT_WEIGHTS
+           : test->op == RANDOM_LAYER   ? GPU_RESULT_LAYER
+           : test->op == RANDOM_EXPERTS ? GPU_RESULT_EXPERTS
+                                        : gemms[test->gemm.which];
+}
+
+/* An output of the image against the CPU's; rows that neither wrote are not looked at. */
+static struct gpu_comparison compare(const struct random_case *test, int output_idx,
+                                     const unsigned char *image)
 {
     const struct random_output *output = &test->outputs[output_idx];
     const size_t at = (size_t)(output->at - arena.bytes);
     const int64_t num_rows = test->op == RANDOM_LAYER ? test->num_real_tokens : output->num_rows;
-    double sum = 0.0, norm = 0.0, worst_sum = 0.0;
+    unsigned char *is_skipped = calloc((size_t)num_rows + 1, 1);
     for (int64_t row = 0; row < num_rows; row++) {
-        double row_sum = 0.0, row_norm = 0.0, scale;
-        for (int64_t column = 0; column < output->num_columns; column++) {
-            const int64_t i = row * output->stride + column;
-            const unsigned char *a = image + at + (size_t)i * output->element_bytes;
-            const unsigned char *b = expected + at + (size_t)i * output->element_bytes;
-            if (is_poison(a, output->element_bytes) && is_poison(b, output->element_bytes)) {
-                continue;
-            }
-            const double x = random_element(a, output->dtype, 0);
-            const double y = random_element(b, output->dtype, 0);
-            if (!isfinite(x) || !isfinite(y)) {
-                *worst = INFINITY;
-                return INFINITY;
-            }
-            row_sum += (x - y) * (x - y);
-            row_norm += y * y;
-        }
-        sum += row_sum;
-        norm += row_norm;
-        /* A row in which much cancels is held against the others. */
-        scale = fmax(row_norm, norm / (double)(row + 1));
-        worst_sum = row_sum > 0.0 ? fmax(worst_sum, row_sum / fmax(scale, 1e-30)) : worst_sum;
+        is_skipped[row] = (unsigned char)(is_row_poison(output, row, image) &&
+                                          is_row_poison(output, row, expected));
     }
-    *worst = sqrt(worst_sum);
-    return sum > 0.0 ? sqrt(sum / fmax(norm, 1e-30)) : 0.0;
+    const struct gpu_result result = {&test->problem, result_kind(test, output_idx), 0};
+    const struct gpu_rows rows = {image + at,     expected + at, num_rows,  output->num_columns,
+                                  output->stride, output->dtype, is_skipped};
+    const struct gpu_comparison comparison = gpu_compare(&result, &rows);
+    free(is_skipped);
+    return comparison;
 }
 
 static int has_equal_ids(const struct random_case *test, const unsigned char *image)
@@ -367,39 +410,41 @@ static int has_equal_ids(const struct random_case *test, const unsigned char *im
     return memcmp(other, image, arena.used) == 0;
 }
 
-static void check_values(const struct random_case *test, const unsigned char *image,
-                         const char *what)
+static void check_values(const struct random_case *test, const unsigned char *image)
 {
-    double worst = 0.0;
     for (int i = 0; i < 2 && test->outputs[i].at != NULL; i++) {
-        const double relative = compare(test, i, image, &worst);
-        report(relative < max_relative, test, what, relative);
-        report(worst < max_row_relative, test, "relative L2 of a row", worst);
+        const struct gpu_comparison comparison = compare(test, i, image);
+        report(comparison.all <= 1.0, test, "all rows, parts of the tolerance", comparison.all);
+        report(comparison.worst <= 1.0, test, "a row, parts of the tolerance", comparison.worst);
     }
     report(test->outputs[2].at == NULL || has_equal_ids(test, image), test, "ids", 0.0);
 }
 
-/* Results are noticed when they are wrong by a sign, and other bytes when one changes. */
+/* Results are noticed when a row is wrong by a sign, and other bytes when one changes. */
 static void check_notice(const struct random_case *test, unsigned char *image)
 {
     const struct random_output *output = &test->outputs[0];
-    double worst = 0.0, largest = 0.0;
+    double largest = 0.0;
     unsigned char *at = NULL;
-    for (int64_t i = 0; i < rows_written(test, 0) * output->stride; i++) {
-        unsigned char *element =
-            image + (output->at - arena.bytes) + i * (int64_t)output->element_bytes;
-        const double value = fabs(random_element(element, output->dtype, 0));
-        if (i % output->stride < output->num_columns && value > largest) {
-            largest = value;
-            at = element + output->element_bytes - 1;
+    for (int64_t row = 0; row < rows_written(test, 0); row++) {
+        double sum = 0.0;
+        unsigned char *own = image + (output->at - arena.bytes) +
+                             row * output->stride * (int64_t)output->element_bytes;
+        for (int64_t i = 0; i < output->num_columns; i++) {
+            sum += fabs(gpu_element(own, output->dtype, i)); /* poison is NaN, never larger */
+        }
+        if (sum > largest) {
+            largest = sum;
+            at = own;
         }
     }
-    if (at != NULL) {
-        *at ^= 0x80;
-        const double relative = compare(test, 0, image, &worst);
-        report(relative > 0.0 && worst > max_row_relative / 100.0, test, "a sign is not noticed",
-               worst);
-        *at ^= 0x80;
+    for (int pass = 0; at != NULL && pass < 2; pass++) {
+        for (int64_t i = 0; i < output->num_columns; i++) {
+            at[((size_t)i + 1) * output->element_bytes - 1] ^= 0x80;
+        }
+        const struct gpu_comparison comparison = compare(test, 0, image);
+        report(pass == 1 || comparison.worst > 1.0, test, "a sign is not noticed",
+               comparison.worst);
     }
     image[arena.used - 1] ^= 1;
     report(!keeps_the_rest(test, image), test, "a changed byte is not noticed", 0.0);
@@ -408,11 +453,12 @@ static void check_notice(const struct random_case *test, unsigned char *image)
 
 /* ---------------------------------------------------------------- cases */
 
-static void force_tile(const struct side *side, const struct moe_tile_info *tile)
+/* A pair of tiles for both GEMMs from now on. */
+static const struct gpu_gemm_tiles *force_tiles(uint64_t *seed)
 {
-    if (side->is_device) {
-        gpu_force_tile(&host, tile, "gemm1");
-    }
+    const struct gpu_gemm_tiles *forced = &tiles[random_draw(seed, 0, num_tiles - 1)];
+    gpu_force_gemm_tiles(&host, forced);
+    return forced;
 }
 
 /* Some of a layer's tokens alone, with another tile: the bits that they have among all. */
@@ -425,6 +471,7 @@ static void check_window(const struct side *side, const struct random_case *test
     manner.first_token = random_draw(seed, 0, test->num_real_tokens - 1);
     const int64_t left = test->num_real_tokens - manner.first_token;
     manner.count = random_draw(seed, 0, 1) != 0 ? 1 : random_draw(seed, 1, left);
+    manner.tiles = force_tiles(seed);
     unsigned char *image = malloc(arena.used);
     run(side, test, &manner, image);
     memcpy(other, before, arena.used);
@@ -457,39 +504,24 @@ static void check_seed(uint64_t seed, struct side *cpu, struct side *device)
     move_to(device, device->arena, before, arena.used); /* weights may be prepared from it */
     bind_weights(device, &test);
     run(device, &test, &plain, first);
-    check_values(&test, first, "relative L2");
+    check_values(&test, first);
     report(keeps_the_rest(&test, first), &test, "bytes beside the outputs", 0.0);
     check_notice(&test, first);
 
     /* A call that is made in chunks does not take its number of tokens from the device. */
     const int is_counted = test.layer.call.num_tokens_device != NULL;
-    const struct manner manner = {.part = is_counted ? 1 : random_draw(&state, 1, 40)};
+    const struct manner manner = {.part = is_counted ? 1 : random_draw(&state, 1, 40),
+                                  .tiles = force_tiles(&state)};
     unsigned char *image = malloc(arena.used);
-    force_tile(device, &tiles[random_draw(&state, 0, num_tiles - 1)]);
     run(device, &test, &manner, image);
-    report(memcmp(image, first, arena.used) == 0, &test, "bits of another tile and workspace",
+    report(memcmp(image, first, arena.used) == 0, &test, "bits of other tiles and workspace",
            (double)manner.part);
     free(image);
-    force_tile(device, &tiles[random_draw(&state, 0, num_tiles - 1)]);
     check_window(device, &test, &state);
-    force_tile(device, NULL);
+    gpu_force_gemm_tiles(&host, NULL);
     unbind_weights(cpu);
     unbind_weights(device);
     random_case_finish(&test);
-}
-
-static void list_tiles(void)
-{
-    struct moe_tile_info tile;
-    MOE_INIT(tile);
-    for (int32_t i = 0; i < MAX_TILES && host.api->tile_info(i, &tile, NULL) == MOE_STATUS_OK;
-         i++) {
-        const int is_wanted =
-            tile.backend == MOE_BACKEND_CUDA && tile.op == MOE_OP_GEMM1 && tile.min_sm == 90;
-        if (is_wanted && tile.built && num_tiles < (int)(sizeof(tiles) / sizeof(tiles[0]))) {
-            tiles[num_tiles++] = tile;
-        }
-    }
 }
 
 int main(int argc, char **argv)
@@ -497,8 +529,9 @@ int main(int argc, char **argv)
     const uint64_t first_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
     const uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 10) : 320;
     const int is_self = argc > 3 && strcmp(argv[3], "self") == 0;
-    if (argc > 4 || (argc > 3 && !is_self)) {
-        fprintf(stderr, "usage: gpu_random [seed [count [self]]]\n");
+    is_strict = argc > 3 && strcmp(argv[3], "strict") == 0;
+    if (argc > 4 || (argc > 3 && !is_self && !is_strict)) {
+        fprintf(stderr, "usage: gpu_random [seed [count [self | strict]]]\n");
         return 2;
     }
     if (is_self) {
@@ -506,7 +539,7 @@ int main(int argc, char **argv)
     } else {
         gpu_host_init(&host, argv[0]);
     }
-    list_tiles();
+    num_tiles = gpu_list_gemm_tiles(&host, tiles);
     unsigned char **images[] = {&arena.bytes, &before, &expected, &first, &other};
     for (size_t i = 0; i < sizeof(images) / sizeof(images[0]); i++) {
         *images[i] = aligned_alloc(256, RANDOM_ARENA_BYTES);
@@ -517,7 +550,7 @@ int main(int argc, char **argv)
     }
     arena.capacity = arena.used = RANDOM_ARENA_BYTES;
     struct side cpu = {.context = host.cpu, .arena = arena.bytes};
-    struct side device = {.context = is_self ? host.cpu : host.cuda, .is_device = !is_self};
+    struct side device = {.context = host.cuda, .is_device = 1};
     device.arena = take(&device, RANDOM_ARENA_BYTES);
     for (uint64_t i = 0; i < count; i++) {
         check_seed(first_seed + i, &cpu, &device);
@@ -527,6 +560,8 @@ int main(int argc, char **argv)
         free(*images[i]);
     }
     gpu_host_finish(&host);
+    printf("%d plans of %d pairs of tiles were forced, %d launch another tile in their place\n",
+           num_forced, num_tiles, num_replaced);
     printf("%llu seeds from %llu: %d passed, %d failed\n", (unsigned long long)count,
            (unsigned long long)first_seed, num_checked - num_failed, num_failed);
     return num_failed > 0 || num_checked == 0;

@@ -4,7 +4,9 @@
 #ifndef MOE_GPU_RANDOM_H
 #define MOE_GPU_RANDOM_H
 
+#include "gpu_compare.h"
 #include "gpu_host.h"
+#include "gpu_tiles.h"
 
 /* Host memory that a case's tensors are cut from, poisoned; the device has a copy of it. */
 struct random_arena {
@@ -53,8 +55,6 @@ void *random_take(struct random_arena *arena, int64_t num, size_t element_bytes)
 void *random_tensor(struct random_arena *arena, uint64_t *seed, int64_t count, int32_t dtype,
                     double scale);
 
-/* Element i of an array of a dtype. */
-double random_element(const void *elements, int32_t dtype, int64_t index);
 size_t random_dtype_bytes(int32_t dtype);
 
 /* The seed's problem and weights, and then its call. Sorted ids are made by the CPU context. */

@@ -69,28 +69,6 @@ static void store(void *elements, int32_t dtype, int64_t index, float value)
     memcpy((char *)elements + 2 * index, &half, sizeof(half));
 }
 
-double random_element(const void *elements, int32_t dtype, int64_t index)
-{
-    uint32_t wide = 0;
-    uint16_t half = 0;
-    float value;
-    if (dtype == MOE_DTYPE_FP32) {
-        memcpy(&value, (const char *)elements + 4 * index, sizeof(value));
-        return (double)value;
-    }
-    memcpy(&half, (const char *)elements + 2 * index, sizeof(half));
-    if (dtype == MOE_DTYPE_BF16) {
-        wide = (uint32_t)half << 16;
-        memcpy(&value, &wide, sizeof(value));
-        return (double)value;
-    }
-    const int exponent = half >> 10 & 31, fraction = half & 0x3ff;
-    const double magnitude = exponent == 31  ? (double)(fraction != 0 ? NAN : INFINITY)
-                             : exponent == 0 ? ldexp(fraction, -24)
-                                             : ldexp(1024 + fraction, exponent - 25);
-    return (half & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
 void *random_tensor(struct random_arena *arena, uint64_t *seed, int64_t count, int32_t dtype,
                     double scale)
 {
