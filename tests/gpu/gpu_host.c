@@ -322,7 +322,9 @@ void gpu_captured_kernels(CUstream stream, gpu_record_fn *record, void *self, gp
     if (nodes == NULL) {
         stop("captured kernels", "no memory");
     }
-    check(cuda.cuGraphGetNodes(graph, nodes, &num_nodes), "cuGraphGetNodes");
+    if (num_nodes > 0) { /* which of a graph without nodes are an error */
+        check(cuda.cuGraphGetNodes(graph, nodes, &num_nodes), "cuGraphGetNodes");
+    }
     for (size_t i = 0; i < num_nodes; i++) {
         CUgraphNodeType type;
         check(cuda.cuGraphNodeGetType(nodes[i], &type), "cuGraphNodeGetType");
