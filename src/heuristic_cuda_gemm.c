@@ -7,8 +7,9 @@
  *             unit; a unit is BLOCK_SIZE_N weight rows by N tokens, per CTA
  *   tensor    m64nNk16 takes max(N / 2, 16 + N / 4) cycles (measured on an H200); a unit has k / 16
  *             for each of its slabs, two per consumer warpgroup and 64 rows at most, and an
- *             epilogue that nothing hides. With two consumers, what the L2 delivers takes time from
- *             it (both are bound by power), and a stage is not filled before its latency is over
+ *             epilogue that nothing hides. One consumer alone also waits at each stage. With two,
+ *             what the L2 delivers takes time from it (both are bound by power), and a stage is not
+ *             filled before its latency is over
  *   L2        a unit reads BLOCK_SIZE_N + N rows of k elements; CTAs of a cluster share the weights
  *   memory    the weights of the active experts once, at the device's rate, which many bytes in
  *             flight and many multiprocessors come closer to than few
@@ -26,18 +27,19 @@
 #include <math.h>
 
 static const double launch_cycles = 3000.0;
-static const double unit_cycles = 1300.0;      /* first loads, barriers and epilogue of a unit */
-static const double output_cycles = 0.03;      /* per output element, in the epilogue */
-static const double memory_rate = 21.0;        /* bytes per cycle of one multiprocessor's share */
-static const double memory_rate_few = 13.5;    /* the same when only few of them read, */
-static const double memory_rate_alone = 54.0;  /* and what one of those gets */
-static const double l2_rate = 29.0;            /* bytes per cycle of one multiprocessor, of all, */
-static const double l2_rate_alone = 58.0;      /* and of one when only few of them read */
-static const double shared_l2_rate = 87.0;     /* of what adds to two consumers' tensor time */
-static const double stage_latency = 5200.0;    /* until a stage is filled, under load */
-static const double bytes_in_flight = 16384.0; /* of weights, at which half the rate is reached */
-static const double slab_lost = 0.12;          /* memory time, where slabs are half of 64 rows */
-static const double tail_share = 0.05;         /* of a unit's weights, with few left to read */
+static const double unit_cycles = 1525.0;     /* first loads, barriers and epilogue of a unit */
+static const double output_cycles = 0.03;     /* per output element, in the epilogue */
+static const double memory_rate = 21.0;       /* bytes per cycle of one multiprocessor's share */
+static const double memory_rate_few = 8.36;   /* the same when only few of them read, */
+static const double memory_rate_alone = 54.0; /* and what one of those gets */
+static const double l2_rate = 29.0;           /* bytes per cycle of one multiprocessor, of all, */
+static const double l2_rate_alone = 58.0;     /* and of one when only few of them read */
+static const double shared_l2_rate = 87.0;    /* of what adds to two consumers' tensor time */
+static const double stage_cycles = 50.0;      /* of a stage of one consumer, beside its sums */
+static const double stage_latency = 5200.0;   /* until a stage is filled, under load */
+static const double bytes_in_flight = 7780.0; /* of weights, at which half the rate is reached */
+static const double slab_lost = 0.08;         /* memory time, where slabs are half of 64 rows */
+static const double tail_share = 0.058;       /* of a unit's weights, with few left to read */
 static const double overlap_lost = 0.2;
 static const double gather_lost = 0.03; /* of GEMM1's time, where clusters gather */
 static const double copy_rate = 19.0;   /* bytes per cycle and multiprocessor, read and written */
@@ -81,6 +83,8 @@ static double gemm_cost(const struct moe_tile *tile, const struct moe_device *de
     if (slabs > 2.0) {
         mma = fmax(mma + unit_bytes / shared_l2_rate,
                    ceil(shape->k / tile->block_k) * stage_latency / tile->num_stages);
+    } else {
+        mma += ceil(shape->k / tile->block_k) * stage_cycles;
     }
     const double epilogue = unit_cycles + output_cycles * tokens * tile->block_n;
     const double tensor = waves * (mma + epilogue);

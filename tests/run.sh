@@ -44,11 +44,13 @@ run_preset() {
         CMAKE_GENERATOR=${CMAKE_GENERATOR:-Ninja}
         export CMAKE_GENERATOR
     fi
+    build_started=$(date +%s)
     if ! cmake --preset "$preset" || ! cmake --build "$build_dir" --parallel "$num_jobs"; then
         echo "== $preset: the build failed"
         num_failed=$((num_failed + 1))
         return 0
     fi
+    echo "== $preset: built in $(($(date +%s) - build_started)) s with $num_jobs jobs"
     rm -f "$build_dir/junit.xml"
     "$@" ctest --test-dir "$build_dir" --parallel "$num_jobs" --output-on-failure --no-tests=error \
         --output-junit junit.xml || true
