@@ -82,12 +82,25 @@ static int64_t num_segment_stretches(const struct moe_op_gemm *op, const struct 
     return count;
 }
 
+/* The expert of the first segment behind `segment` that has rows; -1: there is none. */
+static int64_t next_expert_of(const struct moe_op_gemm *op, int64_t segment)
+{
+    while (++segment < op->num_segments) {
+        const struct stretch all = segment_of(op, segment);
+        if (all.first < all.end) {
+            return all.expert;
+        }
+    }
+    return -1;
+}
+
 /*
- * Stretch `index` of all segments' stretches. Reads two numbers per segment, far less than the
- * weights that the task reads.
+ * Stretch `index` of all segments' stretches, and the expert of the one behind it (NULL: not asked
+ * for). Reads two numbers per segment, far less than the weights that the task reads.
  */
 static struct stretch find_segment_stretch(const struct moe_op_gemm *op,
-                                           const struct moe_tile *tile, int64_t index)
+                                           const struct moe_tile *tile, int64_t index,
+                                           int64_t *next_expert)
 {
     const int64_t rows = rows_per_task(tile);
     struct stretch found = {-1, 0, 0};
@@ -98,6 +111,9 @@ static struct stretch find_segment_stretch(const struct moe_op_gemm *op,
             found.expert = all.expert;
             found.first = all.first + index * rows;
             found.end = all.end - found.first < rows ? all.end : found.first + rows;
+            if (next_expert) {
+                *next_expert = index + 1 < count ? all.expert : next_expert_of(op, segment);
+            }
             return found;
         }
         index -= count;
@@ -230,10 +246,9 @@ void MOE_CPU_NAME(moe_cpu_gemm_run)(const void *op, const struct moe_tile *tile,
     (void)MOE_CPU_NAME(moe_gemm_panel_layout)(&layout, gemm, tile, scratch);
 
     if (!gemm->expert_ids) {
-        const struct stretch stretch = find_segment_stretch(gemm, tile, index);
-        if (task % num_blocks + 1 == num_blocks) {
-            block.next_expert = find_segment_stretch(gemm, tile, index + 1).expert;
-        }
+        const bool is_last = task % num_blocks + 1 == num_blocks;
+        const struct stretch stretch =
+            find_segment_stretch(gemm, tile, index, is_last ? &block.next_expert : NULL);
         run_stretch(&block, &stretch, &layout);
         return;
     }
