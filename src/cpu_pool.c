@@ -29,8 +29,12 @@ enum {
     CACHE_LINE = 64,
     STACK_BYTES = 512 * 1024, /* kernels keep their data in scratch */
 
-    /* A range of tasks is this part of a thread's share of what is left: large ones first. */
-    RANGES_PER_THREAD = 8,
+    /*
+     * A range of tasks is this part of a thread's share of what is left: large ones first. A task
+     * of a GEMM fetches what the next one needs, in vain at the end of a range; so few ranges, but
+     * so many that a thread at a quarter of the speed does not keep the others waiting.
+     */
+    RANGES_PER_THREAD = 4,
 
     /*
      * Polls before a thread sleeps, about 15 to 50 ns each. Short, because the thread that is
