@@ -4,7 +4,8 @@
 # sh tests/gpu.sh BUILD_DIR OUT_DIR [STAGE...]
 # Everything there is to do on a machine with an NVIDIA GPU, from a build tree that was made elsewhere and carried there: the
 # machine needs libc and the driver (and compute-sanitizer and cuobjdump for their stages).
-#   check     every operation and tile against the CPU backend, bit for bit
+#   check     every operation but the GEMM, every tile of it, against the CPU backend, bit for bit
+#   gemm      the grouped GEMM without the plugin: every tile against patterns and float64, and the same bits of all tiles and grids
 #   large     T 4096 and 65536, offsets beyond 2^31 bytes, against naive float64 kernels
 #   layer     whole layers against the CPU backend and double arithmetic, and what has to be the same bits
 #   random    random layers, experts and grouped GEMMs against the CPU backend, T up to 65536: what `layer` does not combine
@@ -20,7 +21,7 @@
 # tool is missing or refuses the machine is reported as skipped.
 set -u
 
-stages="check large layer random golden sanitize sass bench wide layer_bench report"
+stages="check gemm large layer random golden sanitize sass bench wide layer_bench report"
 if [ $# -lt 2 ]; then
     echo "usage: sh tests/gpu.sh BUILD_DIR OUT_DIR [STAGE...], stages: $stages" >&2
     exit 2
@@ -66,6 +67,21 @@ stage_check() {
         result check passed "$(last_line "$out_dir/check.log")"
     else
         result check failed "$(last_line "$out_dir/check.log")"
+    fi
+}
+
+# The program loads its reference and the kernels that the build left.
+stage_gemm() {
+    for file in "$bin_dir/gpu_gemm" "$bin_dir/gpu_gemm.fatbin" "$bin_dir/gpu_limits.fatbin" "$bin_dir/../cuda/gemm.fatbin"; do
+        if [ ! -f "$file" ]; then
+            result gemm skipped "$file was not carried (BUILD_DIR/bin and BUILD_DIR/cuda)"
+            return
+        fi
+    done
+    if timeout "$stage_seconds" "$bin_dir/gpu_gemm" check >"$out_dir/gemm.log" 2>&1; then
+        result gemm passed "$(last_line "$out_dir/gemm.log")"
+    else
+        result gemm failed "$(last_line "$out_dir/gemm.log")"
     fi
 }
 

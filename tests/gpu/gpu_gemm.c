@@ -25,7 +25,7 @@ struct buffers {
     int32_t num_blocks;
 };
 
-static int num_failed;
+static int num_checked, num_failed; /* tiles with a problem */
 
 static size_t element_bytes(int32_t dtype)
 {
@@ -372,6 +372,7 @@ static void check_problem(const struct problem *problem)
         }
         const int is_wrong =
             counts[0] != 0 || counts[1] != 0 || counts[3] == 0 || !is_equal || !is_stable;
+        num_checked++;
         num_failed += is_wrong;
         if (is_wrong) {
             printf("  FAIL %s, %s: %llu of %llu wrong, %llu written outside, bits %s, grids %s\n",
@@ -425,6 +426,7 @@ static void check_batches(void)
         free(one);
     }
     printf("  %s rows alone: %d differ\n", num_different != 0 ? "FAIL" : "ok", num_different);
+    num_checked++;
     num_failed += num_different != 0;
     free(indptr);
     free(all);
@@ -453,7 +455,7 @@ int main(int argc, char **argv)
             check_problem(&problems[i]);
         }
         check_batches();
-        printf("%d failed\n", num_failed);
+        printf("%d passed, %d failed\n", num_checked - num_failed, num_failed);
     }
     if (text != NULL) {
         int num_problems = 0;
