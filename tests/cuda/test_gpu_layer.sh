@@ -16,7 +16,7 @@ trap 'rm -f "$log"' EXIT
 tail -n 1 "$log" | grep -q "^[1-9][0-9]* passed, 0 failed$"
 grep -q "^[1-9][0-9]* planted mistakes looked for$" "$log"
 grep -q "^[1-9][0-9]* plans with forced tiles, 0 launch another one in their place$" "$log"
-for text in "oai, biases" "shared, sigmoid" "router" "bits, one expert"; do
+for text in "oai, biases" "shared, sigmoid" "router" "bits, one expert" "replay, shared"; do
     if "$program" check 1 "$text" self broken >"$log" 2>&1; then
         echo "gpu_layer takes wrong results of \"$text\"" >&2
         exit 1

@@ -258,6 +258,8 @@ void gpu_synchronize(CUstream stream)
 struct gpu_graph {
     CUgraph graph;
     CUgraphExec exec;
+    gpu_record_fn *record; /* without a driver: what a replay calls */
+    void *self;
 };
 
 void gpu_graph_begin(CUstream stream, CUstreamCaptureMode mode)
@@ -279,6 +281,15 @@ struct gpu_graph *gpu_graph_end(CUstream stream)
 struct gpu_graph *gpu_graph_make(CUstream stream, CUstreamCaptureMode mode, gpu_record_fn *record,
                                  void *self)
 {
+    if (is_host_memory()) {
+        struct gpu_graph *graph = calloc(1, sizeof(*graph));
+        if (graph == NULL) {
+            stop("graph", "no memory");
+        }
+        graph->record = record;
+        graph->self = self;
+        return graph;
+    }
     gpu_graph_begin(stream, mode);
     record(self, stream);
     return gpu_graph_end(stream);
@@ -286,13 +297,19 @@ struct gpu_graph *gpu_graph_make(CUstream stream, CUstreamCaptureMode mode, gpu_
 
 void gpu_graph_launch(struct gpu_graph *graph, CUstream stream)
 {
+    if (graph->record != NULL) {
+        graph->record(graph->self, stream);
+        return;
+    }
     check(cuda.cuGraphLaunch(graph->exec, stream), "cuGraphLaunch");
 }
 
 void gpu_graph_free(struct gpu_graph *graph)
 {
-    check(cuda.cuGraphExecDestroy(graph->exec), "cuGraphExecDestroy");
-    check(cuda.cuGraphDestroy(graph->graph), "cuGraphDestroy");
+    if (graph->record == NULL) {
+        check(cuda.cuGraphExecDestroy(graph->exec), "cuGraphExecDestroy");
+        check(cuda.cuGraphDestroy(graph->graph), "cuGraphDestroy");
+    }
     free(graph);
 }
 

@@ -24,7 +24,8 @@ struct gpu_host {
 /* `program` is argv[0]: the plugin is ../lib/libmoe_plugin.so from its folder. */
 void gpu_host_init(struct gpu_host *host, const char *program);
 /* Without a driver: the CPU context takes the device's part. Memory of the device is then memory of
- * this machine and every stream is NULL; graphs, modules and launches there are not. */
+ * this machine, every stream is NULL and a graph of gpu_graph_make calls `record` when it is
+ * launched; captures, modules and launches there are not. */
 void gpu_host_init_cpu(struct gpu_host *host, const char *program);
 void gpu_host_finish(struct gpu_host *host);
 

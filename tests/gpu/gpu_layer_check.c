@@ -209,6 +209,7 @@ int layer_check(const struct gpu_host *host, uint64_t seed, const char *filter, 
     }
     if ((modes & LAYER_BRIEF) == 0) {
         layer_check_bits(&check, filter);
+        layer_check_replays(&check, filter);
     }
     printf("%d plans with forced tiles, %d launch another one in their place\n", check.num_plans,
            check.num_replaced);

@@ -105,6 +105,9 @@ void layer_check_same(struct layer_check *check, struct layer_case *test,
 /* The same bits with every tile in any batch and chunking; layers of its own. */
 void layer_check_bits(struct layer_check *check, const char *filter);
 
+/* The same bits by captures that are replayed with other inputs; layers of its own. */
+void layer_check_replays(struct layer_check *check, const char *filter);
+
 /* experts with the case's weights and its tokens as rows, in two forms. */
 void layer_check_experts(struct layer_check *check, const struct layer_case *test);
 
