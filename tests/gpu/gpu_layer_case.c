@@ -329,6 +329,21 @@ static int32_t draw_id(const struct layer_case *test, int pattern, const int32_t
     }
 }
 
+/* Logits of a pattern: one expert that all choose, or few that anyone does. */
+static void lean_logits(struct layer_case *test, int pattern)
+{
+    const struct layer_shape *shape = &test->shape;
+    float *logits = test->logits.host;
+    for (int64_t t = 0; t < test->max_tokens; t++) {
+        float *own = logits + t * shape->num_experts;
+        own[0] += pattern == LAYER_HOT ? 6.0f : 0.0f;
+        for (int32_t e = 2 * shape->top_k; pattern == LAYER_SPARSE && e < shape->num_experts; e++) {
+            own[e] -= 12.0f;
+        }
+    }
+    gpu_upload(test->logits.device, logits, test->logits.bytes);
+}
+
 void layer_draw_inputs(struct layer_case *test, int pattern, uint64_t *seed)
 {
     const struct layer_shape *shape = &test->shape;
@@ -337,6 +352,7 @@ void layer_draw_inputs(struct layer_case *test, int pattern, uint64_t *seed)
     fill_tensor(&test->weights, MOE_DTYPE_FP32, 1.0, seed);
     fill_tensor(&test->logits, MOE_DTYPE_FP32, 3.0, seed);
     fill_tensor(&test->residual, shape->output_dtype, 1.0, seed);
+    lean_logits(test, pattern);
     for (int64_t t = 0; t < test->max_tokens; t++) {
         int32_t *own = ids + t * shape->top_k;
         for (int32_t j = 0; j < shape->top_k; j++) {

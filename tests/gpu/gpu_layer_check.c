@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_REFERENCE = 4, BRIEF_TOKENS = 65, SELF_TOKENS = 129, PLANTED_TOKENS = 65 };
+enum { MAX_REFERENCE = 3, BRIEF_TOKENS = 65, SELF_TOKENS = 129, PLANTED_TOKENS = 65 };
 
 #define BF16           MOE_DTYPE_BF16
 #define FP16           MOE_DTYPE_FP16
@@ -52,17 +52,34 @@ static const struct layer_shape shapes[] = {
      MOE_GATING_SOFTMAX, 0, 0},
     {"router", 64, 6, 1024, 96, 128, BF16, BF16, SILU, MOE_PROBLEM_RENORMALIZE, LAYER_FUSED,
      MOE_GATING_SOFTMAX, 1, 0},
+    {"identity", 16, 2, 256, 136, 0, BF16, BF16, MOE_ACTIVATION_IDENTITY, 0, LAYER_FUSED, 0, 0, 0},
+    {"identity, ungated", 16, 2, 136, 192, 0, BF16, FP32, MOE_ACTIVATION_IDENTITY,
+     MOE_PROBLEM_UNGATED, LAYER_TRANSPOSED, 0, 0, 0},
+};
+/* Widths of models: gpt-oss, DeepSeek-V2-Lite with its shared experts, and one from which on pairs
+ * of tiles read in order. With a device, or where they are asked for. */
+static const struct layer_shape wide_shapes[] = {
+    {"wide, 2880 x 2880", 4, 3, 2880, 2880, 0, BF16, BF16, MOE_ACTIVATION_SWIGLU_OAI, BIASES,
+     LAYER_INTERLEAVED, 0, 0, 0},
+    {"wide, 1408", 8, 3, 2048, 1408, 2816, BF16, BF16, SILU, 0, LAYER_FUSED, 0, 0, 0},
+    {"wide, in order", 6, 2, 320, 1928, 0, FP16, FP32, SILU, BIASES, LAYER_TRANSPOSED, 0, 0, 0},
 };
 static const int64_t token_counts[] = {0, 1, 2, 7, 8, 9, 63, 64, 65, 127, 129, 1000, 4096};
+/* Those with which every pattern of routing is tried; the others take the patterns in turn. */
+static const int64_t pattern_counts[] = {1, 8, PLANTED_TOKENS, 1000};
+static const int64_t wide_counts[] = {1, 8, PLANTED_TOKENS, 129};
 enum {
     NUM_SHAPES = sizeof(shapes) / sizeof(shapes[0]),
+    NUM_WIDE = sizeof(wide_shapes) / sizeof(wide_shapes[0]),
+    NUM_LISTED = 4, /* in the two lists before */
+    WIDE_TOKENS = 600,
     NUM_COUNTS = sizeof(token_counts) / sizeof(token_counts[0]),
     MAX_TOKENS = 4096
 };
 
-/* Some tokens from the first to the last against float64. */
-static void check_reference(struct layer_check *check, const struct layer_case *test,
-                            const struct layer_outputs *outputs, const struct layer_values *values)
+/* The first, the middle and the last token against float64. */
+void layer_check_reference(struct layer_check *check, const struct layer_case *test,
+                           const struct layer_outputs *outputs, const struct layer_values *values)
 {
     const int64_t num_tokens = values->num_tokens, top_k = test->shape.top_k;
     const int64_t count = num_tokens < MAX_REFERENCE ? num_tokens : MAX_REFERENCE;
@@ -113,7 +130,7 @@ static void skip_other_experts(struct layer_check *check, const struct layer_cas
 
 static void check_count(struct layer_check *check, struct layer_case *test,
                         const struct layer_side *side, struct layer_outputs *outputs,
-                        struct layer_values *values)
+                        struct layer_values *values, int is_planted)
 {
     const int64_t num_tokens = values->num_tokens;
     layer_run_device(check, test, side, outputs, 0, num_tokens, values->has_residual);
@@ -131,22 +148,55 @@ static void check_count(struct layer_check *check, struct layer_case *test,
                  fmax(comparison.worst, comparison.all));
     check->largest = fmax(check->largest, fmax(comparison.worst, comparison.all));
     if (!test->shape.has_router) { /* whose weights are not known to fp32 alone */
-        check_reference(check, test, outputs, values);
+        layer_check_reference(check, test, outputs, values);
     }
-    if (num_tokens == PLANTED_TOKENS && (check->modes & LAYER_BROKEN) == 0) {
+    if (is_planted && (check->modes & LAYER_BROKEN) == 0) {
         layer_check_planted(check, test, outputs, values);
     }
 }
 
-static int is_wanted(const struct layer_check *check, int64_t num_tokens)
+static int is_listed(const int64_t *list, int64_t num_tokens)
+{
+    int i = 0;
+    while (i < NUM_LISTED && list[i] != num_tokens) {
+        i++;
+    }
+    return i < NUM_LISTED;
+}
+
+static int is_wanted(const struct layer_check *check, int is_wide, int64_t num_tokens)
 {
     return (check->modes & LAYER_BRIEF) != 0  ? num_tokens == BRIEF_TOKENS
+           : is_wide                          ? is_listed(wide_counts, num_tokens)
            : (check->modes & LAYER_SELF) != 0 ? num_tokens <= SELF_TOKENS
                                               : 1;
 }
 
+/* Is the pattern tried with token count number i? What routes tells: ids take all patterns, logits
+ * cannot filter, a router's come from tokens. Large layers take one. */
+static int has_pattern(const struct layer_check *check, const struct layer_shape *shape,
+                       int is_wide, int i, int pattern)
+{
+    if (shape->has_router) {
+        return pattern == LAYER_UNIFORM;
+    }
+    if (shape->gating != MOE_GATING_NONE && pattern == LAYER_FILTERED) {
+        return 0;
+    }
+    if (token_counts[i] == PLANTED_TOKENS && pattern == LAYER_UNIFORM) {
+        return 1; /* mistakes are planted into it */
+    }
+    if (is_wide || (check->modes & LAYER_BRIEF) != 0) {
+        return token_counts[i] == 8 ? pattern == LAYER_SPARSE : pattern == LAYER_UNIFORM;
+    }
+    const int own = i % LAYER_NUM_PATTERNS;
+    const int is_possible = shape->gating == MOE_GATING_NONE || own != LAYER_FILTERED;
+    return is_listed(pattern_counts, token_counts[i]) ||
+           pattern == (is_possible ? own : LAYER_UNIFORM);
+}
+
 static void check_counts(struct layer_check *check, struct layer_case *test,
-                         struct layer_outputs *outputs)
+                         struct layer_outputs *outputs, int is_wide)
 {
     const size_t num_routes = (size_t)test->max_tokens * (size_t)test->shape.top_k;
     struct layer_side side;
@@ -155,16 +205,18 @@ static void check_counts(struct layer_check *check, struct layer_case *test,
                                   .is_skipped = calloc((size_t)test->max_tokens, 1)};
     layer_side_init(&side, check, test, 1);
     for (int i = 0; i < NUM_COUNTS; i++) {
-        const int is_given = test->shape.gating == MOE_GATING_NONE;
-        int pattern = is_given ? (int)(gpu_random(&check->seed) % LAYER_NUM_PATTERNS) : 0;
-        if (token_counts[i] == PLANTED_TOKENS || test->shape.top_k == test->shape.num_experts) {
-            pattern = LAYER_UNIFORM;
-        }
         values.num_tokens = token_counts[i];
-        values.has_residual = (int32_t)(gpu_random(&check->seed) % 2);
-        if (is_wanted(check, values.num_tokens)) {
-            layer_draw_inputs(test, pattern, &check->seed);
-            check_count(check, test, &side, outputs, &values);
+        for (int pattern = 0; pattern < LAYER_NUM_PATTERNS; pattern++) {
+            if (is_wanted(check, is_wide, values.num_tokens) &&
+                has_pattern(check, &test->shape, is_wide, i, pattern)) {
+                /* Every number of tokens meets a residual, those with all patterns also none. */
+                values.has_residual = is_wide || pattern == LAYER_UNIFORM ||
+                                      pattern == LAYER_FILTERED ||
+                                      !is_listed(pattern_counts, values.num_tokens);
+                layer_draw_inputs(test, pattern, &check->seed);
+                check_count(check, test, &side, outputs, &values,
+                            values.num_tokens == PLANTED_TOKENS && pattern == LAYER_UNIFORM);
+            }
         }
     }
     layer_side_finish(&side, check);
@@ -173,18 +225,19 @@ static void check_counts(struct layer_check *check, struct layer_case *test,
     free(values.is_skipped);
 }
 
-static void check_shape(struct layer_check *check, const struct layer_shape *shape)
+static void check_shape(struct layer_check *check, const struct layer_shape *shape, int is_wide)
 {
-    const int64_t max_tokens = (check->modes & LAYER_BRIEF) != 0  ? BRIEF_TOKENS
-                               : (check->modes & LAYER_SELF) != 0 ? 600
-                                                                  : MAX_TOKENS;
+    const int is_small = is_wide || (check->modes & LAYER_SELF) != 0;
+    const int64_t max_tokens = (check->modes & LAYER_BRIEF) != 0 ? BRIEF_TOKENS
+                               : is_small                        ? WIDE_TOKENS
+                                                                 : MAX_TOKENS;
     const int failed_before = check->num_failed, checked_before = check->num_checked;
     struct layer_case test;
     struct layer_outputs outputs;
     check->largest = check->largest_row = 0.0;
     layer_case_init(&test, check->host, shape, max_tokens, &check->seed);
     layer_outputs_init(&outputs, &test);
-    check_counts(check, &test, &outputs);
+    check_counts(check, &test, &outputs, is_wide);
     if ((check->modes & LAYER_BRIEF) != 0) {
         layer_check_replay(check, &test, &outputs, BRIEF_TOKENS);
     } else {
@@ -203,8 +256,13 @@ int layer_check(const struct gpu_host *host, uint64_t seed, const char *filter, 
 {
     struct layer_check check = {.host = host, .seed = seed, .modes = modes};
     for (int i = 0; i < NUM_SHAPES; i++) {
-        if (strstr(shapes[i].name, filter) != NULL) {
-            check_shape(&check, &shapes[i]);
+        if (layer_is_chosen(&check, &shapes[i], filter)) {
+            check_shape(&check, &shapes[i], 0);
+        }
+    }
+    for (int i = 0; i < NUM_WIDE; i++) {
+        if (layer_is_chosen(&check, &wide_shapes[i], filter)) {
+            check_shape(&check, &wide_shapes[i], 1);
         }
     }
     if ((modes & LAYER_BRIEF) == 0) {

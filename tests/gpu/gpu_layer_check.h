@@ -32,6 +32,10 @@ struct layer_side {
     uint64_t workspace_bytes;
 };
 
+/* Is the filter part of the shape's name? Without a device wide ones have to be asked for. */
+int layer_is_chosen(const struct layer_check *check, const struct layer_shape *shape,
+                    const char *filter);
+
 /* Counts a comparison, and says what failed. */
 void layer_report(struct layer_check *check, int is_right, const struct layer_case *test,
                   int64_t num_tokens, const char *what, double value);
@@ -91,6 +95,10 @@ int layer_keeps_rest(const struct layer_outputs *outputs, const unsigned char *o
 int layer_keeps_gaps(const struct layer_outputs *outputs, int64_t num_tokens);
 
 /* ---------------------------------------------------------------- parts */
+
+/* The first, the middle and the last token against float64. */
+void layer_check_reference(struct layer_check *check, const struct layer_case *test,
+                           const struct layer_outputs *outputs, const struct layer_values *values);
 
 /* Mistakes planted into outputs->cuda, which is right before and after: each has to be noticed. */
 void layer_check_planted(struct layer_check *check, const struct layer_case *test,

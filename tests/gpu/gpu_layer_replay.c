@@ -2,8 +2,8 @@
 /*
  * Captures that are replayed with other inputs have the bits of calls that are queued alone: below
  * and beyond the numbers of routes at which the sort of a layer changes (1024 and 2048), with the
- * tiles of the cost model and every pair of forced ones, whole and in chunks, with tokens counted on
- * the device. Layers of its own; without a device a replay is a call.
+ * tiles of the cost model and every pair of forced ones, whole and in chunks, with tokens counted
+ * on the device. Layers of its own; without a device a replay is a call.
  */
 #include "gpu_layer_check.h"
 
@@ -23,7 +23,7 @@ static const struct layer_shape shapes[] = {
     {"replay, one slot", 40, 1, 192, 96, 0, FP16, FP16, SILU, 0, LAYER_TABLE, 0, 0, 0},
     {"replay, biases", 16, 4, 320, 192, 0, FP16, FP16, OAI, BIASES, LAYER_INTERLEAVED, 0, 0, 0},
     {"replay, transposed", 12, 3, 200, 136, 0, BF16, BF16, SILU, 0, LAYER_TRANSPOSED, 0, 0, 0},
-    {"replay, in order", 6, 2, 128, 1880, 0, BF16, BF16, SILU, 0, LAYER_FUSED, 0, 0, 0},
+    {"replay, in order", 6, 2, 192, 1880, 0, BF16, BF16, SILU, 0, LAYER_FUSED, 0, 0, 0},
     {"replay, shared", 24, 4, 256, 96, 136, BF16, BF16, SILU, MOE_PROBLEM_SHARED_SIGMOID,
      LAYER_FUSED, 0, 0, 1.5f},
     {"replay, router", 64, 6, 256, 96, 0, BF16, BF16, SILU, MOE_PROBLEM_RENORMALIZE, LAYER_FUSED,
@@ -165,7 +165,7 @@ static void check_tiles(struct replay *replay, int64_t num_tokens)
     const struct gpu_host *host = replay->check->host;
     struct gpu_gemm_tiles pairs[GPU_MAX_PAIRS];
     const int num_pairs = gpu_list_gemm_tiles(host, pairs);
-    const int step = (replay->check->modes & LAYER_SELF) != 0 ? 5 : 1;
+    const int step = (replay->check->modes & LAYER_SELF) != 0 ? 9 : 1;
     report(replay, num_pairs > step, "tiles to choose from", num_pairs);
     for (int i = 0; i < num_pairs; i += step) {
         char text[200];
@@ -212,7 +212,7 @@ static void check_shape(struct layer_check *check, const struct layer_shape *sha
 void layer_check_replays(struct layer_check *check, const char *filter)
 {
     for (int i = 0; i < NUM_SHAPES; i++) {
-        if (strstr(shapes[i].name, filter) != NULL) {
+        if (layer_is_chosen(check, &shapes[i], filter)) {
             check_shape(check, &shapes[i]);
         }
     }

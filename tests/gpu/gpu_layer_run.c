@@ -6,7 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BYTES_BEHIND = 64 };
+enum { BYTES_BEHIND = 64, WIDE_ELEMENTS = 350000 };
+
+int layer_is_chosen(const struct layer_check *check, const struct layer_shape *shape,
+                    const char *filter)
+{
+    const int is_wide = (int64_t)shape->hidden * shape->inter > WIDE_ELEMENTS;
+    const int is_asked_for = (check->modes & LAYER_SELF) == 0 || filter[0] != '\0';
+    return strstr(shape->name, filter) != NULL && (is_asked_for || !is_wide);
+}
 
 void layer_report(struct layer_check *check, int is_right, const struct layer_case *test,
                   int64_t num_tokens, const char *what, double value)
