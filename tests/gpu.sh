@@ -10,8 +10,8 @@
 #   layer     whole layers against the CPU backend and double arithmetic, and what has to be the same bits
 #   random    random layers, experts and grouped GEMMs against the CPU backend, T up to 65536: what `layer` does not combine
 #   golden    moectl run --backend cuda on the layers of tests/data/golden
-#   sanitize  check with few cases, the GEMM and two layers under compute-sanitizer: memcheck, initcheck, synccheck; racecheck: the
-#             first alone
+#   sanitize  check with few cases, the GEMM, two layers and few calls of what these leave out (transposed weights, more routes, pairs
+#             in order, chunks, experts in passes) under compute-sanitizer: memcheck, initcheck, synccheck; racecheck: the first alone
 #   sass      the machine code: no local memory, 128-bit loads and stores where rows move, warp-group MMA and TMA in the GEMM
 #   bench     times, as table and bench.json, with the limits of the device measured in the same run
 #   wide      the same for 8 to 512 experts, k 1 to 10 and skewed routing, as wide.json
@@ -120,14 +120,15 @@ stage_sanitize() {
     text=
     sanitize_started=$(date +%s)
     for tool in memcheck initcheck synccheck racecheck; do
-        for part in ops gemm layer paired; do
+        for part in ops gemm layer paired brief; do
             log=$out_dir/sanitize-$tool-$part.log
             case $tool,$part in
-            racecheck,gemm | racecheck,layer | racecheck,paired) continue ;;
+            racecheck,gemm | racecheck,layer | racecheck,paired | racecheck,brief) continue ;;
             *,ops) sanitized "$log" "$tool" "$bin_dir/gpu_check" 2 ;;
             *,gemm) sanitized "$log" "$tool" "$bin_dir/gpu_gemm" problem pattern ;;
             *,layer) sanitized "$log" "$tool" "$bin_dir/gpu_layer" check 1 router brief ;;
             *,paired) sanitized "$log" "$tool" "$bin_dir/gpu_layer" check 1 "oai, paired" brief ;;
+            *,brief) sanitized "$log" "$tool" "$bin_dir/gpu_layer" check 1 "brief, " brief ;;
             esac
             case $? in
             0) text="$text $tool:$part" ;;

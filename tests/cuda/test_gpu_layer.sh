@@ -15,6 +15,10 @@ trap 'rm -f "$log"' EXIT
 }
 tail -n 1 "$log" | grep -q "^[1-9][0-9]* passed, 0 failed$"
 grep -q "^[1-9][0-9]* planted mistakes looked for$" "$log"
+"$program" check 1 "brief, " brief self >>"$log" 2>&1 || {
+    cat "$log" >&2
+    exit 1
+}
 grep -q "^[1-9][0-9]* plans with forced tiles, 0 launch another one in their place$" "$log"
 for text in "oai, biases" "shared, sigmoid" "router" "bits, one expert" "replay, shared"; do
     if "$program" check 1 "$text" self broken >"$log" 2>&1; then

@@ -5,7 +5,8 @@
  *   gpu_layer check [seed [text [brief] [self] [broken]]]
  *                                         layers against the CPU backend and double arithmetic;
  *                                         only those whose name contains the text; brief: with one
- *                                         number of tokens, and captures; self: no device, the CPU
+ *                                         number of tokens, captures, and few calls of kernels that
+ *                                         these leave out ("brief, ..."); self: no device, the CPU
  *                                         backend takes its part; broken: results are made wrong,
  *                                         so that the check fails
  *   gpu_layer bench [file.json [text [set...]]]

@@ -265,7 +265,9 @@ int layer_check(const struct gpu_host *host, uint64_t seed, const char *filter, 
             check_shape(&check, &wide_shapes[i], 1);
         }
     }
-    if ((modes & LAYER_BRIEF) == 0) {
+    if ((modes & LAYER_BRIEF) != 0) {
+        layer_check_brief(&check, filter);
+    } else {
         layer_check_bits(&check, filter);
         layer_check_replays(&check, filter);
     }

@@ -116,6 +116,9 @@ void layer_check_bits(struct layer_check *check, const char *filter);
 /* The same bits by captures that are replayed with other inputs; layers of its own. */
 void layer_check_replays(struct layer_check *check, const char *filter);
 
+/* Calls for tools that make a launch slow; layers of its own. */
+void layer_check_brief(struct layer_check *check, const char *filter);
+
 /* experts with the case's weights and its tokens as rows, in two forms. */
 void layer_check_experts(struct layer_check *check, const struct layer_case *test);
 

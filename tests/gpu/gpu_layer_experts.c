@@ -55,7 +55,7 @@ static struct moe_plan *make_plan(const struct experts_case *experts, int is_cpu
     options.workspace_cap = cap;
     while (host->api->plan_create(is_cpu ? host->cpu : host->cuda, &experts->test->problem,
                                   &options, &plan, &error) != MOE_STATUS_OK) {
-        if (cap == 0 || options.workspace_cap > 64 * cap) {
+        if (cap == 0 || options.workspace_cap > 4096 * cap) {
             gpu_host_check(error.status, &error, "experts plan");
         }
         options.workspace_cap += options.workspace_cap / 4;
