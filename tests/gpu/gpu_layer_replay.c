@@ -91,7 +91,7 @@ static struct gpu_graph *capture(struct replay *replay)
 static void check_replays(struct replay *replay, int64_t num_tokens)
 {
     const int is_given = replay->test.shape.gating == MOE_GATING_NONE;
-    const int32_t counts[] = {(int32_t)num_tokens, (int32_t)(num_tokens / 3), 1, 0,
+    const int32_t counts[] = {(int32_t)num_tokens, (int32_t)(num_tokens / 3), 0,
                               (int32_t)(num_tokens - 1)};
     replay->call = layer_device_call(replay->check, &replay->side, replay->outputs.device,
                                      replay->outputs.stride);
