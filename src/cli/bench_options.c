@@ -211,6 +211,35 @@ static int check_sizes(const struct moe_problem *problem, struct moe_cli_error *
     return 0;
 }
 
+/* Leaves out the numbers of tokens that cannot hit --active experts, with a sentence for each, so
+ * that a sweep of all models may start at one token. It is a mistake if none is left. */
+static int settle_tokens(struct moe_bench_options *options, struct moe_cli_error *error)
+{
+    struct moe_problem *problem = &options->problem;
+    struct moe_args_list kept = {.num_values = 0};
+    for (size_t i = 0; i < options->tokens.num_values; ++i) {
+        const int64_t num_tokens = options->tokens.values[i];
+        if (moe_bench_routing_check(&options->routing, num_tokens, problem->top_k,
+                                    problem->num_experts, error) == 0) {
+            kept.values[kept.num_values++] = num_tokens;
+        }
+    }
+    if (kept.num_values == 0) {
+        return -1;
+    }
+    for (size_t i = 0; i < options->tokens.num_values; ++i) {
+        const int64_t num_tokens = options->tokens.values[i];
+        if (moe_bench_routing_check(&options->routing, num_tokens, problem->top_k,
+                                    problem->num_experts, error) != 0) {
+            fprintf(stderr, "moectl bench: not measured: %s\n", error->message);
+        } else if (num_tokens > problem->max_tokens) {
+            problem->max_tokens = num_tokens;
+        }
+    }
+    options->tokens = kept;
+    return 0;
+}
+
 /* --json and --csv say the same as --format. */
 static int settle_format(const char *format, struct moe_bench_options *options,
                          struct moe_cli_error *error)
@@ -252,18 +281,10 @@ static int check(const struct texts *texts, struct moe_bench_options *options,
         moe_bench_routing_parse(options->routing_text, &options->routing, error) != 0) {
         return -1;
     }
-    const struct moe_problem *problem = &options->problem;
-    for (size_t i = 0; i < options->tokens.num_values; ++i) {
-        const int64_t num_tokens = options->tokens.values[i];
-        if (moe_bench_routing_check(&options->routing, num_tokens, problem->top_k,
-                                    problem->num_experts, error) != 0) {
-            return -1;
-        }
-        if (num_tokens > options->problem.max_tokens) {
-            options->problem.max_tokens = num_tokens;
-        }
+    if (settle_tokens(options, error) != 0) {
+        return -1;
     }
-    return check_sizes(problem, error);
+    return check_sizes(&options->problem, error);
 }
 
 enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char *summary,
@@ -311,7 +332,7 @@ enum moe_args_outcome moe_bench_options_parse(int argc, char **argv, const char 
          .text = &options->routing_text},
         {.name = "active",
          .value_name = "N",
-         .help = "exactly N experts get tokens; 0: as --routing gives it",
+         .help = "exactly N experts get tokens; T that cannot hit N are left out",
          .number = &options->routing.num_active,
          .max_value = LARGEST_DIMENSION},
         {.name = "seed",

@@ -62,6 +62,12 @@ python3 -m json.tool "$folder/all.json" >/dev/null || fail "bench --json is not 
 # shellcheck disable=SC2086
 "$moectl" bench $small --dtype fp8 --op gemm1 >"$folder/out" 2>"$folder/err" && fail "bench --dtype fp8 --op gemm1 went through"
 grep -qF "quantized rows" "$folder/err" || fail "bench --dtype fp8 --op gemm1: $(cat "$folder/err")"
+# Numbers of tokens that cannot hit so many experts are left out, each with a sentence; the others are measured.
+"$moectl" bench --shape 8,2,64,32 --op gating --active 8 -M 1,3,4,9 --min-time 1 --weight-mb 1 --csv >"$folder/out" 2>"$folder/err" ||
+    fail "bench --active 8: $(cat "$folder/err")"
+[ "$(cut -d, -f2,9 "$folder/out" | tr '\n' ' ')" = "num_tokens,mean_active_experts 4,8.00 9,8.00 " ] || fail "bench --active 8: $(cat "$folder/out")"
+[ "$(grep -c "not measured: --active 8: [13] tokens\{0,1\} with top_k 2 of 8 experts can reach 2 to [26] experts$" "$folder/err")" -eq 2 ] &&
+    [ "$(wc -l <"$folder/err")" -eq 2 ] || fail "bench --active 8: $(cat "$folder/err")"
 # Rounds that end before new limits are due share the last ones, and it is said; a round of 120 ms never does.
 for time in 1 600; do
     tiny="--shape 4,2,64,64 -M 1,5 --op gating --weight-mb 1 --threads 2 --min-time $time"
