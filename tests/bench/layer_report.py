@@ -3,25 +3,30 @@
 """Tables and figures of the layer on a GPU, from files that `gpu_layer bench` and dense_peer.py wrote.
 
 Prints the tables of docs/performance-h200.md as Markdown. With a folder it also writes figures there: for each model that
-peers were measured for its time over the tokens, the floor and the peers; for all models the share of the floor's rate. The
-floor is the larger of bytes / read limit and FLOPs / best rate of cuBLAS, both from the same files.
+peers were measured for its time over the tokens, the floor and the peers; for all models the share of the floor's rate. Each
+says the source, the CUDA version of the driver and the day of the first file. The floor is the larger of bytes / read limit and
+FLOPs / best rate of cuBLAS, both from the same files.
 
 usage: layer_report.py [--figures DIR] FILE...
 """
 import json
 import math
+import os
 import sys
+import time
 
-# Microseconds on another machine of the same kind; None: not measured. DeepGEMM's and torch's are two GEMMs alone.
+# Microseconds on one card in the run of source 842f3ad, 2026-11-23. What DeepGEMM and grouped_mm lack of a layer is added as
+# bytes at 4.3 TB/s.
+PEERS_NAME = "peers: run of 842f3ad"
 PEERS = {
-    "Mixtral-8x7B": {"Triton": {1: 182, 8: 648, 32: 685, 64: 661, 128: 679, 256: 742, 1024: 1559, 4096: 5044, 8192: 9830},
-                     "DeepGEMM, GEMMs alone": {64: 691, 128: 691, 256: 749, 1024: 1291, 4096: 4601, 8192: 8503},
-                     "torch, GEMMs alone": {1: 270, 8: 1073, 64: 1094, 128: 997, 256: 951, 1024: 1501, 4096: 4805,
-                                            8192: 9225}},
-    "Qwen3-30B-A3B": {"Triton": {1: 35.8, 8: 134, 32: 261, 64: 291, 128: 305, 256: 312, 1024: 373, 4096: 763, 8192: 1445},
-                      "DeepGEMM, GEMMs alone": {64: 321, 128: 327, 256: 383, 1024: 381, 4096: 635, 8192: 1094},
-                      "torch, GEMMs alone": {1: 51.6, 8: 206, 32: 374, 64: 409, 128: 417, 256: 416, 1024: 406, 4096: 732,
-                                             8192: 1258}},
+    "Mixtral-8x7B": {"Triton without alignment": {1: 182, 8: 615, 32: 665, 64: 669, 128: 683, 256: 757, 1024: 1604, 4096: 5093,
+                                                  8192: 9893},
+                     "DeepGEMM, and the rest": {1024: 1611, 4096: 4851, 8192: 9127},
+                     "grouped_mm, and the rest": {1024: 1857, 4096: 5023, 8192: 9458}},
+    "Qwen3-30B-A3B": {"Triton without alignment": {1: 30.4, 8: 129, 32: 270, 64: 297, 128: 309, 256: 324, 1024: 389, 4096: 818,
+                                                   8192: 1465},
+                      "DeepGEMM, and the rest": {4096: 817, 8192: 1365},
+                      "grouped_mm, and the rest": {4096: 903, 8192: 1489}},
 }
 STAGES = ("sort", "gemm1", "gemm2", "combine")
 DEFAULT_FLOP_PER_US = 700e6  # where no file has cuBLAS's times
@@ -34,6 +39,7 @@ class Report:
     def __init__(self, paths):
         records = [record for path in paths for record in json.load(open(path, encoding="utf-8"))]
         self.device = next(record for record in records if "read_tbps" in record)
+        self.date = time.strftime("%Y-%m-%d", time.gmtime(os.path.getmtime(paths[0])))
         self.read_per_us = 1e6 * max(record["read_tbps"] for record in records if "read_tbps" in record)
         self.torch = {kind: {(record["model"], record["tokens"]): record for record in records if record.get("set") == kind}
                       for kind in ("dense", "grouped")}
@@ -46,6 +52,9 @@ class Report:
 
     def models(self, kind):
         return [model for name, model in self.results if name == kind]
+
+    def provenance(self):
+        return "source %s, driver %s, %s" % (self.device["source"], self.device["driver"], self.date)
 
     def floor(self, record):
         return max(record["bytes"] / self.read_per_us, record["flops"] / self.flop_per_us)
@@ -89,7 +98,6 @@ def print_model(report, model):
     print_row("TFLOP/s", [number(record["flops"] / record["layer_us"] / 1e6) for record in records])
     print_row("floor, us", [number(report.floor(record)) for record in records])
     print_row("of the floor", ["%.0f %%" % (100 * report.floor(record) / record["layer_us"]) for record in records])
-    print_row("best peer / us", ["%.2f" % (r["peer_us"] / r["layer_us"]) if r["peer_us"] > 0 else "" for r in records])
     for kind, name in (("dense", "cuBLAS, dense of the same FLOPs, us"), ("grouped", "torch's grouped_mm, both GEMMs, us")):
         times = report.torch[kind]
         if any((model, count) in times for count in counts):
@@ -187,6 +195,9 @@ class Plot:
             self.parts += ['<circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>' % (x, y, color) for x, y in points]
         self.labels.append([points[-1][1], name, color])
 
+    def caption(self, text):
+        self.text(self.WIDTH - 8, self.HEIGHT - 8, text, "#555", "end", 10)
+
     def write(self, path):
         """Names stand at the ends of the lines, apart from each other."""
         last = -100.0
@@ -209,6 +220,7 @@ def draw_model(report, model, path):
         plot.series(name, times, COLORS[2 + index], width=1.5)
     plot.series("floor", floor, COLORS[1], dash="5 4")
     plot.series("this plugin", ours, COLORS[0], width=2.5)
+    plot.caption(report.provenance() + ("; " + PEERS_NAME if peers else ""))
     plot.write(path)
 
 
@@ -219,6 +231,7 @@ def draw_shares(report, models, path):
     plot = Plot("Share of the floor's rate, %", "%", counts, [100.0], False)
     for index, model in enumerate(models):
         plot.series(model, shares[model], COLORS[index % len(COLORS)])
+    plot.caption(report.provenance())
     plot.write(path)
 
 
