@@ -221,8 +221,7 @@ static int32_t choose_tile(const struct making *making, const struct moe_rule_bu
     return best;
 }
 
-/* The cheapest pair of equal BLOCK_SIZE_M: a CPU sorts routes into blocks once for both, and on a
- * GPU a launch begins under the tail of one of its own kernel, not of another. */
+/* The cheapest pair of equal BLOCK_SIZE_M: a CPU sorts routes into blocks once for both. */
 static void choose_pair(const struct making *making, const struct moe_rule_bucket *bucket,
                         int64_t num_tokens, int32_t *gemm1, int32_t *gemm2)
 {
@@ -235,8 +234,10 @@ static void choose_pair(const struct making *making, const struct moe_rule_bucke
     double best = INFINITY;
     for (int32_t i = 0; i < MOE_NUM_TILES; i++) {
         for (int32_t j = 0; j < MOE_NUM_TILES; j++) {
-            if (moe_tiles[i].block_m == moe_tiles[j].block_m && costs1[i] + costs2[j] < best) {
-                best = costs1[i] + costs2[j];
+            const double cost =
+                costs1[i] + costs2[j] + moe_heuristic_edge_cost(&moe_tiles[i], &moe_tiles[j]);
+            if (moe_tiles[i].block_m == moe_tiles[j].block_m && cost < best) {
+                best = cost;
                 *gemm1 = i;
                 *gemm2 = j;
             }

@@ -111,6 +111,21 @@ static void gpu_blocks_grow_with_the_rows_per_expert(void **state)
     }
 }
 
+/* Two tiles in one chain cost something on a GPU alone. */
+static void gpu_edges_cost(void **state)
+{
+    (void)state;
+    int num_gpu = 0;
+    for (int32_t i = 0; i < MOE_NUM_TILES; i++) {
+        const int is_gpu = moe_kernels[moe_tiles[i].kernel].backend == MOE_BACKEND_CUDA;
+        const struct moe_tile *other = &moe_tiles[(i + 1) % MOE_NUM_TILES];
+        assert_true(moe_heuristic_edge_cost(&moe_tiles[i], &moe_tiles[i]) == 0.0);
+        assert_int_equal(moe_heuristic_edge_cost(&moe_tiles[i], other) > 0.0, is_gpu);
+        num_gpu += is_gpu;
+    }
+    assert_true(num_gpu > 0 && num_gpu < MOE_NUM_TILES);
+}
+
 static void wider_instructions_win(void **state)
 {
     (void)state;
@@ -157,6 +172,7 @@ int main(void)
         cmocka_unit_test(every_tile_has_a_cost),
         cmocka_unit_test(panels_grow_with_the_rows_per_expert),
         cmocka_unit_test(gpu_blocks_grow_with_the_rows_per_expert),
+        cmocka_unit_test(gpu_edges_cost),
         cmocka_unit_test(wider_instructions_win),
         cmocka_unit_test(tasks_follow_the_threads),
         cmocka_unit_test(tokens_are_rounded_to_powers_of_two),

@@ -85,7 +85,7 @@ static void gemm1_sorts(void **state)
     read_chain(&bound, 1, 1, &few);
     read_chain(&bound, 2, 1, &more);
     assert_int_equal(more.gemm1_smem_bytes,
-                     few.gemm1_smem_bytes + MOE_CUDA_GEMM_ORDER_BYTES(problem.top_k));
+                     few.gemm1_smem_bytes + (uint32_t)MOE_CUDA_GEMM_ORDER_BYTES(problem.top_k));
     unbind(&bound);
     problem.gating = MOE_GATING_SOFTMAX;
     bound = bind_or_fail(&problem, 0);
