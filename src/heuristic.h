@@ -47,8 +47,8 @@ double moe_heuristic_cost(const struct moe_tile *tile, int32_t op, const struct 
  */
 int64_t moe_heuristic_round_tokens(int64_t num_tokens);
 
-/* What it costs that the second GEMM has another tile than the first: on a GPU its CTAs do not begin
- * where those of its own kernel end. */
+/* What it costs that the second GEMM has another tile than the first: on a GPU its CTAs do not
+ * begin where those of its own kernel end. */
 double moe_heuristic_edge_cost(const struct moe_tile *gemm1, const struct moe_tile *gemm2);
 
 #endif
