@@ -119,15 +119,20 @@ static const struct moe_tile *find_tile(const struct moe_run *run, int32_t op_id
     return launched_tile(run, moe_cuda_tile_of(run, op_id), matrix, op, *form);
 }
 
-bool moe_cuda_gemm_can_sort(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
-                            int32_t first_matrix, int64_t num_routes)
+/* More routes every CTA would sort in longer than a launch in front of it takes (record 0018); its
+ * limit is MOE_CUDA_GEMM_MAX_SORTED. */
+enum { MAX_GAINING_ROUTES = 512 };
+_Static_assert(MAX_GAINING_ROUTES <= MOE_CUDA_GEMM_MAX_SORTED, "what the kernel can");
+
+bool moe_cuda_gemm_sorts(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
+                         int32_t first_matrix, int64_t num_routes)
 {
     int32_t form;
     const struct moe_tile *tile = find_tile(run, op_id, op, first_matrix, &form);
     const int64_t staging_bytes =
         MOE_CUDA_GEMM_NUM_CONSUMERS(tile->num_warps) * MOE_CUDA_GEMM_STAGING_BYTES;
     return moe_tiles_cluster_ctas(tile) == 1 && op->row_weights == NULL &&
-           num_routes <= MOE_CUDA_GEMM_MAX_SORTED &&
+           num_routes <= MAX_GAINING_ROUTES &&
            MOE_CUDA_GEMM_SORT_BYTES(num_routes, op->num_segments) <= staging_bytes &&
            moe_cuda_gemm_smem_bytes(tile, op->num_segments) +
                    MOE_CUDA_GEMM_ORDER_BYTES(num_routes) <=

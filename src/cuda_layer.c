@@ -387,7 +387,7 @@ static int32_t run_experts(struct layer_run *layer, struct moe_error *error)
     const struct moe_problem *problem = layer->problem;
     struct moe_op_gemm gemm1 = make_gemm1(layer);
     const bool sorts =
-        moe_cuda_gemm_can_sort(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, gemm1.num_rows);
+        moe_cuda_gemm_sorts(&layer->run, MOE_OP_GEMM1, &gemm1, MOE_CUDA_GATE, gemm1.num_rows);
     if (sorts) {
         MOE_TRY(run_sorting_gemm1(layer, &gemm1, error));
     } else {

@@ -62,9 +62,10 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
                       int32_t first_matrix, int32_t is_early,
                       const struct moe_cuda_gemm_routes *routes, struct moe_error *error);
 
-/* Can the tile that moe_cuda_gemm would launch sort so many routes itself (routes.src2dst)? */
-bool moe_cuda_gemm_can_sort(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
-                            int32_t first_matrix, int64_t num_routes);
+/* Is the tile that moe_cuda_gemm would launch to sort so many routes itself (routes.src2dst)? It can,
+ * and gains. */
+bool moe_cuda_gemm_sorts(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
+                         int32_t first_matrix, int64_t num_routes);
 
 /* Rows that GEMMs and router read begin at multiples of 16 bytes; checked before the first launch
  * of a call. `name`: "layer: tokens". UNSUPPORTED. */

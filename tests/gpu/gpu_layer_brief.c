@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Few calls that reach kernels which the other brief runs do not: for tools that make every launch
- * slow. Transposed weights, more than 1024 and 2048 routes, pairs of tiles that gather and that
+ * slow. Transposed weights, more than 512 and 2048 routes, pairs of tiles that gather and that
  * read copies in order, chunks, and experts in passes, each against the CPU backend and float64. */
 #include "gpu_layer_check.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Captures that are replayed with other inputs have the bits of calls that are queued alone: below
- * and beyond the numbers of routes at which the sort of a layer changes (1024 and 2048), with the
+ * and beyond the numbers of routes at which the sort of a layer changes (512 and 2048), with the
  * tiles of the cost model and every pair of forced ones, whole and in chunks, with tokens counted
  * on the device. Layers of its own; without a device a replay is a call.
  */
@@ -193,8 +193,8 @@ static void check_shape(struct layer_check *check, const struct layer_shape *sha
     const int is_self = (check->modes & LAYER_SELF) != 0;
     const int failed_before = check->num_failed, checked_before = check->num_checked;
     const int64_t k = shape->top_k;
-    /* At most 1024 routes, more, at most 2048, more, many. */
-    const int64_t counts[] = {1024 / k, 1024 / k + 1, 2048 / k, 2048 / k + 1, MAX_ROUTES / k};
+    /* At most 512 routes, more, at most 2048, more, many. */
+    const int64_t counts[] = {512 / k, 512 / k + 1, 2048 / k, 2048 / k + 1, MAX_ROUTES / k};
     const int64_t few[] = {300 / k};
     struct replay replay = {.check = check, .tiles = ""};
     layer_case_init(&replay.test, check->host, shape, is_self ? few[0] : counts[4], &check->seed);
