@@ -62,8 +62,8 @@ int32_t moe_cuda_gemm(const struct moe_run *run, int32_t op_id, const struct moe
                       int32_t first_matrix, int32_t is_early,
                       const struct moe_cuda_gemm_routes *routes, struct moe_error *error);
 
-/* Is the tile that moe_cuda_gemm would launch to sort so many routes itself (routes.src2dst)? It can,
- * and gains. */
+/* Is the tile that moe_cuda_gemm would launch to sort so many routes itself (routes.src2dst)? It
+ * can, and gains. */
 bool moe_cuda_gemm_sorts(const struct moe_run *run, int32_t op_id, const struct moe_op_gemm *op,
                          int32_t first_matrix, int64_t num_routes);
 
