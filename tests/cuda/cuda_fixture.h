@@ -128,6 +128,27 @@ static inline void expect_refusal(int32_t status, const char *words)
     assert_nothing_left();
 }
 
+/* A context, weights and a plan: what a call needs. */
+struct bound {
+    struct moe_context *context;
+    struct moe_weights *weights;
+    struct moe_plan *plan;
+    struct moe_plan_info info;
+};
+
+static inline void unbind(struct bound *bound)
+{
+    if (bound->plan != NULL) {
+        api->plan_destroy(bound->plan);
+    }
+    if (bound->weights != NULL) {
+        api->weights_destroy(bound->weights);
+    }
+    if (bound->context != NULL) {
+        api->context_destroy(bound->context);
+    }
+}
+
 static inline int with_fresh_driver(void **state)
 {
     (void)state;

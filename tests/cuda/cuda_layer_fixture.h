@@ -54,14 +54,6 @@ static inline struct moe_weights_desc make_desc(const struct moe_problem *proble
     return desc;
 }
 
-/* A context, weights and a plan of the layer. */
-struct bound {
-    struct moe_context *context;
-    struct moe_weights *weights;
-    struct moe_plan *plan;
-    uint64_t workspace_bytes;
-};
-
 static inline int32_t bind(const struct moe_problem *problem, uint64_t cap, struct bound *bound,
                            struct moe_error *error)
 {
@@ -82,22 +74,9 @@ static inline int32_t bind(const struct moe_problem *problem, uint64_t cap, stru
     }
     if (status == MOE_STATUS_OK) {
         status = api->plan_info(bound->plan, &info, error);
-        bound->workspace_bytes = info.workspace_bytes;
+        bound->info = info;
     }
     return status;
-}
-
-static inline void unbind(struct bound *bound)
-{
-    if (bound->plan != NULL) {
-        api->plan_destroy(bound->plan);
-    }
-    if (bound->weights != NULL) {
-        api->weights_destroy(bound->weights);
-    }
-    if (bound->context != NULL) {
-        api->context_destroy(bound->context);
-    }
 }
 
 static inline struct bound bind_or_fail(const struct moe_problem *problem, uint64_t cap)
@@ -119,7 +98,7 @@ static inline struct moe_layer_args make_args(const struct bound *bound, int64_t
     args.call.num_tokens = num_tokens;
     args.call.stream = ON_DEVICE(9);
     args.call.workspace = ON_DEVICE(20);
-    args.call.workspace_bytes = bound->workspace_bytes;
+    args.call.workspace_bytes = bound->info.workspace_bytes;
     args.weights = bound->weights;
     args.tokens = ON_DEVICE(1);
     args.output = ON_DEVICE(2);
@@ -188,7 +167,7 @@ static inline void replan(struct bound *bound, const struct moe_problem *problem
         api->plan_info(bound->plan, &info, &error) != MOE_STATUS_OK) {
         fail_msg("%s", error.message);
     }
-    bound->workspace_bytes = info.workspace_bytes;
+    bound->info = info;
 }
 
 #define PAIR_RULES(block_m)                                        \

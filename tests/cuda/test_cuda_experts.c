@@ -6,14 +6,6 @@
 
 enum { MAX_FAIL_AT = 4000, NUM_TOKENS = 100, NUM_EXPERTS = 16, HIDDEN = 256, INTER = 128 };
 
-/* A context, weights and a plan of experts or of both GEMMs. */
-struct bound {
-    struct moe_context *context;
-    struct moe_weights *weights;
-    struct moe_plan *plan;
-    struct moe_plan_info info;
-};
-
 static struct moe_problem make_problem(void)
 {
     struct moe_problem problem;
@@ -63,19 +55,6 @@ static int32_t bind(int32_t op, uint64_t cap, struct bound *bound, struct moe_er
         status = api->plan_create(bound->context, &problem, &options, &bound->plan, error);
     }
     return status == MOE_STATUS_OK ? api->plan_info(bound->plan, &bound->info, error) : status;
-}
-
-static void unbind(struct bound *bound)
-{
-    if (bound->plan != NULL) {
-        api->plan_destroy(bound->plan);
-    }
-    if (bound->weights != NULL) {
-        api->weights_destroy(bound->weights);
-    }
-    if (bound->context != NULL) {
-        api->context_destroy(bound->context);
-    }
 }
 
 static struct bound bind_or_fail(int32_t op, uint64_t cap)

@@ -30,12 +30,12 @@ static void chain_of_pairs(void **state)
     (void)state;
     struct moe_problem problem = make_problem();
     struct bound bound = bind_or_fail(&problem, 0);
-    const uint64_t gathered_bytes = bound.workspace_bytes;
+    const uint64_t gathered_bytes = bound.info.workspace_bytes;
     replan(&bound, &problem, PAIR_RULES(144));
     run_layer(&bound, NUM_TOKENS, 1);
     EXPECT_LAUNCHES(1, "EP_PREPROCESS", "SM90_PAIR_144", "SM90_PAIR_144", "POST_REORDER");
     replan(&bound, &problem, PAIR_RULES(184));
-    assert_true(bound.workspace_bytes >=
+    assert_true(bound.info.workspace_bytes >=
                 gathered_bytes + (uint64_t)NUM_TOKENS * 4 * 256 * sizeof(uint16_t));
     for (int64_t num_tokens = 1; num_tokens <= NUM_TOKENS; num_tokens *= 6) {
         run_layer(&bound, num_tokens, 1);
@@ -81,10 +81,10 @@ static void chunks(void **state)
     struct moe_plan_info info;
     MOE_INIT(info);
     struct bound whole = bind_or_fail(&problem, 0);
-    const uint64_t bytes = whole.workspace_bytes;
+    const uint64_t bytes = whole.info.workspace_bytes;
     unbind(&whole);
     struct bound bound = bind_or_fail(&problem, bytes / 4);
-    assert_true(bound.workspace_bytes <= bytes / 4);
+    assert_true(bound.info.workspace_bytes <= bytes / 4);
     assert_int_equal(api->plan_info(bound.plan, &info, NULL), MOE_STATUS_OK);
     const int num_passes = (int)((NUM_TOKENS + info.chunk_tokens - 1) / info.chunk_tokens);
     assert_true(num_passes >= 4);

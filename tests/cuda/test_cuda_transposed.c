@@ -31,25 +31,6 @@ static struct moe_problem make_problem(void)
     return problem;
 }
 
-/* A context, weights and a plan of the layer. */
-struct bound {
-    struct moe_context *context;
-    struct moe_weights *weights;
-    struct moe_plan *plan;
-    uint64_t workspace_bytes;
-};
-
-static void unbind(struct bound *bound)
-{
-    if (bound->plan != NULL) {
-        api->plan_destroy(bound->plan);
-    }
-    if (bound->weights != NULL) {
-        api->weights_destroy(bound->weights);
-    }
-    api->context_destroy(bound->context);
-}
-
 /* Weights [E, H, 2I] and [E, I, H]: gate before up, or both in turn. */
 static struct moe_weights_desc make_transposed(int is_paired)
 {
@@ -119,7 +100,7 @@ static uint64_t bind_desc(const struct moe_problem *problem, const struct moe_we
         assert_int_equal(api->plan_create(bound->context, problem, &options, &bound->plan, &error),
                          MOE_STATUS_OK);
         assert_int_equal(api->plan_info(bound->plan, &plan_info, &error), MOE_STATUS_OK);
-        bound->workspace_bytes = plan_info.workspace_bytes;
+        bound->info = plan_info;
     }
     return info.prepared_bytes;
 }
@@ -133,7 +114,7 @@ static void run_layer(const struct bound *bound, int64_t num_tokens)
     args.call.num_tokens = num_tokens;
     args.call.stream = ON_DEVICE(9);
     args.call.workspace = ON_DEVICE(20);
-    args.call.workspace_bytes = bound->workspace_bytes;
+    args.call.workspace_bytes = bound->info.workspace_bytes;
     args.weights = bound->weights;
     args.tokens = ON_DEVICE(1);
     args.output = ON_DEVICE(2);
