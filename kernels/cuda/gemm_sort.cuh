@@ -155,6 +155,7 @@ static __device__ __forceinline__ void moe_gemm_place_routes(const struct moe_cu
             routes.src2dst[route] = to;
         }
     }
+    __syncwarp(); /* lanes leave the loop at different turns */
     moe_ptx_barrier_sync(1 + Tile::kConsumers, Tile::kThreads - 32);
 }
 
