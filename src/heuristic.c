@@ -93,7 +93,7 @@ int64_t moe_heuristic_round_tokens(int64_t num_tokens)
 
 double moe_heuristic_edge_cost(const struct moe_tile *gemm1, const struct moe_tile *gemm2)
 {
-    static const double edge_cycles = 12000.0; /* 1 to 8 us on an H200 */
+    static const double edge_cycles = 12000.0; /* 1 to 8 us on an H200: seldom worth it */
     const bool is_gpu = moe_kernels[gemm1->kernel].backend == MOE_BACKEND_CUDA;
     return is_gpu && gemm1 != gemm2 ? edge_cycles : 0.0;
 }
