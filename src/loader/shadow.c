@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef MFD_EXEC
@@ -50,6 +51,21 @@ static void name_memfd(struct moe_shadow *shadow)
     snprintf(shadow->path, sizeof(shadow->path), "/proc/self/fd/%d", shadow->descriptor);
 }
 
+/* The kernel refuses while one of the pages is in use elsewhere, which a busy machine does for a
+ * moment; it has waited itself by then. */
+static int seal(int descriptor)
+{
+    enum { NUM_TRIES = 50 };
+    const struct timespec pause = {.tv_sec = 0, .tv_nsec = 10000000};
+    const int seals = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+    int result = fcntl(descriptor, F_ADD_SEALS, seals);
+    for (int i = 1; i < NUM_TRIES && result != 0 && errno == EBUSY; i++) {
+        nanosleep(&pause, NULL);
+        result = fcntl(descriptor, F_ADD_SEALS, seals);
+    }
+    return result;
+}
+
 static int32_t create_memfd(struct moe_shadow *shadow, const void *bytes, size_t num_bytes,
                             struct moe_error *error)
 {
@@ -62,9 +78,7 @@ static int32_t create_memfd(struct moe_shadow *shadow, const void *bytes, size_t
         return moe_loader_status_set_errno(error, MOE_STATUS_IO, errno,
                                            "no memfd can be made for the private copy");
     }
-    if (write_all(descriptor, bytes, num_bytes) != 0 ||
-        fcntl(descriptor, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) !=
-            0) {
+    if (write_all(descriptor, bytes, num_bytes) != 0 || seal(descriptor) != 0) {
         int reason = errno;
         close(descriptor);
         return moe_loader_status_set_errno(
