@@ -229,21 +229,28 @@ struct kernel_run {
     const struct moe_tile *tile;
 };
 
-static void run_task(void *self, int64_t task, int32_t thread)
+static void run_tasks(void *self, const struct moe_cpu_tasks *tasks, int32_t thread)
 {
     const struct kernel_run *kernel_run = self;
+    const struct moe_cpu_kernel *kernel = kernel_run->kernel;
     char *scratch = kernel_run->run->scratch; /* NULL when no kernel of the call wants any */
     if (scratch != NULL) {
         scratch += (uint64_t)thread * kernel_run->run->scratch_stride;
     }
-    kernel_run->kernel->run(kernel_run->op, kernel_run->tile, task, scratch);
+    if (kernel->run_tasks != NULL) {
+        kernel->run_tasks(kernel_run->op, kernel_run->tile, tasks, scratch);
+        return;
+    }
+    for (int64_t task = tasks->first; task < tasks->end; task++) {
+        kernel->run(kernel_run->op, kernel_run->tile, task, scratch);
+    }
 }
 
 void moe_cpu_run_kernel(struct moe_cpu_run *run, const struct moe_cpu_kernel *kernel,
                         const void *op, const struct moe_tile *tile)
 {
     struct kernel_run kernel_run = {run, kernel, op, tile};
-    moe_cpu_session_run(&run->session, kernel->num_tasks(op, tile), run_task, &kernel_run);
+    moe_cpu_session_run(&run->session, kernel->num_tasks(op, tile), run_tasks, &kernel_run);
 }
 
 /* A call that is one kernel. */

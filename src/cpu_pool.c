@@ -30,9 +30,9 @@ enum {
     STACK_BYTES = 512 * 1024, /* kernels keep their data in scratch */
 
     /*
-     * A range of tasks is this part of a thread's share of what is left: large ones first. A task
-     * of a GEMM fetches what the next one needs, in vain at the end of a range; so few ranges, but
-     * so many that a thread at a quarter of the speed does not keep the others waiting.
+     * A range of tasks is this part of a thread's share of what is left: large ones first. Tasks of
+     * a range share work and fetch ahead for each other; so few ranges, but so many that a thread
+     * at a quarter of the speed, which may hold two, does not keep the others waiting.
      */
     RANGES_PER_THREAD = 4,
 
@@ -70,7 +70,7 @@ struct moe_cpu_pool {
     atomic_bool stop;
 
     _Alignas(CACHE_LINE) _Atomic uint32_t run_state;
-    moe_cpu_task_fn *run;
+    moe_cpu_tasks_fn *run;
     void *self;
     int64_t num_tasks;
 
@@ -107,31 +107,49 @@ static void spin_pause(void)
 
 /* ---------------------------------------------------------------- tasks */
 
-static void run_alone(int64_t num_tasks, moe_cpu_task_fn *run, void *self)
+static void run_alone(int64_t num_tasks, moe_cpu_tasks_fn *run, void *self)
 {
-    for (int64_t task = 0; task < num_tasks; task++) {
-        run(self, task, 0);
+    if (num_tasks > 0) {
+        run(self, &(struct moe_cpu_tasks){.first = 0, .end = num_tasks, .next = -1}, 0);
     }
 }
 
-/* Take ranges of the current run until none is left. */
+/* Take the next range of the current run; false: none is left, or fewer than `least` tasks. */
+static bool take_range(struct moe_cpu_pool *pool, int64_t least, struct moe_cpu_tasks *range)
+{
+    const int64_t num_tasks = pool->num_tasks;
+    const int64_t left = num_tasks - atomic_load_explicit(&pool->next_task, memory_order_relaxed);
+    if (left <= 0 || left < least) {
+        return false;
+    }
+    const int64_t length = left / ((int64_t)pool->num_threads * RANGES_PER_THREAD) + 1;
+    const int64_t first = atomic_fetch_add_explicit(&pool->next_task, length, memory_order_relaxed);
+    *range = (struct moe_cpu_tasks){
+        .first = first,
+        .end = length < num_tasks - first ? first + length : num_tasks,
+        .next = -1,
+    };
+    return first < num_tasks;
+}
+
+/*
+ * Take ranges of the current run until none is left. The next one is taken before the one at hand
+ * is run, so that its memory can be fetched, as long as there are several for every thread.
+ */
 static void run_share(struct moe_cpu_pool *pool, int32_t thread)
 {
-    moe_cpu_task_fn *run = pool->run;
+    moe_cpu_tasks_fn *run = pool->run;
     void *self = pool->self;
-    int64_t num_tasks = pool->num_tasks;
-    int64_t num_shares = (int64_t)pool->num_threads * RANGES_PER_THREAD;
-
-    for (;;) {
-        int64_t left = num_tasks - atomic_load_explicit(&pool->next_task, memory_order_relaxed);
-        if (left <= 0) {
-            return;
-        }
-        int64_t range = left / num_shares + 1;
-        int64_t task = atomic_fetch_add_explicit(&pool->next_task, range, memory_order_relaxed);
-        int64_t end = range < num_tasks - task ? task + range : num_tasks;
-        for (; task < end; task++) {
-            run(self, task, thread);
+    const int64_t least_ahead = (int64_t)pool->num_threads * RANGES_PER_THREAD;
+    struct moe_cpu_tasks range, ahead;
+    for (bool has_range = take_range(pool, 1, &range); has_range;) {
+        const bool has_ahead = take_range(pool, least_ahead, &ahead);
+        range.next = has_ahead ? ahead.first : -1;
+        run(self, &range, thread);
+        if (has_ahead) {
+            range = ahead;
+        } else {
+            has_range = take_range(pool, 1, &range);
         }
     }
 }
@@ -350,7 +368,7 @@ void moe_cpu_session_end(struct moe_cpu_session *session)
     moe_cpu_float_leave(&session->host);
 }
 
-static void start_run(struct moe_cpu_pool *pool, int64_t num_tasks, moe_cpu_task_fn *run,
+static void start_run(struct moe_cpu_pool *pool, int64_t num_tasks, moe_cpu_tasks_fn *run,
                       void *self)
 {
     pool->run = run;
@@ -386,7 +404,7 @@ static void finish_run(struct moe_cpu_pool *pool)
     }
 }
 
-void moe_cpu_session_run(struct moe_cpu_session *session, int64_t num_tasks, moe_cpu_task_fn *run,
+void moe_cpu_session_run(struct moe_cpu_session *session, int64_t num_tasks, moe_cpu_tasks_fn *run,
                          void *self)
 {
     if (!session->has_workers || num_tasks < 2) {

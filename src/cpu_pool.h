@@ -9,16 +9,17 @@
 #define MOE_CPU_POOL_H
 
 #include "cpu_float.h"
+#include "cpu_tasks.h"
 #include "memory.h"
 #include "moe_plugin.h"
 
 struct moe_cpu_pool;
 
 /*
- * `thread` is 0..num_threads-1, different for threads that run at the same time on behalf of one
- * caller: index of scratch.
+ * Runs some tasks. `thread` is 0..num_threads-1, different for threads that run at the same time on
+ * behalf of one caller: index of scratch.
  */
-typedef void moe_cpu_task_fn(void *self, int64_t task, int32_t thread);
+typedef void moe_cpu_tasks_fn(void *self, const struct moe_cpu_tasks *tasks, int32_t thread);
 
 #define MOE_CPU_POOL_MAX_THREADS 1024
 
@@ -47,7 +48,7 @@ struct moe_cpu_session {
     int32_t reserved;
 };
 void moe_cpu_session_begin(struct moe_cpu_session *session, struct moe_cpu_pool *pool);
-void moe_cpu_session_run(struct moe_cpu_session *session, int64_t num_tasks, moe_cpu_task_fn *run,
+void moe_cpu_session_run(struct moe_cpu_session *session, int64_t num_tasks, moe_cpu_tasks_fn *run,
                          void *self);
 void moe_cpu_session_end(struct moe_cpu_session *session);
 

@@ -6,11 +6,12 @@
  *
  * An operation is cut into tasks that touch disjoint outputs, so any number of threads may run them
  * in any order with the same result. A task gets scratch of its own thread. Nothing here allocates,
- * fails or calls the system.
+ * fails or calls the system. Operations whose neighbouring tasks share work have run_tasks as well.
  */
 #ifndef MOE_CPU_KERNELS_H
 #define MOE_CPU_KERNELS_H
 
+#include "cpu_tasks.h"
 #include "ops.h"
 #include "tile.h"
 
@@ -26,6 +27,9 @@ struct moe_cpu_kernel {
                                                                               only, not on pointers
                                                                               or num_tokens */
     void (*run)(const void *op, const struct moe_tile *tile, int64_t task, void *scratch);
+    /* The same as `run` for one after the other; NULL: `run` is as good. */
+    void (*run_tasks)(const void *op, const struct moe_tile *tile,
+                      const struct moe_cpu_tasks *tasks, void *scratch);
 };
 
 struct moe_cpu_kernels {

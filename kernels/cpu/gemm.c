@@ -9,8 +9,9 @@
  *                segments make no task
  *   expert_ids:  a stretch is a few consecutive blocks, as many as an expert has on average;
  *                neighbours of the same expert are taken as one
- * Tasks of one stretch are neighbours: its rows stay in the cache. Outputs of tasks are disjoint as
- * long as row_ids does not name a row twice.
+ * Tasks of one stretch are neighbours: its rows stay in the cache, and where a panel holds them all
+ * they are packed once for all tasks of a range. Outputs of tasks are disjoint as long as row_ids
+ * does not name a row twice.
  */
 #include "gemm.h"
 
@@ -82,25 +83,12 @@ static int64_t num_segment_stretches(const struct moe_op_gemm *op, const struct 
     return count;
 }
 
-/* The expert of the first segment behind `segment` that has rows; -1: there is none. */
-static int64_t next_expert_of(const struct moe_op_gemm *op, int64_t segment)
-{
-    while (++segment < op->num_segments) {
-        const struct stretch all = segment_of(op, segment);
-        if (all.first < all.end) {
-            return all.expert;
-        }
-    }
-    return -1;
-}
-
 /*
- * Stretch `index` of all segments' stretches, and the expert of the one behind it (NULL: not asked
- * for). Reads two numbers per segment, far less than the weights that the task reads.
+ * Stretch `index` of all segments' stretches. Reads two numbers per segment, far less than the
+ * weights that a task reads.
  */
 static struct stretch find_segment_stretch(const struct moe_op_gemm *op,
-                                           const struct moe_tile *tile, int64_t index,
-                                           int64_t *next_expert)
+                                           const struct moe_tile *tile, int64_t index)
 {
     const int64_t rows = rows_per_task(tile);
     struct stretch found = {-1, 0, 0};
@@ -111,9 +99,6 @@ static struct stretch find_segment_stretch(const struct moe_op_gemm *op,
             found.expert = all.expert;
             found.first = all.first + index * rows;
             found.end = all.end - found.first < rows ? all.end : found.first + rows;
-            if (next_expert) {
-                *next_expert = index + 1 < count ? all.expert : next_expert_of(op, segment);
-            }
             return found;
         }
         index -= count;
@@ -189,8 +174,9 @@ static int64_t list_rows(const struct moe_op_gemm *op, int64_t block_m, int64_t 
     return num_rows;
 }
 
+/* The stretch's rows stay packed from block to block where one panel holds them all. */
 static void run_stretch(struct moe_gemm_block *block, const struct stretch *stretch,
-                        const struct moe_gemm_scratch *scratch)
+                        struct moe_gemm_scratch *scratch)
 {
     const bool has_expert = stretch->expert >= 0;
     block->expert = stretch->expert;
@@ -198,16 +184,64 @@ static void run_stretch(struct moe_gemm_block *block, const struct stretch *stre
         MOE_CPU_NAME(moe_gemm_panel_begin_block)(block, scratch);
     }
     for (int64_t position = stretch->first; position < stretch->end;) {
+        const bool is_first = position == stretch->first;
         const int64_t num_rows =
             list_rows(block->op, block->block_m, &position, stretch->end, scratch);
         if (num_rows == 0) {
             break; /* the rest was padding */
+        }
+        if (!is_first || position < stretch->end) {
+            scratch->pairs_exponent = 0;
         }
         if (has_expert) {
             MOE_CPU_NAME(moe_gemm_panel_run)(block, scratch, num_rows);
         } else {
             MOE_CPU_NAME(moe_gemm_output_zero)(block, scratch, num_rows);
         }
+    }
+}
+
+/* ---------------------------------------------------------------- tasks */
+
+/* The first stretch of tasks [index * num_channel_blocks, ..). */
+static struct stretch first_stretch(const struct moe_op_gemm *op, const struct moe_tile *tile,
+                                    int64_t index)
+{
+    if (!op->expert_ids) {
+        return find_segment_stretch(op, tile, index);
+    }
+    const int64_t num_positions = num_block_positions(op);
+    const int64_t size = blocks_per_task(op, tile);
+    const int64_t end = clamp((index + 1) * size, 0, divide_up(num_positions, op->block_size));
+    return stretch_of_blocks(op, index * size, end, num_positions);
+}
+
+/* `stretch` and those that follow it in the task. block->next_expert is what follows the task. */
+static void run_stretches(struct moe_gemm_block *block, const struct moe_tile *tile, int64_t index,
+                          struct stretch stretch, struct moe_gemm_scratch *scratch)
+{
+    const struct moe_op_gemm *op = block->op;
+    const int64_t num_positions = num_block_positions(op);
+    const int64_t size = blocks_per_task(op, tile);
+    const int64_t end = clamp((index + 1) * size, 0, divide_up(num_positions, op->block_size));
+    const int64_t next_expert = block->next_expert;
+    const int64_t next_first = block->next_first;
+    for (;;) {
+        const int64_t behind = divide_up(stretch.end, op->block_size);
+        const bool is_last = behind >= end;
+        const struct stretch next =
+            is_last ? stretch : stretch_of_blocks(op, behind, end, num_positions);
+        block->next_expert = is_last ? next_expert : next.expert;
+        block->next_first = is_last ? next_first : block->first;
+        run_stretch(block, &stretch, scratch);
+        if (stretch.first != index * size * op->block_size || !is_last) {
+            scratch->pairs_exponent =
+                0; /* the next task begins with other rows, or the next turn */
+        }
+        if (is_last) {
+            return;
+        }
+        stretch = next;
     }
 }
 
@@ -232,32 +266,47 @@ uint64_t MOE_CPU_NAME(moe_cpu_gemm_scratch_bytes)(const void *op, const struct m
     return MOE_CPU_NAME(moe_gemm_panel_layout)(&layout, op, tile, NULL);
 }
 
-void MOE_CPU_NAME(moe_cpu_gemm_run)(const void *op, const struct moe_tile *tile, int64_t task,
-                                    void *scratch)
+void MOE_CPU_NAME(moe_cpu_gemm_run_tasks)(const void *op, const struct moe_tile *tile,
+                                          const struct moe_cpu_tasks *tasks, void *scratch)
 {
     const struct moe_op_gemm *gemm = op;
     const int64_t num_blocks = num_channel_blocks(gemm, tile);
-    const int64_t index = task / num_blocks;
     struct moe_gemm_scratch layout;
-    struct moe_gemm_block block = {
-        .op = gemm, .block_m = tile->block_m, .block_n = tile->block_n, .next_expert = -1};
-    block.first = task % num_blocks * tile->block_n;
-    block.count = gemm->n - block.first < tile->block_n ? gemm->n - block.first : tile->block_n;
     (void)MOE_CPU_NAME(moe_gemm_panel_layout)(&layout, gemm, tile, scratch);
 
-    if (!gemm->expert_ids) {
-        const bool is_last = task % num_blocks + 1 == num_blocks;
-        const struct stretch stretch =
-            find_segment_stretch(gemm, tile, index, is_last ? &block.next_expert : NULL);
-        run_stretch(&block, &stretch, &layout);
-        return;
+    struct stretch stretch = first_stretch(gemm, tile, tasks->first / num_blocks);
+    for (int64_t task = tasks->first; task < tasks->end; task++) {
+        const int64_t index = task / num_blocks;
+        const int64_t next = task + 1 < tasks->end ? task + 1 : tasks->next;
+        struct stretch after = {-1, 0, 0};
+        if (next >= 0) {
+            after =
+                next / num_blocks == index ? stretch : first_stretch(gemm, tile, next / num_blocks);
+        }
+        struct moe_gemm_block block = {
+            .op = gemm,
+            .block_m = tile->block_m,
+            .block_n = tile->block_n,
+            .first = task % num_blocks * tile->block_n,
+            .next_expert = after.expert,
+            .next_first = next >= 0 ? next % num_blocks * tile->block_n : 0,
+        };
+        block.count = gemm->n - block.first < tile->block_n ? gemm->n - block.first : tile->block_n;
+        if (gemm->expert_ids) {
+            run_stretches(&block, tile, index, stretch, &layout);
+        } else {
+            run_stretch(&block, &stretch, &layout);
+        }
+        if (next < 0 || next / num_blocks != index) {
+            layout.pairs_exponent = 0; /* other rows */
+        }
+        stretch = after;
     }
-    const int64_t num_positions = num_block_positions(gemm);
-    const int64_t size = blocks_per_task(gemm, tile);
-    const int64_t end = clamp((index + 1) * size, 0, divide_up(num_positions, gemm->block_size));
-    for (int64_t first = index * size; first < end;) {
-        const struct stretch stretch = stretch_of_blocks(gemm, first, end, num_positions);
-        run_stretch(&block, &stretch, &layout);
-        first = divide_up(stretch.end, gemm->block_size);
-    }
+}
+
+void MOE_CPU_NAME(moe_cpu_gemm_run)(const void *op, const struct moe_tile *tile, int64_t task,
+                                    void *scratch)
+{
+    const struct moe_cpu_tasks one = {.first = task, .end = task + 1, .next = -1};
+    MOE_CPU_NAME(moe_cpu_gemm_run_tasks)(op, tile, &one, scratch);
 }

@@ -27,11 +27,15 @@ int64_t MOE_CPU_NAME(moe_cpu_gemm_num_tasks)(const void *op, const struct moe_ti
 uint64_t MOE_CPU_NAME(moe_cpu_gemm_scratch_bytes)(const void *op, const struct moe_tile *tile);
 void MOE_CPU_NAME(moe_cpu_gemm_run)(const void *op, const struct moe_tile *tile, int64_t task,
                                     void *scratch);
+void MOE_CPU_NAME(moe_cpu_gemm_run_tasks)(const void *op, const struct moe_tile *tile,
+                                          const struct moe_cpu_tasks *tasks, void *scratch);
 
 /* Members of moe_cpu_kernels.router; `op` is a struct moe_op_router. */
 int64_t MOE_CPU_NAME(moe_cpu_router_num_tasks)(const void *op, const struct moe_tile *tile);
 uint64_t MOE_CPU_NAME(moe_cpu_router_scratch_bytes)(const void *op, const struct moe_tile *tile);
 void MOE_CPU_NAME(moe_cpu_router_run)(const void *op, const struct moe_tile *tile, int64_t task,
                                       void *scratch);
+void MOE_CPU_NAME(moe_cpu_router_run_tasks)(const void *op, const struct moe_tile *tile,
+                                            const struct moe_cpu_tasks *tasks, void *scratch);
 
 #endif

@@ -81,10 +81,9 @@ int32_t MOE_CPU_NAME(moe_gemm_pairs_pack_row)(uint16_t *to, const void *from, in
 bool MOE_CPU_NAME(moe_gemm_pairs_panel_fits)(const struct moe_gemm_block *block);
 
 /* Make all sums of the num_rows rows listed in scratch. Totals (GEMM_SCALE_BLOCKS) start from what
- * they are. False where an element is too small; the sums are of no use then. */
+ * they are. False where an element is too small; the sums are of no use then, nor packed rows. */
 bool MOE_CPU_NAME(moe_gemm_pairs_panel_run)(const struct moe_gemm_block *block,
-                                            const struct moe_gemm_scratch *scratch,
-                                            int64_t num_rows);
+                                            struct moe_gemm_scratch *scratch, int64_t num_rows);
 
 /* Advance the sums by k columns. False if a weight is too small; the sums are of no use then. */
 bool MOE_CPU_NAME(moe_gemm_pairs_advance)(struct gemm_pairs *pairs);

@@ -30,6 +30,7 @@ bool MOE_CPU_NAME(moe_gemm_pairs_panel_fits)(const struct moe_gemm_block *block)
 
 /* Eight channels of a matrix and a chunk of their columns. */
 struct position {
+    bool is_next; /* in the block that the thread computes next */
     int64_t expert;
     int64_t first; /* channel of the block they are in */
     int32_t matrix;
@@ -37,7 +38,7 @@ struct position {
     int64_t first_k;
 };
 
-/* Move to what is needed next, as tasks follow each other. False where that is not known. */
+/* Move to what is needed next, in this block or the next one. False where that is not known. */
 static bool next_position(const struct moe_gemm_block *block, int64_t chunk,
                           struct position *position)
 {
@@ -57,15 +58,12 @@ static bool next_position(const struct moe_gemm_block *block, int64_t chunk,
     if (position->first_k < op->k) {
         return true;
     }
-    position->first_k = 0;
-    position->first += block->block_n;
-    if (position->first < op->n) {
-        return true;
+    if (position->is_next) {
+        return false;
     }
-    const bool is_known = position->expert == block->expert && block->next_expert >= 0;
-    position->first = 0;
-    position->expert = block->next_expert;
-    return is_known;
+    *position = (struct position){
+        .is_next = true, .expert = block->next_expert, .first = block->next_first};
+    return block->next_expert >= 0;
 }
 
 static int64_t run_bytes_at(const struct moe_gemm_block *block, int64_t chunk,
@@ -76,7 +74,7 @@ static int64_t run_bytes_at(const struct moe_gemm_block *block, int64_t chunk,
            moe_convert_element_bytes(block->op->weight[position->matrix].dtype);
 }
 
-/* The first channels that a panel fetches: those before have been, by the task before or nobody. */
+/* The first channels that a panel fetches: those before were, by the block before or nobody. */
 static bool begin_ahead(const struct moe_gemm_block *block, int64_t chunk,
                         struct position *position)
 {
@@ -85,7 +83,7 @@ static bool begin_ahead(const struct moe_gemm_block *block, int64_t chunk,
     bool is_known = true;
     int64_t bytes = 0;
     *position = (struct position){.expert = block->expert, .first = block->first};
-    for (int i = 0; is_known && i < most && bytes < FP8_AHEAD_BYTES; i++) {
+    for (int i = 0; is_known && !position->is_next && i < most && bytes < FP8_AHEAD_BYTES; i++) {
         bytes += GEMM_CHANNELS * run_bytes_at(block, chunk, position);
         is_known = next_position(block, chunk, position);
     }
@@ -141,12 +139,12 @@ static int32_t pack_rows(const struct moe_gemm_block *block, const struct moe_ge
 }
 
 bool MOE_CPU_NAME(moe_gemm_pairs_panel_run)(const struct moe_gemm_block *block,
-                                            const struct moe_gemm_scratch *scratch,
-                                            int64_t num_rows)
+                                            struct moe_gemm_scratch *scratch, int64_t num_rows)
 {
     const struct moe_op_gemm *op = block->op;
     const int64_t chunk = pairs_chunk(block, scratch, num_rows);
     const int32_t smallest = block->scaling != GEMM_SCALE_NONE ? GEMM_PAIRS_LEAST_WITH_FP8 : 1;
+    const int32_t packed = scratch->pairs_exponent;
     struct gemm_pairs pairs = {.scaling = block->scaling,
                                .num_rows = num_rows,
                                .rows = (uint16_t *)(void *)scratch->inputs,
@@ -158,10 +156,11 @@ bool MOE_CPU_NAME(moe_gemm_pairs_panel_run)(const struct moe_gemm_block *block,
     for (int64_t first_k = 0; first_k < op->k; first_k += chunk) {
         pairs.k = op->k - first_k < chunk ? op->k - first_k : chunk;
         pairs.is_first = first_k == 0;
-        pairs.least_exponent = pack_rows(block, scratch, first_k, &pairs);
+        pairs.least_exponent = packed != 0 ? packed : pack_rows(block, scratch, first_k, &pairs);
         if (pairs.least_exponent < smallest) {
             return false;
         }
+        scratch->pairs_exponent = chunk >= op->k ? pairs.least_exponent : 0;
         for (int32_t matrix = 0; matrix < op->num_matrices; matrix++) {
             const struct moe_operand *weight = &op->weight[matrix];
             pairs.dtype = weight->dtype;

@@ -67,6 +67,7 @@ uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
     const int64_t block_m = tile->block_m;
     const int64_t block_n = tile->block_n;
     uint64_t used = 0;
+    scratch->pairs_exponent = 0;
     scratch->k_chunk = tile->block_k < k_padded ? tile->block_k : k_padded;
     scratch->pitch = scratch->k_chunk + PITCH_PAD;
     /* As fp32, or as pairs of bf16, which have chunks of their own. */
@@ -439,31 +440,32 @@ static void run_chunks(const struct moe_gemm_block *block,
 }
 
 /* By dot products of pairs, where that is possible. */
-static bool run_pairs(const struct moe_gemm_block *block, const struct moe_gemm_scratch *scratch,
+static bool run_pairs(const struct moe_gemm_block *block, struct moe_gemm_scratch *scratch,
                       int64_t num_rows)
 {
+    bool is_done = false;
 #if GEMM_HAS_PAIRS
-    if (!MOE_CPU_NAME(moe_gemm_pairs_panel_fits)(block)) {
-        return false;
+    if (MOE_CPU_NAME(moe_gemm_pairs_panel_fits)(block)) {
+        if (block->scaling == GEMM_SCALE_BLOCKS) {
+            clear_sums(block, scratch, num_rows);
+        }
+        is_done = MOE_CPU_NAME(moe_gemm_pairs_panel_run)(block, scratch, num_rows);
     }
-    if (block->scaling == GEMM_SCALE_BLOCKS) {
-        clear_sums(block, scratch, num_rows);
-    }
-    return MOE_CPU_NAME(moe_gemm_pairs_panel_run)(block, scratch, num_rows);
 #else
     (void)block;
-    (void)scratch;
     (void)num_rows;
-    return false;
 #endif
+    if (!is_done) {
+        scratch->pairs_exponent = 0;
+    }
+    return is_done;
 }
 
 void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
-                                      const struct moe_gemm_scratch *thread_scratch,
-                                      int64_t num_rows)
+                                      struct moe_gemm_scratch *thread_scratch, int64_t num_rows)
 {
     const struct moe_op_gemm *op = block->op;
-    if (block->scaling != GEMM_SCALE_NONE) {
+    if (block->scaling != GEMM_SCALE_NONE && thread_scratch->pairs_exponent == 0) {
         load_input_scales(op, thread_scratch, num_rows);
     }
     if (!run_pairs(block, thread_scratch, num_rows)) {

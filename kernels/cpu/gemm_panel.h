@@ -22,6 +22,10 @@ struct moe_gemm_scratch {
     int64_t *input_rows;  /* [block_m], and so on: the rows of the panel */
     int64_t *output_rows;
     float *row_weights;
+    int32_t
+        pairs_exponent; /* of the rows that lie packed in `inputs` (gemm_pairs.h), all columns of
+                               them, with their scales; 0: there are none. Rows stay from block to
+                               block of a stretch. */
 };
 
 /* Output channels [first, first + count) of one expert's matrices. */
@@ -32,7 +36,8 @@ struct moe_gemm_block {
     int64_t expert;
     int64_t first;
     int64_t count;
-    int64_t next_expert; /* the one of the task after the last block of this one; -1: not known */
+    int64_t next_expert; /* of the block that the thread computes next; -1: not known */
+    int64_t next_first;  /* its first channel */
     int32_t scaling;     /* enum gemm_scaling; set by begin_block */
 };
 
@@ -48,9 +53,12 @@ uint64_t MOE_CPU_NAME(moe_gemm_panel_layout)(struct moe_gemm_scratch *scratch,
 void MOE_CPU_NAME(moe_gemm_panel_begin_block)(struct moe_gemm_block *block,
                                               const struct moe_gemm_scratch *scratch);
 
-/* Compute the num_rows (1..block_m) rows listed in scratch and write their outputs. */
+/*
+ * Compute the num_rows (1..block_m) rows listed in scratch and write their outputs. Rows that are
+ * packed already (pairs_exponent) are taken as they are, and left so where that is possible.
+ */
 void MOE_CPU_NAME(moe_gemm_panel_run)(const struct moe_gemm_block *block,
-                                      const struct moe_gemm_scratch *scratch, int64_t num_rows);
+                                      struct moe_gemm_scratch *scratch, int64_t num_rows);
 
 /* gemm_output.c: write the outputs of the listed rows from their sums, or zeros. */
 void MOE_CPU_NAME(moe_gemm_output_write)(const struct moe_gemm_block *block,

@@ -5,6 +5,8 @@
 
 #include "gemm_fixture.h"
 
+#include <string.h>
+
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 static inline const struct moe_cpu_kernels *kernels_of(const struct moe_tile *tile)
@@ -46,7 +48,43 @@ static inline void set_level(struct moe_op_gemm *op, int64_t level)
     op->has_avx512_bf16 = level >= 2 && moe_cpu_isa_has_avx512_bf16();
 }
 
-/* Run every task once, in a shuffled order, with scratch that holds NaN. */
+static inline bool have_segments_overlap(const struct moe_op_gemm *op)
+{
+    bool do_overlap = false;
+    for (int64_t i = 0; op->seg_indptr && i < op->num_segments; i++) {
+        do_overlap |= op->seg_indptr[i] > op->seg_indptr[i + 1];
+    }
+    return do_overlap;
+}
+
+/* Ranges of tasks, the last first, each told of some task as the next, give the bits of single
+ * tasks. `op` has written its output. */
+static inline void check_ranges(struct gemm_fixture *fixture, const struct moe_cpu_kernel *gemm,
+                                const struct moe_tile *tile, const struct moe_op_gemm *op,
+                                struct support_guard *scratch)
+{
+    const size_t bytes = output_bytes(fixture);
+    const int64_t num_tasks = gemm->num_tasks(op, tile);
+    unsigned char *singles = fixture_alloc((int64_t)bytes, 1);
+    memcpy(singles, op->output, bytes);
+    support_guard_poison(scratch);
+    for (int64_t end = num_tasks; end > 0;) {
+        const int64_t length = 1 + (int64_t)support_random_below(&fixture->random, (uint64_t)end);
+        const struct moe_cpu_tasks tasks = {
+            .first = end - length,
+            .end = end,
+            .next = (int64_t)support_random_below(&fixture->random, (uint64_t)num_tasks + 1) - 1,
+        };
+        gemm->run_tasks(op, tile, &tasks, scratch->data);
+        end = tasks.first;
+    }
+    if (!have_segments_overlap(op)) { /* else the order decides */
+        assert_memory_equal(op->output, singles, bytes);
+    }
+    free(singles);
+}
+
+/* Run every task once, in a shuffled order, with scratch that holds NaN; then as ranges. */
 static inline void run_tile_at(struct gemm_fixture *fixture, const struct moe_tile *tile,
                                int64_t level, struct support_guard *output)
 {
@@ -80,6 +118,7 @@ static inline void run_tile_at(struct gemm_fixture *fixture, const struct moe_ti
         gemm->run(&op, tile, order[i], scratch.data);
     }
     free(order);
+    check_ranges(fixture, gemm, tile, &op, &scratch);
     assert_guard_intact(&scratch);
     assert_guard_intact(output);
     support_guard_finish(&scratch);

@@ -39,6 +39,9 @@ struct record {
     _Atomic uint32_t num_runs[MAX_TASKS];   /* per task */
     atomic_bool occupied[MAX_TEST_THREADS]; /* per thread index, while a task runs */
     _Atomic uint32_t num_by_thread[MAX_TEST_THREADS];
+    int64_t
+        promised[MAX_TEST_THREADS]; /* the next task that a thread was told of, and 1; 0: none */
+    _Atomic uint32_t num_promises;
     _Atomic uint32_t num_faults;
     int64_t plain[MAX_TASKS]; /* not atomic: written by one thread, read by the caller afterwards */
 };
@@ -60,19 +63,27 @@ static struct moe_cpu_pool *create_pool(int32_t num_threads)
     return pool;
 }
 
-static void record_task(void *self, int64_t task, int32_t thread)
+/* A thread that was told what comes next gets just that. */
+static void record_tasks(void *self, const struct moe_cpu_tasks *tasks, int32_t thread)
 {
     struct record *record = self;
-    if (task < 0 || task >= MAX_TASKS || thread < 0 || thread >= record->num_threads) {
+    if (tasks->first < 0 || tasks->end <= tasks->first || tasks->end > MAX_TASKS || thread < 0 ||
+        thread >= record->num_threads) {
         atomic_fetch_add(&record->num_faults, 1);
         return;
     }
-    if (atomic_exchange(&record->occupied[thread], true)) {
+    const int64_t promised = record->promised[thread];
+    if (atomic_exchange(&record->occupied[thread], true) ||
+        (promised != 0 && tasks->first != promised - 1)) {
         atomic_fetch_add(&record->num_faults, 1);
     }
-    atomic_fetch_add(&record->num_runs[task], 1);
-    atomic_fetch_add(&record->num_by_thread[thread], 1);
-    record->plain[task] = task * 3 + 1;
+    for (int64_t task = tasks->first; task < tasks->end; task++) {
+        atomic_fetch_add(&record->num_runs[task], 1);
+        record->plain[task] = task * 3 + 1;
+    }
+    atomic_fetch_add(&record->num_by_thread[thread], (uint32_t)(tasks->end - tasks->first));
+    atomic_fetch_add(&record->num_promises, tasks->next >= 0);
+    record->promised[thread] = tasks->next + 1;
     atomic_store(&record->occupied[thread], false);
 }
 
@@ -81,12 +92,17 @@ static bool run_recorded(struct moe_cpu_session *session, struct record *record,
 {
     memset(record, 0, sizeof(*record));
     record->num_threads = moe_cpu_pool_num_threads(session->pool);
-    moe_cpu_session_run(session, num_tasks, record_task, record);
+    moe_cpu_session_run(session, num_tasks, record_tasks, record);
     for (int64_t task = 0; task < MAX_TASKS; task++) {
         bool wanted = task < num_tasks;
         if (atomic_load(&record->num_runs[task]) != (wanted ? 1U : 0U) ||
             record->plain[task] != (wanted ? task * 3 + 1 : 0)) {
             return false;
+        }
+    }
+    for (int thread = 0; thread < MAX_TEST_THREADS; thread++) {
+        if (record->promised[thread] != 0) {
+            return false; /* and it did not come */
         }
     }
     return atomic_load(&record->num_faults) == 0;
@@ -106,6 +122,9 @@ static void test_every_task_runs_once(void **state)
             assert_int_equal(session.has_workers, num_threads > 1);
             for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
                 assert_true(run_recorded(&session, record, sizes[i]));
+                if (num_threads > 1 && sizes[i] >= 100 * num_threads) {
+                    assert_true(atomic_load(&record->num_promises) > 0);
+                }
             }
             moe_cpu_session_end(&session);
         }
@@ -124,9 +143,9 @@ struct meeting {
     _Atomic uint64_t threads_seen;
 };
 
-static void meet(void *self, int64_t task, int32_t thread)
+static void meet(void *self, const struct moe_cpu_tasks *tasks, int32_t thread)
 {
-    (void)task;
+    (void)tasks;
     struct meeting *meeting = self;
     atomic_fetch_or(&meeting->threads_seen, UINT64_C(1) << thread);
     atomic_fetch_add(&meeting->num_arrived, 1);
@@ -262,7 +281,7 @@ struct identity {
     bool blocks_signals[MAX_TEST_THREADS];
 };
 
-static void identify(void *self, int64_t task, int32_t thread)
+static void identify(void *self, const struct moe_cpu_tasks *tasks, int32_t thread)
 {
     struct identity *identity = self;
     sigset_t mask;
@@ -272,7 +291,7 @@ static void identify(void *self, int64_t task, int32_t thread)
     identity->blocks_signals[thread] = sigismember(&mask, SIGUSR1) == 1 &&
                                        sigismember(&mask, SIGTERM) == 1 &&
                                        sigismember(&mask, SIGALRM) == 1;
-    meet(&identity->meeting, task, thread);
+    meet(&identity->meeting, tasks, thread);
 }
 
 static void test_workers_are_named_and_block_signals(void **state)
@@ -318,11 +337,11 @@ struct float_states {
     unsigned int before_task[8];
 };
 
-static void record_float_state(void *self, int64_t task, int32_t thread)
+static void record_float_state(void *self, const struct moe_cpu_tasks *tasks, int32_t thread)
 {
     struct float_states *states = self;
     states->before_task[thread] = support_float_state();
-    meet(&states->meeting, task, thread);
+    meet(&states->meeting, tasks, thread);
 }
 
 /* Tasks run in the default environment, whatever the creator and the caller of a pool have. */
