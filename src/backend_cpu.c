@@ -250,7 +250,8 @@ void moe_cpu_run_kernel(struct moe_cpu_run *run, const struct moe_cpu_kernel *ke
                         const void *op, const struct moe_tile *tile)
 {
     struct kernel_run kernel_run = {run, kernel, op, tile};
-    moe_cpu_session_run(&run->session, kernel->num_tasks(op, tile), run_tasks, &kernel_run);
+    moe_cpu_session_run(&run->session, kernel->num_tasks(op, tile), kernel->run_tasks != NULL,
+                        run_tasks, &kernel_run);
 }
 
 /* A call that is one kernel. */

@@ -31,10 +31,11 @@ enum {
 
     /*
      * A range of tasks is this part of a thread's share of what is left: large ones first. Tasks of
-     * a range share work and fetch ahead for each other; so few ranges, but so many that a thread
-     * at a quarter of the speed, which may hold two, does not keep the others waiting.
+     * a range share work and fetch ahead for each other, so few ranges; but so many that two
+     * threads do not wait for one at a quarter of its speed, although it may hold two ranges.
      */
-    RANGES_PER_THREAD = 4,
+    RANGES_PER_THREAD = 8,
+    LEAST_TASKS_AHEAD = 4, /* per thread: with fewer left nobody takes a range early */
 
     /*
      * Polls before a thread sleeps, about 15 to 50 ns each. Short, because the thread that is
@@ -73,6 +74,7 @@ struct moe_cpu_pool {
     moe_cpu_tasks_fn *run;
     void *self;
     int64_t num_tasks;
+    bool wants_next;
 
     _Alignas(CACHE_LINE) _Atomic int64_t next_task;
 
@@ -133,17 +135,18 @@ static bool take_range(struct moe_cpu_pool *pool, int64_t least, struct moe_cpu_
 }
 
 /*
- * Take ranges of the current run until none is left. The next one is taken before the one at hand
- * is run, so that its memory can be fetched, as long as there are several for every thread.
+ * Take ranges of the current run until none is left. Where `next` is of use the next one is taken
+ * before the one at hand is run, as long as LEAST_TASKS_AHEAD tasks per thread are left.
  */
 static void run_share(struct moe_cpu_pool *pool, int32_t thread)
 {
     moe_cpu_tasks_fn *run = pool->run;
     void *self = pool->self;
-    const int64_t least_ahead = (int64_t)pool->num_threads * RANGES_PER_THREAD;
+    const bool wants_next = pool->wants_next;
+    const int64_t least_ahead = (int64_t)pool->num_threads * LEAST_TASKS_AHEAD;
     struct moe_cpu_tasks range, ahead;
     for (bool has_range = take_range(pool, 1, &range); has_range;) {
-        const bool has_ahead = take_range(pool, least_ahead, &ahead);
+        const bool has_ahead = wants_next && take_range(pool, least_ahead, &ahead);
         range.next = has_ahead ? ahead.first : -1;
         run(self, &range, thread);
         if (has_ahead) {
@@ -368,9 +371,10 @@ void moe_cpu_session_end(struct moe_cpu_session *session)
     moe_cpu_float_leave(&session->host);
 }
 
-static void start_run(struct moe_cpu_pool *pool, int64_t num_tasks, moe_cpu_tasks_fn *run,
-                      void *self)
+static void start_run(struct moe_cpu_pool *pool, int64_t num_tasks, bool wants_next,
+                      moe_cpu_tasks_fn *run, void *self)
 {
+    pool->wants_next = wants_next;
     pool->run = run;
     pool->self = self;
     pool->num_tasks = num_tasks;
@@ -404,14 +408,14 @@ static void finish_run(struct moe_cpu_pool *pool)
     }
 }
 
-void moe_cpu_session_run(struct moe_cpu_session *session, int64_t num_tasks, moe_cpu_tasks_fn *run,
-                         void *self)
+void moe_cpu_session_run(struct moe_cpu_session *session, int64_t num_tasks, bool wants_next,
+                         moe_cpu_tasks_fn *run, void *self)
 {
     if (!session->has_workers || num_tasks < 2) {
         run_alone(num_tasks, run, self);
         return;
     }
-    start_run(session->pool, num_tasks, run, self);
+    start_run(session->pool, num_tasks, wants_next, run, self);
     run_share(session->pool, 0);
     finish_run(session->pool);
 }

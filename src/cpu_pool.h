@@ -13,6 +13,8 @@
 #include "memory.h"
 #include "moe_plugin.h"
 
+#include <stdbool.h>
+
 struct moe_cpu_pool;
 
 /*
@@ -37,7 +39,8 @@ int32_t moe_cpu_pool_num_threads(const struct moe_cpu_pool *pool);
 
 /*
  * A session is the run of one call's stages. begin takes the workers if they are free (else the
- * caller is alone); run executes tasks 0..num_tasks-1 and returns when all are done; end gives the
+ * caller is alone); run executes tasks 0..num_tasks-1 and returns when all are done (wants_next:
+ * moe_cpu_tasks.next is of use, at the price of ranges that are taken early); end gives the
  * workers back. Between begin and end the calling thread has the floating-point environment of
  * cpu_float.h, workers always. No allocation; no system call but futex, none with one thread.
  */
@@ -48,8 +51,8 @@ struct moe_cpu_session {
     int32_t reserved;
 };
 void moe_cpu_session_begin(struct moe_cpu_session *session, struct moe_cpu_pool *pool);
-void moe_cpu_session_run(struct moe_cpu_session *session, int64_t num_tasks, moe_cpu_tasks_fn *run,
-                         void *self);
+void moe_cpu_session_run(struct moe_cpu_session *session, int64_t num_tasks, bool wants_next,
+                         moe_cpu_tasks_fn *run, void *self);
 void moe_cpu_session_end(struct moe_cpu_session *session);
 
 #endif

@@ -27,7 +27,7 @@ struct moe_cpu_kernel {
                                                                               only, not on pointers
                                                                               or num_tokens */
     void (*run)(const void *op, const struct moe_tile *tile, int64_t task, void *scratch);
-    /* The same as `run` for one after the other; NULL: `run` is as good. */
+    /* Runs all of `tasks` in order, with the bits of `run` one by one; NULL: callers loop. */
     void (*run_tasks)(const void *op, const struct moe_tile *tile,
                       const struct moe_cpu_tasks *tasks, void *scratch);
 };

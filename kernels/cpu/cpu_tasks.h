@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tasks of an operation that one thread runs in ascending order, with nothing in between. */
+/* Neighbouring tasks of an operation that one thread runs, in ascending order. */
 #ifndef MOE_CPU_TASKS_H
 #define MOE_CPU_TASKS_H
 
@@ -7,9 +7,10 @@
 
 struct moe_cpu_tasks {
     int64_t first;
-    int64_t end;  /* behind the last one; at least first + 1 */
-    int64_t next; /* what the thread runs right after them, so that its memory can be fetched; -1:
-                     nothing, or not known yet */
+    int64_t end; /* behind the last one; at least first + 1 */
+    int64_t
+        next; /* what the thread runs after them, so that its memory can be fetched; -1: nothing,
+                     or not known yet. A hint: no result depends on it. */
 };
 
 #endif

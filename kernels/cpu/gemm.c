@@ -203,6 +203,14 @@ static void run_stretch(struct moe_gemm_block *block, const struct stretch *stre
 
 /* ---------------------------------------------------------------- tasks */
 
+/* Behind the last block of a task's. */
+static int64_t end_block_of(const struct moe_op_gemm *op, const struct moe_tile *tile,
+                            int64_t index)
+{
+    return clamp((index + 1) * blocks_per_task(op, tile), 0,
+                 divide_up(num_block_positions(op), op->block_size));
+}
+
 /* The first stretch of tasks [index * num_channel_blocks, ..). */
 static struct stretch first_stretch(const struct moe_op_gemm *op, const struct moe_tile *tile,
                                     int64_t index)
@@ -210,22 +218,21 @@ static struct stretch first_stretch(const struct moe_op_gemm *op, const struct m
     if (!op->expert_ids) {
         return find_segment_stretch(op, tile, index);
     }
-    const int64_t num_positions = num_block_positions(op);
-    const int64_t size = blocks_per_task(op, tile);
-    const int64_t end = clamp((index + 1) * size, 0, divide_up(num_positions, op->block_size));
-    return stretch_of_blocks(op, index * size, end, num_positions);
+    return stretch_of_blocks(op, index * blocks_per_task(op, tile), end_block_of(op, tile, index),
+                             num_block_positions(op));
 }
 
-/* `stretch` and those that follow it in the task. block->next_expert is what follows the task. */
+/* The stretches of blocks of a task. At the beginning `stretch` is the first one, and
+ * block->next_expert and next_first are what follows the task. */
 static void run_stretches(struct moe_gemm_block *block, const struct moe_tile *tile, int64_t index,
                           struct stretch stretch, struct moe_gemm_scratch *scratch)
 {
     const struct moe_op_gemm *op = block->op;
     const int64_t num_positions = num_block_positions(op);
-    const int64_t size = blocks_per_task(op, tile);
-    const int64_t end = clamp((index + 1) * size, 0, divide_up(num_positions, op->block_size));
+    const int64_t end = end_block_of(op, tile, index);
     const int64_t next_expert = block->next_expert;
     const int64_t next_first = block->next_first;
+    const bool is_only = divide_up(stretch.end, op->block_size) >= end;
     for (;;) {
         const int64_t behind = divide_up(stretch.end, op->block_size);
         const bool is_last = behind >= end;
@@ -234,9 +241,8 @@ static void run_stretches(struct moe_gemm_block *block, const struct moe_tile *t
         block->next_expert = is_last ? next_expert : next.expert;
         block->next_first = is_last ? next_first : block->first;
         run_stretch(block, &stretch, scratch);
-        if (stretch.first != index * size * op->block_size || !is_last) {
-            scratch->pairs_exponent =
-                0; /* the next task begins with other rows, or the next turn */
+        if (!is_only) {
+            scratch->pairs_exponent = 0;
         }
         if (is_last) {
             return;

@@ -35,7 +35,5 @@ int64_t MOE_CPU_NAME(moe_cpu_router_num_tasks)(const void *op, const struct moe_
 uint64_t MOE_CPU_NAME(moe_cpu_router_scratch_bytes)(const void *op, const struct moe_tile *tile);
 void MOE_CPU_NAME(moe_cpu_router_run)(const void *op, const struct moe_tile *tile, int64_t task,
                                       void *scratch);
-void MOE_CPU_NAME(moe_cpu_router_run_tasks)(const void *op, const struct moe_tile *tile,
-                                            const struct moe_cpu_tasks *tasks, void *scratch);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* All sums of a panel by gemm_pairs.h: rows are packed once per chunk of columns, eight channels at
- * a time meet them. */
+/* All sums of a panel by gemm_pairs.h: rows are packed once per chunk of columns, or were by the
+ * block before; eight channels at a time meet them. */
 #include "gemm_pairs.h"
 
 #include "gemm_operands.h"

@@ -22,10 +22,9 @@ struct moe_gemm_scratch {
     int64_t *input_rows;  /* [block_m], and so on: the rows of the panel */
     int64_t *output_rows;
     float *row_weights;
-    int32_t
-        pairs_exponent; /* of the rows that lie packed in `inputs` (gemm_pairs.h), all columns of
-                               them, with their scales; 0: there are none. Rows stay from block to
-                               block of a stretch. */
+    /* Not 0: the panel that is run next has the rows that lie packed in `inputs` (gemm_pairs.h),
+     * all columns of them, with their scales; this is their least exponent. */
+    int32_t pairs_exponent;
 };
 
 /* Output channels [first, first + count) of one expert's matrices. */

@@ -54,11 +54,3 @@ void MOE_CPU_NAME(moe_cpu_router_run)(const void *op, const struct moe_tile *til
     const struct moe_op_gemm gemm = gemm_of(op, segment);
     MOE_CPU_NAME(moe_cpu_gemm_run)(&gemm, tile, task, scratch);
 }
-
-void MOE_CPU_NAME(moe_cpu_router_run_tasks)(const void *op, const struct moe_tile *tile,
-                                            const struct moe_cpu_tasks *tasks, void *scratch)
-{
-    int64_t segment[2];
-    const struct moe_op_gemm gemm = gemm_of(op, segment);
-    MOE_CPU_NAME(moe_cpu_gemm_run_tasks)(&gemm, tile, tasks, scratch);
-}

@@ -20,7 +20,7 @@
 
 const struct moe_cpu_kernels MOE_CPU_NAME(moe_cpu_kernels) = {
     .isa = MOE_CPU_TEXT(MOE_CPU_ISA),
-    .router = MOE_CPU_KERNEL_OF_TASKS(router),
+    .router = MOE_CPU_KERNEL(router),
     .gating = MOE_CPU_KERNEL(gating),
     .align = MOE_CPU_KERNEL(align),
     .ep_preprocess = MOE_CPU_KERNEL(ep_preprocess),

@@ -64,6 +64,7 @@ struct gemm_shape {
     bool underflows;                  /* every product rounds to -0 */
     double weights_from, inputs_from; /* 0, or magnitudes from there to twice that */
     double rare_weight, rare_input;   /* 0, or what some elements are instead */
+    int64_t rare_every;               /* one in so many is one of those; 0: RARE_EVERY */
     /* fp8 operands. */
     int64_t weight_group; /* rows and columns that share a scale; 0: one per expert and matrix */
     int64_t input_group;  /* columns; 0: one per row, -1: one for all rows */
@@ -304,6 +305,8 @@ static inline int64_t fixture_expert_of(const struct gemm_fixture *fixture, int6
     return -2;
 }
 
+enum { RARE_EVERY = 389 };
+
 /* Values from `from` on, and the rare ones. */
 static inline void fixture_make_rare(struct gemm_fixture *fixture, double *values, int64_t count,
                                      int32_t dtype, double from, double rare)
@@ -314,7 +317,9 @@ static inline void fixture_make_rare(struct gemm_fixture *fixture, double *value
             from * (1.0 + (double)support_random_below(&fixture->random, 128) / 128.0);
         values[i] = sign * ref_round(fixture_ref_dtype(dtype), magnitude);
     }
-    for (int64_t i = 5; rare != 0.0 && i < count; i += 389) {
+    const int64_t every =
+        fixture->shape.rare_every != 0 ? fixture->shape.rare_every : (int64_t)RARE_EVERY;
+    for (int64_t i = 5; rare != 0.0 && i < count; i += every) {
         values[i] = rare;
     }
 }

@@ -75,6 +75,23 @@ static void test_rare_elements(void **state)
     }
 }
 
+/* Several blocks of channels for the same rows: taken, left to the ordinary way, taken again. */
+static void test_rows_of_several_blocks(void **state)
+{
+    (void)state;
+    static const int64_t rows[] = {1, 3, 7, 12, 20};
+    for (int r = 0; r < COUNT(rows); r++) {
+        struct gemm_shape shape = make_shape(256, 328, rows[r], MOE_DTYPE_BF16, MOE_DTYPE_BF16);
+        (void)check_shape(&shape);
+        shape.has_activation = false;
+        shape.rare_weight = 0x1p-133;
+        shape.rare_every = 60013; /* in every third block of 64 channels or so */
+        (void)check_shape(&shape);
+        shape = make_shape(256, 328, rows[r], MOE_DTYPE_FP8_E4M3, MOE_DTYPE_FP8_E4M3);
+        (void)check_shape(&shape);
+    }
+}
+
 /* Sums of the smallest elements that are allowed, and of smaller ones, where many are subnormal. */
 static void test_small_sums(void **state)
 {
@@ -171,9 +188,13 @@ static void test_least_exponents(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),      cmocka_unit_test(test_rare_elements),
-        cmocka_unit_test(test_small_sums), cmocka_unit_test(test_small_rows_meet_fp8),
-        cmocka_unit_test(test_is_taken),   cmocka_unit_test(test_least_exponents),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_rare_elements),
+        cmocka_unit_test(test_rows_of_several_blocks),
+        cmocka_unit_test(test_small_sums),
+        cmocka_unit_test(test_small_rows_meet_fp8),
+        cmocka_unit_test(test_is_taken),
+        cmocka_unit_test(test_least_exponents),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

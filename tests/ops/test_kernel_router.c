@@ -148,14 +148,8 @@ static void run_tile(const struct moe_op_router *router, const struct moe_tile *
                    op.logits_dtype);
     support_guard_init(&scratch, kernel->scratch_bytes(&op, tile), NULL);
     op.logits = output->data;
-    const int64_t num_tasks = kernel->num_tasks(&op, tile);
-    if (tile->id % 2 == 0 && num_tasks > 0) {
-        const struct moe_cpu_tasks all = {.first = 0, .end = num_tasks, .next = -1};
-        kernel->run_tasks(&op, tile, &all, scratch.data);
-    } else {
-        for (int64_t task = num_tasks - 1; task >= 0; task--) {
-            kernel->run(&op, tile, task, scratch.data);
-        }
+    for (int64_t task = kernel->num_tasks(&op, tile) - 1; task >= 0; task--) {
+        kernel->run(&op, tile, task, scratch.data);
     }
     assert_guard_intact(&scratch);
     assert_guard_intact(output);
