@@ -300,6 +300,8 @@ static void what_does_not_fit_is_said(void **state)
         {"dots3_note_vision_encoder", "the part of a model that reads images"},
         {"glm5_next_text", "clamp gate and up before silu"},
         {"hy_v4", "clamp gate and up before silu"},
+        {"hy_v4_vl_text", "clamp gate and up before silu"},
+        {"inkling2_loop_text", "bound gate and up by a tanh"},
         {"inkling2_text", "bound gate and up by a tanh"},
         {"longcat_flash", "(identity experts)"},
         {"muse_spark_text", "(latent experts)"},
