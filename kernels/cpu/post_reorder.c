@@ -17,8 +17,8 @@
 #include <stddef.h>
 
 enum { WIDE_COLUMNS = 4 * MOE_VEC8_LANES };
-/* Between the lines that are summed and those that are hinted, over all rows of a token: 8 and 16 KB
- * are as good as each other, 32 KB lose 3 % of copy. */
+/* Between the lines that are summed and those that are hinted, over all rows of a token: 8 and
+ * 16 KB are as good as each other, 32 KB lose 3 % of copy. */
 enum { AHEAD_BYTES = 16384 };
 enum { HINT_L2 = 2 }; /* locality of __builtin_prefetch */
 
