@@ -17,14 +17,14 @@
 #include <stddef.h>
 
 enum { WIDE_COLUMNS = 4 * MOE_VEC8_LANES };
-/* Between the lines that are summed and those that are hinted, over all rows of a token: 8 and
- * 16 KB are as good as each other, 32 KB lose 3 % of copy. */
+/* How far hints run ahead, summed over the rows of a token. With half of it the operation loses up
+ * to 2 % of copy, with twice of it 1 to 4 %. */
 enum { AHEAD_BYTES = 16384 };
 enum { HINT_L2 = 2 }; /* locality of __builtin_prefetch */
 
 struct term {
     const void *row;
-    const void *next; /* row of the same slot of the next token, or `row` */
+    const void *next; /* row of the same slot of the next token; `row` where there is none */
     float weight;
 };
 
@@ -89,7 +89,8 @@ static struct token find_token(const struct moe_op_post_reorder *op, int64_t idx
     return token;
 }
 
-/* Hints the lines that follow, ahead_bytes on, those of WIDE_COLUMNS columns from `col` on. */
+/* Hints what lies ahead_bytes after WIDE_COLUMNS columns from `col`: in this row or, past its end,
+ * in the next token's. */
 MOE_INLINE void hint_term(const struct token *token, const struct term *term, int32_t dtype,
                           int64_t col)
 {
