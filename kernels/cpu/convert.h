@@ -15,8 +15,9 @@
 #include <stdint.h>
 #include <string.h>
 
-/* A line of the caches: hints fetch one, and stores around the caches should write whole ones. */
-enum { MOE_CONVERT_LINE_BYTES = 64 };
+/* A line of the caches: hints fetch one, and stores around the caches should write whole ones.
+ * HINT_L2: as the locality of __builtin_prefetch, into the second level only. */
+enum { MOE_CONVERT_LINE_BYTES = 64, MOE_CONVERT_HINT_L2 = 2 };
 
 /* Bytes of one element of fp32, fp16, bf16 or fp8. */
 static inline int64_t moe_convert_element_bytes(int32_t dtype)

@@ -8,9 +8,9 @@
 struct moe_cpu_tasks {
     int64_t first;
     int64_t end; /* behind the last one; at least first + 1 */
-    int64_t
-        next; /* what the thread runs after them, so that its memory can be fetched; -1: nothing,
-                     or not known yet. A hint: no result depends on it. */
+    /* What the thread runs after them, so that its memory can be fetched; -1: nothing, or not known
+     * yet. A hint: no result depends on it. */
+    int64_t next;
 };
 
 #endif

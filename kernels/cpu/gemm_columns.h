@@ -63,9 +63,9 @@ GEMM_INLINE void gemm_columns_pass(int num_groups, int32_t dtype, int64_t row_st
         if (i + 1 + GEMM_COLUMNS_AHEAD < k) {
             for (int64_t offset = 0; offset < width_bytes; offset += GEMM_LINE_BYTES) {
                 __builtin_prefetch(at + GEMM_COLUMNS_AHEAD * col_bytes + offset, 0,
-                                   GEMM_PREFETCH_L2);
+                                   MOE_CONVERT_HINT_L2);
                 __builtin_prefetch(at + (GEMM_COLUMNS_AHEAD + 1) * col_bytes + offset, 0,
-                                   GEMM_PREFETCH_L2);
+                                   MOE_CONVERT_HINT_L2);
             }
         }
         gemm_columns_step(2, num_groups, dtype, row_stride, col_bytes, at, a + i, acc);

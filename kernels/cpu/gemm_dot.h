@@ -18,9 +18,8 @@
 #include <stdint.h>
 
 enum {
-    GEMM_CHANNELS = 8,                /* channels per call of gemm_dot_rows */
-    GEMM_LINE_BYTES = 64,             /* cache line */
-    GEMM_PREFETCH_L2 = 2,             /* locality of __builtin_prefetch */
+    GEMM_CHANNELS = 8, /* channels per call of gemm_dot_rows */
+    GEMM_LINE_BYTES = MOE_CONVERT_LINE_BYTES,
     GEMM_FETCH_LINES = GEMM_CHANNELS, /* of gemm_fetch_many: one per channel */
     GEMM_STREAM_ROWS = 12, /* up to that many rows are streamed: converting again beats packing */
 };
@@ -71,7 +70,7 @@ struct gemm_fetch {
 static inline void gemm_fetch_lines(struct gemm_fetch *fetch)
 {
     for (int64_t line = 0; line < fetch->lines_per_tile && fetch->num_runs > 0; line++) {
-        __builtin_prefetch(fetch->run + fetch->offset, 0, GEMM_PREFETCH_L2);
+        __builtin_prefetch(fetch->run + fetch->offset, 0, MOE_CONVERT_HINT_L2);
         fetch->offset += GEMM_LINE_BYTES;
         if (fetch->offset >= fetch->run_bytes) {
             fetch->offset = 0;
@@ -96,7 +95,7 @@ static inline void gemm_fetch_many(struct gemm_fetch *fetch)
     const unsigned char *from = fetch->run + fetch->offset;
 #pragma GCC unroll 8
     for (int line = 0; line < GEMM_FETCH_LINES; line++) {
-        __builtin_prefetch(from + line * GEMM_LINE_BYTES, 0, GEMM_PREFETCH_L2);
+        __builtin_prefetch(from + line * GEMM_LINE_BYTES, 0, MOE_CONVERT_HINT_L2);
     }
     fetch->offset += bytes;
     if (fetch->offset >= fetch->run_bytes) {

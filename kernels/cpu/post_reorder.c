@@ -20,7 +20,6 @@ enum { WIDE_COLUMNS = 4 * MOE_VEC8_LANES };
 /* How far hints run ahead, summed over the rows of a token. With half of it the operation loses up
  * to 2 % of copy, with twice of it 1 to 4 %. */
 enum { AHEAD_BYTES = 16384 };
-enum { HINT_L2 = 2 }; /* locality of __builtin_prefetch */
 
 struct term {
     const void *row;
@@ -95,14 +94,12 @@ MOE_INLINE void hint_term(const struct token *token, const struct term *term, in
                           int64_t col)
 {
     const int64_t element_bytes = moe_convert_element_bytes(dtype);
-    const char *row = term->row;
-    int64_t at = col * element_bytes + token->ahead_bytes;
-    if (at >= token->row_bytes) {
-        row = term->next;
-        at -= token->row_bytes;
-    }
     for (int64_t line = 0; line < WIDE_COLUMNS * element_bytes; line += MOE_CONVERT_LINE_BYTES) {
-        __builtin_prefetch(row + at + line, 0, HINT_L2);
+        const int64_t at = col * element_bytes + line + token->ahead_bytes;
+        const char *row = term->row;
+        const char *next = term->next;
+        __builtin_prefetch(at < token->row_bytes ? row + at : next + (at - token->row_bytes), 0,
+                           MOE_CONVERT_HINT_L2);
     }
 }
 
